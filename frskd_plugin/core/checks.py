@@ -1,0 +1,127 @@
+"""Checks of what a user hands in. Every message says what was expected, what came, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_positive_int(name: str, value: object, least: int = 1) -> int:
+    """Return ``value`` when it is an int of at least ``least``.
+
+    Raises:
+        TypeError: if it is not an int.
+        ValueError: if it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an int >= {least}, got {value!r} ({type(value).__name__}).")
+    if value < least:
+        raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+    return value
+
+
+def check_one_of(name: str, value: object, allowed: Sequence[str]) -> str:
+    """Return ``value`` when it is one of ``allowed``.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    return value
+
+
+def check_not_negative(name: str, value: float) -> float:
+    """Return ``value`` as a float when it is >= 0.
+
+    Raises:
+        ValueError: if it is negative or not a number.
+    """
+    if not value >= 0:
+        raise ValueError(f"`{name}` weighs a loss and must be >= 0, got {value}. Use 0 to switch the term off.")
+    return float(value)
+
+
+def check_temperature(value: float) -> float:
+    """Return ``value`` as a float when it is > 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not value > 0:
+        raise ValueError(f"`temperature` divides the logits and must be > 0, got {value}. The paper uses 4 (1 to segment).")
+    return float(value)
+
+
+def check_in_channels(in_channels: Sequence[int], least_levels: int = 2) -> list[int]:
+    """Return the channel counts as a list of ints.
+
+    Raises:
+        TypeError: if it is not a sequence of ints.
+        ValueError: if there are too few levels or a count is not positive.
+    """
+    if isinstance(in_channels, int | str) or not isinstance(in_channels, Sequence):
+        raise TypeError(f"`in_channels` must list the channels of each level, e.g. [64, 128, 256, 512], got {in_channels!r}.")
+    if len(in_channels) < least_levels:
+        raise ValueError(
+            f"`in_channels` must name at least {least_levels} levels, highest resolution first, got {list(in_channels)}. "
+            "The self-teacher fuses maps of several depths: hand out more of them (`out_indices` of the backbone)."
+        )
+    return [check_positive_int(f"in_channels[{i}]", c) for i, c in enumerate(in_channels)]
+
+
+def check_level(name: str, value: int | None, num_levels: int) -> int:
+    """Return the level index; None is the last level and negative values count from it.
+
+    Raises:
+        ValueError: if there is no such level.
+    """
+    if value is None:
+        return num_levels - 1
+    if not -num_levels <= value < num_levels:
+        raise ValueError(f"`{name}` must be a level in 0..{num_levels - 1} (there are {num_levels} levels), got {value}.")
+    return value % num_levels
+
+
+def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str) -> None:
+    """Check a list of feature maps [B, C_i, H_i, W_i], highest resolution first, against the channels of ``owner``.
+
+    Raises:
+        TypeError: if it is not a list or tuple of tensors.
+        ValueError: if their number, rank or channels disagree.
+    """
+    if not isinstance(feats, list | tuple) or not all(isinstance(feat, Tensor) for feat in feats):
+        raise TypeError(f"{owner} takes a list of feature maps [B, C, H, W], got {type(feats).__name__}.")
+    if len(feats) != len(in_channels):
+        raise ValueError(
+            f"{owner} was built for {len(in_channels)} feature maps (in_channels={list(in_channels)}), got {len(feats)}. "
+            "Make `in_channels` and the backbone's `out_indices` agree."
+        )
+    for level, (feat, channels) in enumerate(zip(feats, in_channels, strict=True)):
+        if feat.ndim != 4:
+            raise ValueError(
+                f"{owner}: feature map {level} must be [B, C, H, W], got shape {list(feat.shape)}. "
+                "Token sequences [B, N, C] must be reshaped to maps first."
+            )
+        if feat.shape[1] != channels:
+            raise ValueError(
+                f"{owner}: feature map {level} must have {channels} channels, got {feat.shape[1]} (shape {list(feat.shape)}). "
+                "Channels stand at dimension 1 (NCHW); set `in_channels` to the backbone's channels."
+            )
+
+
+def check_batch_statistics(feats: Sequence[Tensor], training: bool, owner: str) -> None:
+    """Refuse one value a channel in train mode, where batch normalisation has no variance.
+
+    Raises:
+        ValueError: for a batch of 1 with a map of 1x1 in train mode.
+    """
+    if not training:
+        return
+    for level, feat in enumerate(feats):
+        if feat.shape[0] * feat.shape[2] * feat.shape[3] == 1:
+            raise ValueError(
+                f"{owner}: feature map {level} has a single value per channel (shape {list(feat.shape)}), which batch "
+                "normalisation cannot train on. Use a batch of at least 2, larger images, or leave that level out."
+            )

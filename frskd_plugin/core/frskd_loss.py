@@ -1,0 +1,80 @@
+"""The distillation terms of FRSKD (Eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from frskd_plugin.core.attention import AttentionTransferLoss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import SoftLabelLoss
+
+
+class FRSKDLoss(nn.Module):
+    """``alpha * L_KD + beta * L_F``; the cross-entropies of Eq. 5 stay with the classifiers.
+
+    Args:
+        alpha: weight of the soft labels.
+        beta: weight of the feature distillation; 0 gives FRSKD\\F.
+        temperature: of the soft labels.
+        variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations' (Eq. 3, 4).
+        feature_loss: takes (feats, refined_feats) and gives a scalar; None is `AttentionTransferLoss`.
+
+    Attributes:
+        factor: multiplies both terms; a schedule sets it, 0 skips their computation.
+
+    Raises:
+        ValueError: for a negative weight, a temperature that is not positive, or an unknown variant.
+
+    >>> import torch
+    >>> loss = FRSKDLoss(alpha=2, beta=100, temperature=4)
+    >>> logits, feats = torch.rand(2, 10), [torch.rand(2, 8, 4, 4)]
+    >>> {name: round(value.item(), 6) for name, value in loss(logits, logits, feats, feats).items()}
+    {'loss_kd': 0.0, 'loss_feat': 0.0}
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 100.0,
+        temperature: float = 4.0,
+        variant: str = "published",
+        feature_loss: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.alpha = check_not_negative("alpha", alpha)
+        self.beta = check_not_negative("beta", beta)
+        self.soft_label_loss = SoftLabelLoss(temperature, variant)
+        self.feature_loss = AttentionTransferLoss(variant) if feature_loss is None else feature_loss
+        self.factor = 1.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any term is computed at present."""
+        return self.factor * (self.alpha + self.beta) > 0
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        feats: Sequence[Tensor],
+        refined_feats: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """The weighted terms ``loss_kd`` and ``loss_feat``; a term of weight 0 is 0 and not computed.
+
+        Args:
+            student_logits: [B, K] or [B, K, H, W].
+            teacher_logits: the same shape; gets no gradient.
+            feats: the student's maps [B, C_i, H_i, W_i].
+            refined_feats: the self-teacher's maps [B, D_i, H_i, W_i]; get no gradient.
+
+        Raises:
+            ValueError: if shapes or numbers of levels disagree.
+        """
+        alpha, beta = self.factor * self.alpha, self.factor * self.beta
+        zero = student_logits.new_zeros(())
+        return {
+            "loss_kd": alpha * self.soft_label_loss(student_logits, teacher_logits) if alpha else zero,
+            "loss_feat": beta * self.feature_loss(feats, refined_feats) if beta else zero,
+        }

@@ -1,0 +1,56 @@
+"""Resizing of feature maps to a neighbouring level (Resize of Eq. 2; reference section 1: UP and POOL)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+def spatial_size(feat: Tensor) -> Size:
+    """Height and width of a map [B, C, H, W]."""
+    return feat.shape[-2], feat.shape[-1]
+
+
+def max_pool_to(feat: Tensor, size: Size) -> Tensor:
+    """Down-sample a non-negative map by max-pooling to exactly ``size``.
+
+    A halving, of an even or an odd size, is a 3x3 pooling with stride 2 and TensorFlow's "same" padding; other ratios pool
+    adaptively. Padding acts as -inf, which equals zero padding on rectified maps.
+
+    Args:
+        feat: map [B, C, H, W].
+        size: height and width of the result.
+
+    >>> import torch
+    >>> max_pool_to(torch.arange(16.0).view(1, 1, 4, 4), (2, 2)).flatten().tolist()
+    [10.0, 11.0, 14.0, 15.0]
+    """
+    height, width = spatial_size(feat)
+    if (height, width) == size:
+        return feat
+    if size == ((height + 1) // 2, (width + 1) // 2):
+        # even: nothing above, one row below, which ceil_mode allows for without a padded copy; odd: one row on each side
+        return F.max_pool2d(feat, 3, stride=2, padding=(height % 2, width % 2), ceil_mode=True)
+    return F.adaptive_max_pool2d(feat, size)
+
+
+def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
+    """Up-sample a map [B, C, H, W] to ``size`` with ``mode`` 'nearest' or 'bilinear' (half-pixel centres).
+
+    A target that is smaller in an axis (levels handed in out of order) is max-pooled instead.
+    """
+    height, width = spatial_size(feat)
+    if (height, width) == size:
+        return feat
+    if size[0] < height or size[1] < width:
+        return max_pool_to(feat, size)
+    if mode == "nearest":
+        return F.interpolate(feat, size, mode="nearest")
+    return F.interpolate(feat, size, mode=mode, align_corners=False)
+
+
+def subsample_to(feat: Tensor, size: Size) -> Tensor:
+    """Down-sample by taking the nearest value, ``y[i, j] = x[2i, 2j]`` for a halving (reference section 9, SUB)."""
+    return feat if spatial_size(feat) == size else F.interpolate(feat, size, mode="nearest")

@@ -1,0 +1,284 @@
+"""Distillation losses: the authors' numbers, independent formulas of Eq. 3 and 4, gradients, half precision, bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from frskd_plugin.core import (
+    AttentionTransferLoss,
+    FRSKDLoss,
+    HintLoss,
+    OverhaulLoss,
+    SoftLabelLoss,
+    attention_map,
+    attention_transfer_loss,
+    overhaul_margin,
+    sigmoid_rampup,
+    soft_label_loss,
+)
+from frskd_plugin.core.schedule import distill_factor
+from tests.helpers.reference import DATA, assert_close, numbered
+
+TOL = 2e-7  # float64 against numbers stored as float32
+
+
+def load(name):
+    return dict(np.load(DATA / f"{name}.npz"))
+
+
+def leaves(arrays, name):
+    return [x.double().requires_grad_() for x in numbered(arrays, name)]
+
+
+def leaf(arrays, name):
+    return torch.from_numpy(arrays[name]).double().requires_grad_()
+
+
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_soft_label_equals_reference(temperature):
+    arrays = load("kd_loss")
+    student, teacher = leaf(arrays, "student"), leaf(arrays, "teacher")
+    loss = SoftLabelLoss(temperature)(student, teacher)
+    loss.backward()
+    assert_close(loss, arrays[f"T{temperature}.loss"], TOL)
+    assert_close(student.grad, arrays[f"T{temperature}.grad_student"], TOL)
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("prefix", ["", "zero."])
+def test_attention_transfer_equals_reference(prefix):
+    arrays = load("att_loss")
+    feats, refined_feats = leaves(arrays, f"{prefix}feat_s"), leaves(arrays, f"{prefix}feat_t")
+    logits_s, logits_t = leaf(arrays, "logits_s"), leaf(arrays, "logits_t")
+    for i, (feat, refined_feat) in enumerate(zip(feats, refined_feats, strict=True)):
+        assert_close(attention_map(feat), arrays[f"{prefix}map_s.{i}"], TOL)
+        assert_close(attention_map(refined_feat), arrays[f"{prefix}map_t.{i}"], TOL)
+        assert_close(attention_transfer_loss(feat, refined_feat), arrays[f"{prefix}level.{i}"], TOL)
+
+    losses = FRSKDLoss(alpha=2, beta=100, temperature=4)(logits_s, logits_t, feats, refined_feats)
+    total = losses["loss_kd"] + losses["loss_feat"]
+    total.backward()
+    assert_close(losses["loss_feat"] / 100, arrays[f"{prefix}sum"], TOL)
+    assert_close(losses["loss_kd"] / 2, arrays[f"{prefix}kd"], TOL)
+    assert_close(total, arrays[f"{prefix}total"], TOL)
+    assert_close(logits_s.grad, arrays[f"{prefix}total.grad_logits_s"], TOL)
+    for i, feat in enumerate(feats):
+        assert_close(feat.grad, arrays[f"{prefix}total.grad_feat_s.{i}"], TOL)
+    assert logits_t.grad is None and all(g.grad is None for g in refined_feats)
+
+
+def load_regressors(loss, arrays):
+    for i, regressor in enumerate(loss.regressors):
+        conv, bn = regressor.children()
+        with torch.no_grad():
+            conv.weight.copy_(torch.from_numpy(arrays[f"p.reg.{i}.conv.weight"]))
+            for name, tensor in bn_tensors(bn).items():
+                tensor.copy_(torch.from_numpy(arrays[f"p.reg.{i}.bn.{name}"]))
+
+
+def bn_tensors(bn):
+    return {"weight": bn.weight, "bias": bn.bias, "mean": bn.running_mean, "var": bn.running_var}
+
+
+def check_regression_loss(loss, arrays, mode, beta, refined_feats):
+    """One mode of fit_loss / od_loss: levels, total, every gradient, running statistics."""
+    loss.double().train(mode == "train")
+    load_regressors(loss, arrays)
+    feats = leaves(arrays, "feat_s")
+    logits_s, logits_t = leaf(arrays, "logits_s"), leaf(arrays, "logits_t")
+    terms = FRSKDLoss(2, beta, 4, feature_loss=loss)(logits_s, logits_t, feats, refined_feats)
+    total = terms["loss_kd"] + terms["loss_feat"]
+    total.backward()
+    assert_close(terms["loss_feat"] / beta, arrays[f"{mode}.sum"], TOL)
+    assert_close(total, arrays[f"{mode}.total"], TOL)
+    assert_close(logits_s.grad, arrays[f"{mode}.total.grad_logits_s"], TOL)
+    for i, (feat, regressor) in enumerate(zip(feats, loss.regressors, strict=True)):
+        conv, bn = regressor.children()
+        assert_close(feat.grad, arrays[f"{mode}.total.grad_feat_s.{i}"], TOL)
+        assert_close(conv.weight.grad, arrays[f"{mode}.total.grad.reg.{i}.conv.weight"], TOL)
+        assert_close(bn.weight.grad, arrays[f"{mode}.total.grad.reg.{i}.bn.weight"], TOL)
+        if mode == "train":
+            assert_close(bn.running_mean, arrays[f"train.after.reg.{i}.bn.mean"], TOL)
+            assert_close(bn.running_var, arrays[f"train.after.reg.{i}.bn.var"], TOL)
+    assert all(g.grad is None for g in refined_feats)
+    load_regressors(loss, arrays)
+    for i, level in enumerate(loss.levels(feats, refined_feats)):
+        assert_close(level, arrays[f"{mode}.level.{i}"], TOL)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_hint_equals_reference(mode):
+    arrays = load("fit_loss")
+    check_regression_loss(HintLoss([8, 16, 32], [16, 32, 64]), arrays, mode, 100, leaves(arrays, "feat_t"))
+
+
+def reference_norms(arrays):
+    norms = []
+    while f"bn.{len(norms)}.weight" in arrays:
+        weight = arrays[f"bn.{len(norms)}.weight"]
+        norm = nn.BatchNorm2d(len(weight)).double()
+        with torch.no_grad():
+            norm.weight.copy_(torch.from_numpy(weight))
+            norm.bias.copy_(torch.from_numpy(arrays[f"bn.{len(norms)}.bias"]))
+        norms.append(norm)
+    return norms
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("margins", ["published", "current"])
+def test_overhaul_equals_reference(mode, margins):
+    arrays = load("od_loss")
+    loss = OverhaulLoss([8, 16, 32], reference_norms(arrays), margins=margins)
+    for i, margin in enumerate(loss.level_margins()):
+        assert_close(margin, arrays[f"margin.{i}"], TOL)
+    check_regression_loss(loss, arrays, mode, 0.01, leaves(arrays, "feat_t"))
+
+
+def test_overhaul_margins_frozen_or_current():
+    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    frozen, current = (OverhaulLoss([2, 2], norms, margins=form) for form in ("published", "current"))
+    with torch.no_grad():
+        norms[0].bias.fill_(0.5)
+    default = float(load("od_loss")["margin_default_bn"])
+    torch.testing.assert_close(frozen.level_margins()[0], torch.full((4,), default))
+    torch.testing.assert_close(current.level_margins()[0], overhaul_margin(torch.ones(4), torch.full((4,), 0.5)))
+    assert current.level_margins()[0][0] != frozen.level_margins()[0][0]
+    # the norms belong to the self-teacher: the loss neither saves nor trains them
+    assert not any("norms" in name for name in current.state_dict())
+
+
+def test_segmentation_losses_equal_reference():
+    arrays = load("seg_loss")
+    for temperature in (1, 4):
+        logits_s, logits_t = leaf(arrays, "logits_s"), leaf(arrays, "logits_t")
+        loss = soft_label_loss(logits_s, logits_t, temperature)
+        loss.backward()
+        assert_close(loss, arrays[f"kd.T{temperature}.loss"], TOL)
+        assert_close(logits_s.grad, arrays[f"kd.T{temperature}.grad_logits_s"], TOL)
+    feats, refined_feats = leaves(arrays, "feat_s"), leaves(arrays, "feat_t")
+    for i, level in enumerate(AttentionTransferLoss().levels(feats, refined_feats)):
+        assert_close(level, arrays[f"att.level.{i}"], TOL)
+    AttentionTransferLoss()(feats, refined_feats).backward()
+    for i, feat in enumerate(feats):
+        assert_close(feat.grad, arrays[f"att.grad_feat_s.{i}"], TOL)
+
+
+def test_segmentation_step_equals_reference():
+    arrays = load("seg_loss")
+    logits_s, logits_t = leaf(arrays, "logits_s"), leaf(arrays, "logits_t")
+    feats, refined_feats = leaves(arrays, "feat_s"), leaves(arrays, "feat_t")
+    labels = torch.from_numpy(arrays["labels"])
+    cross_entropy = nn.CrossEntropyLoss(ignore_index=255)
+    terms = FRSKDLoss(float(arrays["step.alpha"]), float(arrays["step.beta"]), 1)(logits_s, logits_t, feats, refined_feats)
+    total = cross_entropy(logits_s, labels) + cross_entropy(logits_t, labels) + sum(terms.values())
+    total = total / float(arrays["step.accum"])
+    total.backward()
+    assert_close(total, arrays["step.total"], TOL)
+    assert_close(logits_s.grad, arrays["step.grad_logits_s"], TOL)
+    assert_close(logits_t.grad, arrays["step.grad_logits_t"], TOL)
+    for i, feat in enumerate(feats):
+        assert_close(feat.grad, arrays[f"step.grad_feat_s.{i}"], TOL)
+
+
+def test_warmup_equals_reference():
+    stored = json.loads((DATA / "seg_rampup.json").read_text())
+    factors = [distill_factor(epoch, stored["warmup"], stored["epochs"]) for epoch in range(stored["epochs"])]
+    assert factors == pytest.approx(stored["alpha_beta_factor"], abs=1e-12)
+    assert sigmoid_rampup(5, 0) == 1.0
+    with pytest.raises(ValueError, match="begin=60 and end=40"):
+        distill_factor(0, 60, 40)
+
+
+def test_equations_soft_label():
+    """Eq. 4: KL(student || teacher) of softened predictions, batch mean, no temperature factor."""
+    student, teacher = torch.randn(3, 7, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+    p, q = (np.exp(x / 2) / np.exp(x / 2).sum(1, keepdims=True) for x in (student.numpy(), teacher.numpy()))
+    expected = (p * (np.log(p) - np.log(q))).sum(1).mean()
+    assert soft_label_loss(student, teacher, 2.0, "equations").item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_equations_attention():
+    """Eq. 3: L2 norm of the difference of the normalised maps, batch mean, sum over levels."""
+    feats = [torch.randn(3, 4, 5, 5, dtype=torch.float64), torch.randn(3, 8, 2, 2, dtype=torch.float64)]
+    refined = [torch.randn(3, 8, 5, 5, dtype=torch.float64), torch.randn(3, 16, 2, 2, dtype=torch.float64)]
+    expected = 0.0
+    for f, g in zip(feats, refined, strict=True):
+        a, b = ((x.numpy() ** 2).mean(1).reshape(3, -1) for x in (f, g))
+        a, b = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (a, b))
+        expected += np.sqrt(((a - b) ** 2).sum(1)).mean()
+    assert AttentionTransferLoss("equations")(feats, refined).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["published", "equations"])
+def test_agreeing_maps_have_no_loss_and_no_nan(variant):
+    feats = [torch.rand(2, 4, 3, 3).requires_grad_(), torch.zeros(2, 4, 1, 1).requires_grad_()]
+    AttentionTransferLoss(variant)(feats, [feat.detach() for feat in feats]).backward()
+    assert all(torch.equal(feat.grad, torch.zeros_like(feat)) for feat in feats)
+
+
+def test_gradients_by_finite_differences():
+    feat = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    refined = torch.rand(2, 6, 4, 4, dtype=torch.float64)
+    logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    for variant in ("published", "equations"):
+        assert torch.autograd.gradcheck(lambda x, v=variant: attention_transfer_loss(x, refined, v), (feat,))
+        assert torch.autograd.gradcheck(lambda x, v=variant: soft_label_loss(x, logits.detach() + 1e-1, 3, v), (logits,))
+
+
+def test_half_precision_maps_cannot_overflow():
+    feat = torch.full((1, 64, 2, 2), 6e4, dtype=torch.float16)
+    feat[0, :, 0, 0] = 0
+    assert attention_map(feat).dtype == torch.float32
+    torch.testing.assert_close(attention_map(feat), torch.tensor([[0.0, 1.0, 1.0, 1.0]]) / 3**0.5)
+
+
+def test_autocast_computes_in_float32():
+    logits, other = torch.randn(4, 10), torch.randn(4, 10)
+    feat, refined = torch.randn(4, 8, 4, 4), torch.randn(4, 8, 4, 4)
+    expected = soft_label_loss(logits, other), attention_transfer_loss(feat, refined)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = soft_label_loss(logits, other), attention_transfer_loss(feat, refined)
+    assert all(a.dtype == torch.float32 and torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def test_factor_scales_and_switches_off():
+    logits, other = torch.randn(2, 5), torch.randn(2, 5)
+    feats, refined = [torch.rand(2, 3, 4, 4)], [torch.rand(2, 6, 4, 4)]
+    loss = FRSKDLoss(2, 100, 4)
+    whole = loss(logits, other, feats, refined)
+    loss.factor = 0.25
+    quarter = loss(logits, other, feats, refined)
+    torch.testing.assert_close(quarter["loss_kd"], whole["loss_kd"] / 4)
+    torch.testing.assert_close(quarter["loss_feat"], whole["loss_feat"] / 4)
+    loss.factor = 0.0
+    assert not loss.active
+    # nothing is computed: maps that do not fit are not even looked at
+    assert all(value.item() == 0 for value in loss(logits, other, feats, []).values())
+    assert FRSKDLoss(2, 0)(logits, other, feats, [])["loss_feat"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: FRSKDLoss(alpha=-1), "`alpha` weighs a loss and must be >= 0, got -1"),
+        (lambda: FRSKDLoss(beta=-0.5), "`beta` weighs a loss and must be >= 0, got -0.5"),
+        (lambda: FRSKDLoss(temperature=0), "`temperature` divides the logits and must be > 0, got 0"),
+        (lambda: FRSKDLoss(variant="paper"), "`variant` must be one of 'published', 'equations', got 'paper'"),
+        (lambda: HintLoss([8, 16], [16]), "must have the same levels"),
+        (lambda: OverhaulLoss([8], [nn.BatchNorm2d(4)], margins="fresh"), "`margins` must be one of"),
+        (lambda: soft_label_loss(torch.zeros(2, 3), torch.zeros(2, 4)), r"must have one shape, got \[2, 3\] and \[2, 4\]"),
+        (
+            lambda: attention_transfer_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)),
+            r"must agree in B, H and W, got \[2, 3, 4, 4\] and \[2, 3, 2, 2\]",
+        ),
+        (lambda: AttentionTransferLoss()([torch.zeros(1, 1, 1, 1)], []), "same levels, got 1 and 0 maps"),
+    ],
+)
+def test_bad_input(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,205 @@
+"""A segmentor, a data set and configs small enough to train real runs in a test, also in another process.
+
+Configs import this module by `custom_imports`, so it registers its parts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from PIL import Image
+from torch import Tensor, nn
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_CLASSES = 4
+CLASSES = ("background", "square", "disc", "bar")
+PALETTE = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+
+
+@MODELS.register_module(force=True)
+class TinyBackbone(nn.Module):
+    """Two convolutions: maps of 8 channels at stride 4 and 16 channels at stride 8, with dropout in between."""
+
+    def __init__(self, dropout: float = 0.2, norm: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.dropout = nn.Dropout2d(dropout)
+        self.body = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        high = torch.relu(self.norm(self.stem(x)))
+        return high, torch.relu(self.body(self.dropout(high)))
+
+
+def write_dataset(root: Path, num_images: int = 8, size: int = 32) -> Path:
+    """Write a VOC devkit folder of `num_images` random images; the same list serves for training and validation."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    names = [f"image_{index}" for index in range(num_images)]
+    for name in names:
+        labels = np.zeros((size, size), dtype=np.uint8)
+        for label in range(1, NUM_CLASSES):
+            y, x = rng.integers(0, size - 8, size=2)
+            labels[y : y + 8, x : x + 8] = label
+        labels[0] = 255
+        image = labels[..., None] * 40 + rng.integers(0, 60, size=(size, size, 3), dtype=np.uint8)
+        cv2.imwrite(str(root / "JPEGImages" / f"{name}.jpg"), image.astype(np.uint8))
+        Image.fromarray(labels).save(root / "SegmentationClass" / f"{name}.png")
+    for split in ("train", "val"):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def frskd_model() -> dict[str, Any]:
+    """What turns the tiny segmentor into an FRSKD one."""
+    return dict(
+        type="FRSKDEncoderDecoder",
+        self_teacher=dict(
+            type="FRSKDHead",
+            neck=dict(type="SelfTeacherNeck", in_channels=[8, 16], width=1),
+            loss_distill=dict(type="FRSKDLoss", alpha=1.0, beta=50.0, temperature=1.0),
+        ),
+    )
+
+
+def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: int = 2, frskd: bool = False) -> Config:
+    """A training config with every kind of random augmentation that the real configs have."""
+    crop = (24, 24)
+    train_pipeline = [
+        dict(type="LoadCheckedImage"),
+        dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES),
+        dict(type="RandomResize", scale=(32, 32), ratio_range=(0.8, 1.5), keep_ratio=True),
+        dict(type="RandomCrop", crop_size=crop, cat_max_ratio=0.9),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PhotoMetricDistortion"),
+        dict(type="PackSegInputs"),
+    ]
+    test_pipeline = [
+        dict(type="LoadCheckedImage"),
+        dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES),
+        dict(type="PackSegInputs"),
+    ]
+
+    def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+        return dict(
+            type="BaseSegDataset",
+            img_suffix=".jpg",
+            seg_map_suffix=".png",
+            reduce_zero_label=False,
+            data_root=str(data_root),
+            data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
+            ann_file=f"ImageSets/Segmentation/{split}.txt",
+            metainfo=dict(classes=CLASSES, palette=PALETTE),
+            pipeline=pipeline,
+        )
+
+    val_dataloader = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        dataset=dataset("val", test_pipeline),
+    )
+    config = dict(
+        default_scope="mmseg",
+        custom_imports=dict(imports=["frskd_plugin", "tests.helpers.tiny_mmseg"]),
+        env_cfg=dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")),
+        visualizer=dict(type="SegLocalVisualizer", vis_backends=[], name="visualizer"),
+        log_level="INFO",
+        randomness=dict(seed=3),
+        model=dict(
+            type="EncoderDecoder",
+            data_preprocessor=dict(
+                type="SegDataPreProcessor",
+                mean=[120.0] * 3,
+                std=[60.0] * 3,
+                bgr_to_rgb=True,
+                pad_val=0,
+                seg_pad_val=255,
+                size=crop,
+            ),
+            backbone=dict(type="TinyBackbone"),
+            decode_head=dict(
+                type="FCNHead",
+                in_channels=16,
+                in_index=1,
+                channels=8,
+                num_convs=1,
+                concat_input=False,
+                num_classes=NUM_CLASSES,
+                norm_cfg=dict(type="BN"),
+                align_corners=False,
+                loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
+            ),
+            train_cfg=dict(),
+            test_cfg=dict(mode="whole"),
+        ),
+        train_dataloader=dict(
+            batch_size=batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            sampler=dict(type="SeededSampler", shuffle=True),
+            dataset=dict(type="SeededDataset", dataset=dataset("train", train_pipeline)),
+        ),
+        val_dataloader=val_dataloader,
+        test_dataloader=val_dataloader,
+        val_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+        test_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+        optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05, momentum=0.9)),
+        param_scheduler=[dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=epochs, by_epoch=True)],
+        train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=1),
+        val_cfg=dict(type="ValLoop"),
+        test_cfg=dict(type="TestLoop"),
+        default_hooks=dict(
+            logger=dict(type="LoggerHook", interval=1),
+            checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="mIoU"),
+        ),
+        custom_hooks=[dict(type="StepSeedHook")],
+    )
+    config = Config(config)
+    if frskd:
+        config.merge_from_dict(dict(model=frskd_model()))
+    return config
+
+
+def write_config(path: Path, config: Config) -> Path:
+    config.dump(path)
+    return path
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Environment of a command line in another process: one thread, this repository and interpreter."""
+    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **extra}
+
+
+def run_tool(*command: object, check: bool = True, timeout: int = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line of tools/ and return its output (stdout and stderr together)."""
+    done = subprocess.run(
+        [*map(str, command)],
+        env=environment(**extra),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return done
+
+
+def final_weights(work_dir: Path, epoch: int) -> dict[str, Tensor]:
+    from frskd_plugin.mmengine.resume import load_checkpoint
+
+    return load_checkpoint(work_dir / f"epoch_{epoch}.pth")["state_dict"]
