@@ -1,0 +1,52 @@
+# make            what there is to do
+# make demo       each of these two creates the environment first, if it is not there
+# make test
+#
+# VENV=/path      where the environment lives (default: .venv in the checkout)
+# PYTHON=python3.12  which interpreter makes it
+
+VENV ?= .venv
+DEMO_DIR ?= work_dirs/demo
+# processes for the tests, each with one thread: on few cores that is faster than the other way round
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format wheel clean
+
+BIN := $(VENV)/bin
+SOURCES := frskd_plugin tools configs tests scripts setup.py
+# this checkout first, whichever one the environment was made for
+RUN := PYTHONPATH="$(CURDIR)"
+
+help: ## Show this help
+	@echo "Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do printf '%-14s %s\n' "$$target" "$$text"; done
+	@echo "Settings: VENV=$(VENV) (the environment), PYTHON= (interpreter that makes it), DEMO_DIR=$(DEMO_DIR), JOBS=$(JOBS) and PYTEST_ARGS= (tests)"
+
+env: ## Create the environment, or reuse a complete one
+	@scripts/make_env.sh "$(VENV)"
+
+demo: env ## Train the segmentor and its baseline on drawn scenes (about 6 minutes after set-up)
+	$(RUN) "$(BIN)/python" tools/demo.py --work-dir "$(DEMO_DIR)"
+
+test: env ## Run all tests, doctests included
+	@$(RUN) JOBS="$(JOBS)" scripts/run_tests.sh "$(BIN)/python" $(PYTEST_ARGS)
+
+lint: env ## Check style (ruff), types (mypy) and the directions of imports
+	"$(BIN)/ruff" check $(SOURCES)
+	"$(BIN)/ruff" format --check $(SOURCES)
+	"$(BIN)/python" scripts/check_imports.py
+	"$(BIN)/mypy"
+
+format: env ## Format the code and mend what ruff can mend
+	"$(BIN)/ruff" check --fix $(SOURCES)
+	"$(BIN)/ruff" format $(SOURCES)
+
+wheel: env ## Build the wheel into dist/
+	"$(BIN)/python" -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist
+
+clean: ## Remove what builds and checks leave behind (not the environment, not work_dirs/)
+	rm -rf build dist frskd_plugin.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+# What every run shares: logs with ETA, TensorBoard, checkpoints that survive a crash, and a resume that changes nothing.
+from importlib.util import find_spec as _find_spec
+
+custom_imports = dict(imports=["frskd_plugin"], allow_failed_imports=False)
+default_scope = "mmseg"
+
+# 'gloo' on a machine without a GPU; tools/train.py chooses that by itself.
+env_cfg = dict(
+    cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
+)
+randomness = dict(seed=0, deterministic=False)
+
+# TensorBoard files are written where the package tensorboard is installed; text and JSON logs always.
+vis_backends = [dict(type="LocalVisBackend")]
+if _find_spec("tensorboard"):
+    vis_backends.append(dict(type="TensorboardVisBackend"))
+visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
+
+log_processor = dict(by_epoch=True)
+log_level = "INFO"
+load_from = None
+resume = False
+
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=10),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="mIoU", rule="greater"),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+    visualization=dict(type="SegVisualizationHook"),
+)
+
+custom_hooks = [
+    dict(type="StepSeedHook"),
+    # After training: image, truth, prediction and attention maps in WORK_DIR/attention.
+    dict(type="AttentionPictureHook", num_images=2),
+]

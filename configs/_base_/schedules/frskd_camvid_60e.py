@@ -1,0 +1,8 @@
+# camvid_60e plus the warm-up of the distillation over the first two thirds, as on VOC.
+_base_ = "./camvid_60e.py"
+
+custom_hooks = _base_.custom_hooks + [
+    dict(type="DistillWarmupHook", begin=_base_.max_epochs * 2 // 3, end=_base_.max_epochs, by_epoch=True),
+    # Also scores the self-teacher at each validation; enabled=False saves that time.
+    dict(type="SelfTeacherValidationHook", enabled=True),
+]

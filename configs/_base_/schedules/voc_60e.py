@@ -1,0 +1,15 @@
+# The paper's schedule for VOC (section 4.2 and the authors' code).
+_base_ = "../default_runtime.py"
+
+max_epochs = 60
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=1)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=5e-4),
+    accumulative_counts=2,  # batch 16 twice: 32
+    clip_grad=dict(type="value", clip_value=2.0),
+)
+param_scheduler = dict(type="MultiStepLR", milestones=[40], gamma=0.1, by_epoch=True)

@@ -1,0 +1,10 @@
+_base_ = [
+    "./_base_/models/effdet_d1.py",
+    "./_base_/datasets/camvid.py",
+    "./_base_/schedules/camvid_60e.py",
+]
+
+# From scratch; `pretrained=True` or `checkpoint='FILE'` starts from ImageNet weights.
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size), backbone=dict(pretrained=False), decode_head=dict(num_classes=11)
+)

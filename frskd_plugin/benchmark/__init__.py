@@ -1,0 +1,1 @@
+"""Measures what FRSKD costs: `tools/benchmark.py` is its command line."""

@@ -1,0 +1,1 @@
+"""Data on disk: training lists of PASCAL VOC and drawn scenes. Needs numpy and Pillow only."""

@@ -1,0 +1,116 @@
+"""What the command lines do with a config before it becomes a Runner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from frskd_plugin.version import __version__
+
+VERSION_KEY = "frskd_plugin_version"
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a config file, and refuse one that was written for a later version of this package.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: `frskd_plugin_version` in it is newer than the installed package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"config {path} not found; expected a Python config file, such as configs/frskd_voc_effdet_d0.py"
+        )
+    config = Config.fromfile(path)
+    check_version(config, str(path))
+    return config
+
+
+def check_version(config: Config, name: str = "the config") -> None:
+    """Refuse a config that asks for a later version than this one.
+
+    Raises:
+        ValueError: see above.
+
+    Example:
+        >>> check_version(Config(dict(frskd_plugin_version="0.0.1")))
+    """
+    wanted = config.get(VERSION_KEY)
+    if wanted is not None and _numbers(str(wanted)) > _numbers(__version__):
+        raise ValueError(
+            f"{name} is for frskd_plugin {wanted} or later, but {__version__} is installed; "
+            f"update the package, or use a config of {__version__}"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading release numbers: '1.2.0rc1' -> (1, 2, 0)."""
+    numbers = []
+    for part in version.split("."):
+        digits = "".join(char for char in part if char.isdigit()) if part[:1].isdigit() else ""
+        if not digits:
+            break
+        numbers.append(int(digits if part.isdigit() else part[: len(part) - len(part.lstrip("0123456789"))]))
+    return tuple(numbers)
+
+
+def set_data_root(config: Any, data_root: str | Path) -> int:
+    """Set every `data_root` in a config, at any depth; returns how many there were."""
+    changed = 0
+    if isinstance(config, dict) or isinstance(config, Config):
+        for key, value in config.items():
+            if key == "data_root":
+                config[key] = str(data_root)
+                changed += 1
+            else:
+                changed += set_data_root(value, data_root)
+    elif isinstance(config, (list, tuple)):
+        changed = sum(set_data_root(item, data_root) for item in config)
+    return changed
+
+
+def enable_amp(config: Config) -> None:
+    """Turn on mixed precision: mmengine's `AmpOptimWrapper` on CUDA, bfloat16 autocast on the CPU.
+
+    Raises:
+        ValueError: the config has an optimizer wrapper of another kind.
+    """
+    wrapper = config.optim_wrapper
+    kind = wrapper.get("type", "OptimWrapper")
+    if kind in ("AmpOptimWrapper", "AutocastOptimWrapper"):
+        print_log(f"--amp: the config already trains with {kind}.", logger="current", level=logging.WARNING)
+        return
+    if kind != "OptimWrapper":
+        raise ValueError(f"--amp needs optim_wrapper.type='OptimWrapper' in the config, got {kind!r}")
+    if torch.cuda.is_available():
+        wrapper.type, wrapper.loss_scale = "AmpOptimWrapper", "dynamic"
+    else:
+        wrapper.type, wrapper.dtype = "AutocastOptimWrapper", "bfloat16"
+
+
+@contextmanager
+def explained_build(name: str) -> Iterator[None]:
+    """Say which config it was when a component does not know one of its keys, or is not known itself.
+
+    Raises:
+        ValueError: in place of the `TypeError` or `KeyError` of the registry.
+    """
+    hint = f"Check the spelling; a config of a later version needs that version (frskd_plugin {__version__} is installed)"
+    try:
+        yield
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"config {name}: {error}. {hint}") from error
+    except KeyError as error:
+        if "registry" not in str(error):
+            raise
+        raise ValueError(f"config {name}: {error.args[0]} {hint}") from error

@@ -1,0 +1,146 @@
+"""Distributed training on GPUs (NCCL) and on CPUs (gloo), with synchronised BN that keeps timm's activations."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from torch import distributed, nn
+
+
+# Registered here and not in registration.py: mmengine asks this registry for classes, not for something that builds.
+@MODEL_WRAPPERS.register_module(force=True)
+class SyncBNDataParallel(MMDistributedDataParallel):
+    """mmengine's DDP wrapper that takes care of BN before it wraps.
+
+    Args:
+        module: the model.
+        sync_bn: convert every BN to a synchronised one, with `timm.layers.convert_sync_batchnorm`: mmengine's
+            `sync_bn='torch'` would replace timm's BatchNormAct2d by a BN without the activation.
+
+    On a CPU there is no synchronised BN: SyncBN layers become plain ones, as mmengine does in one process, with a
+    warning.
+    """
+
+    def __init__(self, module: nn.Module, sync_bn: bool = False, **kwargs: Any) -> None:
+        on_cpu = next(module.parameters()).device.type == "cpu"
+        if sync_bn:
+            from timm.layers import convert_sync_batchnorm
+
+            if on_cpu:
+                raise ValueError(
+                    "sync_bn needs CUDA, but the model is on the CPU; remove sync_bn from the config or give "
+                    "--cfg-options sync_bn=None"
+                )
+            module = convert_sync_batchnorm(module)
+        elif on_cpu and any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
+            print_log(
+                "SyncBN layers work on GPUs only: on the CPU each process normalises with its own batch.",
+                logger="current",
+                level=logging.WARNING,
+            )
+            module = revert_sync_batchnorm(module)
+        super().__init__(module=module, **kwargs)
+
+
+def init_distributed(launcher: str) -> None:
+    """Join the process group where that is left to do: gloo on CPUs, which mmengine would send to CUDA.
+
+    On CUDA mmengine does it itself when the Runner is built (NCCL).
+
+    Raises:
+        ValueError: the launcher's environment variables are missing, or there are fewer GPUs than processes.
+    """
+    if launcher == "none" or distributed.is_initialized():
+        return
+    _complete_environment(launcher)
+    if torch.cuda.is_available():
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise ValueError(
+                f"process {local_rank + 1} on this machine has no GPU: {gpus} visible. Start at most {gpus} processes "
+                f"a machine, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1) to train on the CPU"
+            )
+        return
+    distributed.init_process_group("gloo")
+
+
+def _complete_environment(launcher: str) -> None:
+    """Translate the launcher's variables into those of torch.distributed."""
+    environ = os.environ
+    if launcher == "slurm" and "SLURM_PROCID" in environ:
+        environ.setdefault("RANK", environ["SLURM_PROCID"])
+        environ.setdefault("WORLD_SIZE", environ["SLURM_NTASKS"])
+        environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
+        if "MASTER_ADDR" not in environ:
+            hosts = subprocess.run(
+                ["scontrol", "show", "hostname", environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+            )
+            environ["MASTER_ADDR"] = hosts.stdout.split()[0]
+        environ.setdefault("MASTER_PORT", "29500")
+    elif launcher == "mpi" and "OMPI_COMM_WORLD_RANK" in environ:
+        environ.setdefault("RANK", environ["OMPI_COMM_WORLD_RANK"])
+        environ.setdefault("WORLD_SIZE", environ["OMPI_COMM_WORLD_SIZE"])
+        environ["LOCAL_RANK"] = environ["OMPI_COMM_WORLD_LOCAL_RANK"]
+        environ.setdefault("MASTER_PORT", "29500")
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if missing:
+        raise ValueError(
+            f"--launcher {launcher} expects the environment variables of its launcher, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set; start with tools/dist_train.sh CONFIG N or "
+            f"tools/slurm_train.sh"
+        )
+
+
+def prepare_distributed(config: Config) -> None:
+    """Make a config fit for several processes: its model wrapper, and BN statistics that all ranks share.
+
+    mmengine's `SyncBuffersHook` averages the running statistics after each epoch (and before each validation), so that
+    the ranks evaluate, and end with, the same model.
+
+    Raises:
+        ValueError: as `set_model_wrapper`.
+    """
+    set_model_wrapper(config)
+    hooks = list(config.get("custom_hooks") or [])
+    if all(hook.get("type") != "SyncBuffersHook" for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type="SyncBuffersHook")]
+
+
+def set_model_wrapper(config: Config) -> None:
+    """Set `config.model_wrapper_cfg` for a distributed run; a wrapper that the config chooses stays.
+
+    `sync_bn='torch'` and `sync_bn='timm'` both mean timm's conversion, which does the same for torch's own BN.
+
+    Raises:
+        ValueError: `sync_bn` without CUDA, or with a wrapper of the config's own.
+    """
+    sync_bn = config.get("sync_bn")
+    chosen = config.get("model_wrapper_cfg")
+    if sync_bn == "timm" and chosen is not None:
+        raise ValueError("sync_bn='timm' sets model_wrapper_cfg itself; remove one of the two from the config")
+    if chosen is not None or sync_bn == "mmcv":
+        return
+    cuda = torch.cuda.is_available()
+    if sync_bn is not None and not cuda:
+        raise ValueError(
+            f"sync_bn={sync_bn!r} needs CUDA, which is not available here; remove it from the config or give "
+            f"--cfg-options sync_bn=None"
+        )
+    wrapper: dict[str, Any] = dict(
+        type="SyncBNDataParallel",
+        sync_bn=sync_bn is not None,
+        broadcast_buffers=False,
+        find_unused_parameters=config.get("find_unused_parameters", False),
+    )
+    if not cuda:
+        wrapper["device_ids"] = None
+    config.model_wrapper_cfg = wrapper
+    config.sync_bn = None

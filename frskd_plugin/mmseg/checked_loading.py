@@ -1,0 +1,91 @@
+"""Loading of images and label maps that names the file when something is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmseg.datasets.transforms import LoadAnnotations
+
+_HINT = "check data_root (--data-root sets it) and the list of images"
+
+
+class LoadCheckedImage(LoadImageFromFile):
+    """mmcv's `LoadImageFromFile` with an error that says which image is missing or cannot be decoded.
+
+    Raises:
+        FileNotFoundError: the image is missing.
+        ValueError: the image cannot be decoded.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        path = results["img_path"]
+        try:
+            return super().transform(results)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"image {path} is missing; {_HINT}") from error
+        except Exception as error:  # each decoder has its own kinds of errors
+            raise ValueError(
+                f"image {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
+                f"of the list of images"
+            ) from error
+
+
+class LoadCheckedAnnotations(LoadAnnotations):
+    """mmseg's `LoadAnnotations` that checks the label map against the image and the classes.
+
+    It stands after the image is loaded; a `Resize` in between (test pipelines) does not matter.
+
+    Args:
+        num_classes: labels must be below it or equal to `ignore_index`; None leaves the labels unchecked.
+        ignore_index: the label of pixels that do not count.
+
+    Raises:
+        FileNotFoundError: the label map is missing.
+        ValueError: it cannot be decoded, has another size than the image, is not a map of single labels, or holds a
+            label that is no class.
+    """
+
+    def __init__(self, num_classes: int | None = None, ignore_index: int = 255, **kwargs: Any) -> None:
+        if num_classes is not None and not 0 < num_classes <= 256:
+            raise ValueError(f"LoadCheckedAnnotations: num_classes must be from 1 to 256, got {num_classes}")
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        path = results["seg_map_path"]
+        try:
+            super()._load_seg_map(results)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"mask {path} is missing; {_HINT}") from error
+        except Exception as error:  # each decoder has its own kinds of errors
+            raise ValueError(
+                f"mask {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
+                f"of the list of images"
+            ) from error
+        self._check(results["gt_seg_map"], results)
+
+    def _check(self, labels: np.ndarray, results: dict[str, Any]) -> None:
+        path, image = results["seg_map_path"], results.get("img_path")
+        if labels.ndim != 2:
+            raise ValueError(
+                f"mask {path} must hold one label a pixel (a grey or palette PNG), got an array of shape "
+                f"{labels.shape}; convert colours to class indices first"
+            )
+        size = results.get("ori_shape")
+        if size is not None and labels.shape != tuple(size[:2]):
+            raise ValueError(
+                f"mask {path} has size {labels.shape[1]}x{labels.shape[0]} (width x height), but its image {image} "
+                f"has {size[1]}x{size[0]}; they must be equal"
+            )
+        if self.num_classes is None:
+            return
+        wrong = np.unique(labels[(labels >= self.num_classes) & (labels != self.ignore_index)])
+        if wrong.size:
+            raise ValueError(
+                f"mask {path} holds label {', '.join(map(str, wrong[:5].tolist()))}, but there are "
+                f"{self.num_classes} classes (0 to {self.num_classes - 1}) and {self.ignore_index} for ignored pixels; "
+                f"mend the mask, or set num_classes and the data set's classes to fit"
+            )

@@ -1,0 +1,140 @@
+"""The interface by which timm drives a classifier, for networks that are a stem, a few groups and a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import create_classifier
+from timm.models import checkpoint as checkpoint_module
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frskd_plugin.timm.feature_indices import check_out_indices
+
+# How timm's features_only=True takes the maps: through forward_intermediates, so that they are rectified.
+FEATURE_CFG = {"out_indices": (0, 1, 2), "feature_cls": "getter"}
+
+
+class CifarClassifier(nn.Module):
+    """Base of the wide ResNets: a subclass sets ``stem`` and ``group1`` .. ``group3`` and says how a group ends.
+
+    The features of a group, as handed out, are rectified (`rectify`); what feeds the next group is the group's output.
+    """
+
+    num_groups = 3
+
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, in_chans: int, global_pool: str, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.num_features = self.head_hidden_size = channels[-1]
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {"num_chs": c, "reduction": 2**i, "module": f"group{i + 1}"} for i, c in enumerate(channels)
+        ]
+        self.global_pool, self.fc = create_classifier(channels[-1], num_classes, pool_type=global_pool)
+
+    def rectify(self, x: Tensor, group: int) -> Tensor:
+        """Feature map of group ``group`` (from 0) as it is handed out, from that group's output ``[B, C, H, W]``."""
+        raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps after the chosen groups (all by default; an int takes the last ones), as every timm model gives them.
+
+        Returns ``(last, maps)``, or the maps alone with ``intermediates_only``. ``norm`` changes nothing: the maps
+        are normalised already.
+
+        Raises:
+            ValueError: An index that does not exist, or a format other than NCHW.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: the maps of a convolutional network are 'NCHW'.")
+        if indices is None or isinstance(indices, int):
+            indices = list(range(-(indices or self.num_groups), 0))
+        wanted = check_out_indices(indices, self.feature_info, type(self).__name__)
+        maps = []
+        x = self.stem(x)
+        for i in range(max(wanted) + 1 if stop_early else self.num_groups):
+            x = self._run_group(i, x)
+            if i in wanted:
+                maps.append(self.rectify(x, i))
+        if intermediates_only:
+            return maps
+        last = maps[-1] if wanted[-1] == i else self.rectify(x, i)
+        return last, maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Rectified map of the last group, ``[B, num_features, H / 4, W / 4]``."""
+        x = self.stem(x)
+        for i in range(self.num_groups):
+            x = self._run_group(i, x)
+        return self.rectify(x, self.num_groups - 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, num_classes]`` of the last map; ``pre_logits`` gives the pooled features instead."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_chans, H, W]``."""
+        return self.forward_head(self.forward_features(x))
+
+    def _run_group(self, i: int, x: Tensor) -> Tensor:
+        group = getattr(self, f"group{i + 1}")
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_module(group, x)
+        return group(x)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the groups behind the last chosen map, and the classifier; gives the indices counted from 0."""
+        if isinstance(indices, int):
+            indices = list(range(-indices, 0))
+        wanted = check_out_indices(indices, self.feature_info, type(self).__name__)
+        for i in range(wanted[-1] + 1, self.num_groups):
+            setattr(self, f"group{i + 1}", nn.Identity())
+        self.num_groups = wanted[-1] + 1
+        self.feature_info = self.feature_info[: self.num_groups]
+        self.num_features = self.head_hidden_size = self.feature_info[-1]["num_chs"]
+        if prune_head or self.num_groups < 3:
+            self.reset_classifier(0, "")
+        return list(wanted)
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The linear layer, or its name."""
+        return "fc" if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for ``num_classes`` (0: none), in the model's device and dtype."""
+        weight = self.stem.weight
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.num_classes = num_classes
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool_type, device=weight.device, dtype=weight.dtype
+        )
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns by which timm groups parameters: the stem, then the groups (or, not coarse, their blocks)."""
+        return {"stem": r"^stem", "blocks": r"^group(\d+)" if coarse else r"^group(\d+)(?:\.block(\d+))?"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each group in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable

@@ -1,0 +1,132 @@
+"""A timm model as a backbone: image in, tuple of feature maps out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
+from frskd_plugin.timm.create import create_trunk
+from frskd_plugin.timm.feature_indices import check_out_indices, default_out_indices
+
+
+class TimmFeatureExtractor(nn.Module):
+    """Feature maps of any timm model with ``forward_intermediates``; the layers behind the last map are removed.
+
+    ``model_name`` with its tag (``'tf_efficientnet_b0.aa_in1k'``) chooses the weights that ``pretrained=True``
+    fetches. ``checkpoint`` is a local file with the weights of the whole classifier or of its trunk instead.
+    ``out_indices`` counts the maps that timm's ``feature_info`` lists; by default the last map of each stride is
+    taken. ``frozen_stages=0`` freezes the stem, ``k`` the stem and the first k stages (blocks of a plain ViT), -1
+    nothing: frozen layers get no gradient and stay in eval mode. ``norm_eval`` keeps every batch norm in eval mode.
+    Other arguments go to the timm model; Swin and ViT are set to take any image size.
+
+    Attributes: ``out_channels`` and ``strides``, one int per map, and ``out_indices`` counted from 0.
+
+    >>> import torch
+    >>> backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3, 4))
+    >>> [list(f.shape) for f in backbone(torch.rand(1, 3, 64, 64))]
+    [[1, 64, 16, 16], [1, 128, 8, 8], [1, 256, 4, 4], [1, 512, 2, 2]]
+    >>> backbone.out_channels, backbone.strides
+    ((64, 128, 256, 512), (4, 8, 16, 32))
+
+    Raises:
+        ValueError: An unknown model, an index, number of stages or checkpoint that does not fit it.
+        RuntimeError: Pretrained weights could not be fetched.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        pretrained: bool = False,
+        checkpoint: str | Path | None = None,
+        out_indices: int | Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        in_chans: int = 3,
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if pretrained and checkpoint:
+            raise ValueError(
+                f"pretrained=True and checkpoint={str(checkpoint)!r} exclude each other: set pretrained=False to load "
+                f"the file, or leave checkpoint out."
+            )
+        model = create_trunk(model_name, pretrained, in_chans=in_chans, **model_kwargs)
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(f"{model_name!r} has no forward_intermediates, so its feature maps cannot be taken.")
+        if checkpoint:
+            load_trunk_checkpoint(model, checkpoint)
+
+        infos = model.feature_info
+        indices = (
+            default_out_indices(infos) if out_indices is None else check_out_indices(out_indices, infos, model_name)
+        )
+        self.out_indices = indices
+        self.out_channels = tuple(infos[i]["num_chs"] for i in indices)
+        self.strides = tuple(infos[i]["reduction"] for i in indices)
+        self.in_chans = in_chans
+        self.norm_eval = norm_eval
+        # The final norm and the head serve the classifier only; left in, they would be parameters without a gradient.
+        model.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
+        self.model = model
+        self.frozen_stages = frozen_stages
+        self._frozen_modules = self._freeze(frozen_stages, model_name)
+        self.train(self.training)
+
+    def _freeze(self, frozen_stages: int, model_name: str) -> tuple[str, ...]:
+        """Take the stem and the first stages out of training; gives the names of the modules that they consist of."""
+        if frozen_stages == -1:
+            return ()
+        if not hasattr(self.model, "group_matcher"):
+            raise ValueError(
+                f"{model_name!r} does not tell its stages to timm (group_matcher): leave frozen_stages=-1."
+            )
+        groups = group_parameters(self.model, self.model.group_matcher(coarse=True))
+        if not isinstance(frozen_stages, int) or not 0 <= frozen_stages < len(groups):
+            raise ValueError(
+                f"frozen_stages={frozen_stages!r} does not fit {model_name!r} with out_indices={self.out_indices}: "
+                f"expected -1 (nothing frozen), 0 (the stem) or up to {len(groups) - 1} (the stem and every stage)."
+            )
+        frozen = {name for stage in range(frozen_stages + 1) for name in groups[stage]}
+        for name, parameter in self.model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+        modules = []
+        for module_name, module in self.model.named_modules():
+            names = {f"{module_name}.{name}" for name, _ in module.named_parameters()}
+            if module_name and names and names <= frozen:
+                modules.append(module_name)
+        return tuple(modules)
+
+    def train(self, mode: bool = True) -> TimmFeatureExtractor:
+        """As `nn.Module.train`, but frozen layers (and with ``norm_eval`` every batch norm) stay in eval mode."""
+        super().train(mode)
+        if mode:
+            for name in self._frozen_modules:
+                self.model.get_submodule(name).eval()
+            if self.norm_eval:
+                for module in self.model.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps ``[B, out_channels[i], H / strides[i], W / strides[i]]`` of an image ``[B, in_chans, H, W]``.
+
+        Raises:
+            ValueError: The input is not a batch of images with ``in_chans`` channels.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"TimmFeatureExtractor expects images [B, {self.in_chans}, H, W], got a tensor {list(x.shape)}. "
+                f"A single image needs x[None]; another number of channels needs the argument in_chans."
+            )
+        maps = self.model.forward_intermediates(
+            x, indices=list(self.out_indices), norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return tuple(maps)

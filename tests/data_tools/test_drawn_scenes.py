@@ -1,0 +1,80 @@
+"""Drawn scenes: labels, files as VOC writes them, the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frskd_plugin.data.drawn_scenes import CLASS_INDICES, draw_scene, make_devkit, voc_palette
+
+
+def test_labels_are_classes_or_255():
+    scenes = [draw_scene(seed=1, index=i, size=(60, 80)) for i in range(12)]
+    for image, labels in scenes:
+        assert image.shape == (60, 80, 3)
+        assert (image.dtype, labels.dtype) == (np.uint8, np.uint8)
+        assert set(np.unique(labels)) <= {0, 255, *CLASS_INDICES}
+    assert set(np.unique([labels for _, labels in scenes])) == {0, 255, *CLASS_INDICES}
+
+
+def test_outlines_part_every_change_of_label():
+    _, labels = draw_scene(seed=1, index=3, size=(60, 80))
+    for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
+        changes = a != b
+        assert np.all((a[changes] == 255) | (b[changes] == 255))
+
+
+def test_objects_cover_each_other():
+    # Two objects that touch leave an outline with classes of objects, not background, on both sides.
+    touching = 0
+    for index in range(20):
+        _, labels = draw_scene(seed=0, index=index)
+        left, middle, right = labels[:, :-3], labels[:, 1:-2], labels[:, 3:]
+        objects = [(side > 0) & (side < 255) for side in (left, right)]
+        touching += bool(np.any((middle == 255) & objects[0] & objects[1]))
+    assert touching >= 3
+
+
+def test_same_seed_same_scene():
+    first, again, other = (draw_scene(seed, 5, (40, 50)) for seed in (7, 7, 8))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_palette_is_that_of_voc():
+    colours = np.array(voc_palette()).reshape(256, 3)
+    assert colours[[0, 1, 2, 15, 20, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+        [224, 224, 192],
+    ]
+
+
+def test_devkit(tmp_path):
+    counts = make_devkit(tmp_path / "a", train=6, val=5, size=(40, 48), seed=2)
+    make_devkit(tmp_path / "b", train=6, val=5, size=(40, 48), seed=2)
+    # 3 of its own and, of the 5 test images, every fourth.
+    assert counts == {("VOC2007", "trainval"): 3, ("VOC2007", "test"): 5, ("VOC2012", "trainval"): 5}
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+    image = Image.open(tmp_path / "a" / "VOC2007" / "JPEGImages" / "000001.jpg")
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 40))
+    mask = Image.open(tmp_path / "a" / "VOC2007" / "SegmentationClass" / "000001.png")
+    assert (mask.format, mask.mode) == ("PNG", "P")
+    assert mask.getpalette()[3:6] == [128, 0, 0]
+    assert np.array_equal(np.array(mask), draw_scene(2, 0, (40, 48))[1])
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match="train >= 4, val >= 1 and size >= 32x32, got train=1"):
+        make_devkit(tmp_path / "a", train=1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        make_devkit(tmp_path / "full")

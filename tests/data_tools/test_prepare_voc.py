@@ -1,0 +1,152 @@
+"""tools/prepare_voc.py on a drawn devkit: what is left out, what stays, and what it says when files are missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from frskd_plugin.data.drawn_scenes import make_devkit
+from frskd_plugin.data.voc_lists import Copy, fingerprint, list_path, make_training_lists, read_ids
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "VOCdevkit"
+    make_devkit(folder, train=8, val=9, size=(48, 64), seed=0)
+    return folder
+
+
+@pytest.fixture
+def devkit(drawn, tmp_path):
+    return Path(shutil.copytree(drawn, tmp_path / "VOCdevkit"))
+
+
+def prepare(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "prepare_voc.py"), *map(str, arguments)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def written(devkit: Path, name: str = "frskd_train") -> dict[str, list[str]]:
+    return {year: read_ids(list_path(devkit, year, name)) for year in ("VOC2007", "VOC2012")}
+
+
+def test_leaves_out_test_images_by_id_file_and_look(devkit):
+    lists = make_training_lists(devkit)
+    assert sorted(lists.removed, key=lambda copy: copy.reference_id) == [
+        Copy("2007_000009", "000009", "same id"),
+        Copy("2009_000013", "000013", "same file"),
+        Copy("2009_000017", "000017", "same picture, encoded anew"),
+    ]
+    assert lists.ids == {
+        "VOC2007": [f"{i:06d}" for i in range(1, 5)],
+        "VOC2012": [f"2008_{i:06d}" for i in range(5, 9)],
+    }
+    assert lists.twice == []
+
+
+def test_same_pixels_in_another_file(devkit):
+    """A comment in the file changes its bytes, not its picture."""
+    path = devkit / "VOC2012" / "JPEGImages" / "2009_000013.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xfe\x00\x07hello" + data[2:])
+    reasons = {copy.image_id: copy.reason for copy in make_training_lists(devkit).removed}
+    assert reasons["2009_000013"] == "same pixels"
+
+
+def test_same_id_is_enough(devkit):
+    """An image of VOC2007 test under its new name is left out whatever the picture."""
+    folder = devkit / "VOC2012" / "JPEGImages"
+    shutil.copyfile(folder / "2008_000005.jpg", folder / "2007_000009.jpg")
+    lists = make_training_lists(devkit)
+    assert Copy("2007_000009", "000009", "same id") in lists.removed
+    assert "2008_000005" in lists.ids["VOC2012"]
+
+
+def test_plain_pictures_are_not_taken_for_copies(tmp_path):
+    """Two almost black pictures look alike as thumbnails; that says nothing."""
+    from frskd_plugin.data.voc_lists import find_copies
+
+    for name, grey in (("a", 0), ("b", 1)):
+        Image.new("RGB", (40, 30), (grey, grey, grey)).save(tmp_path / f"{name}.png", pnginfo=PngInfo())
+    assert find_copies({"2008_b": fingerprint(tmp_path / "b.png")}, {"a": fingerprint(tmp_path / "a.png")}) == []
+
+
+def test_images_of_2007_trainval_stay(devkit):
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        shutil.copyfile(devkit / f"VOC2007/{folder}/000001.{suffix}", devkit / f"VOC2012/{folder}/2007_000001.{suffix}")
+    with list_path(devkit, "VOC2012", "trainval").open("a") as file:
+        file.write("2007_000001\n")
+    lists = make_training_lists(devkit)
+    assert lists.ids["VOC2012"][-1] == "2007_000001"
+    assert lists.twice == [Copy("2007_000001", "000001", "same id")]
+
+
+def test_tool_writes_lists_and_says_what_it_left_out(devkit):
+    done = prepare(devkit)
+    assert done.returncode == 0, done.stderr
+    assert "VOC2012 trainval holds 3 images of VOC2007 test: left out" in done.stdout
+    assert "2009_000013 is VOC2007 test 000013: same file" in done.stdout
+    lists = written(devkit)
+    assert lists["VOC2012"] == [f"2008_{i:06d}" for i in range(5, 9)]
+    before = {path: path.read_bytes() for path in devkit.rglob("*") if path.is_file()}
+    assert prepare(devkit).returncode == 0
+    assert {path: path.read_bytes() for path in devkit.rglob("*") if path.is_file()} == before
+
+
+def test_paper_protocol_keeps_them_in_order(devkit):
+    done = prepare(devkit, "--paper-protocol")
+    assert done.returncode == 0, done.stderr
+    assert "3 images of VOC2007 test: kept, --paper-protocol" in done.stdout
+    lists = written(devkit, "frskd_train_paper_protocol")
+    for year, ids in lists.items():
+        assert ids == read_ids(list_path(devkit, year, "trainval"))
+    assert not list_path(devkit, "VOC2012", "frskd_train").exists()
+
+
+def test_name_of_the_lists(devkit):
+    assert prepare(devkit, "--out", "mine").returncode == 0
+    assert len(written(devkit, "mine")["VOC2012"]) == 4
+    refused = prepare(devkit, "--out", "trainval")
+    assert refused.returncode == 2
+    assert "other than those of the published lists, got 'trainval'" in refused.stderr
+
+
+def test_missing_lists_are_named(devkit):
+    list_path(devkit, "VOC2007", "test").unlink()
+    shutil.rmtree(devkit / "VOC2012")
+    done = prepare(devkit)
+    assert done.returncode == 1
+    assert f"{list_path(devkit, 'VOC2007', 'test')}  (from VOCtest_06-Nov-2007.tar)" in done.stderr
+    assert "VOCtrainval_11-May-2012.tar" in done.stderr
+    assert not list_path(devkit, "VOC2007", "frskd_train").exists()
+
+
+def test_missing_images_are_named(devkit):
+    (devkit / "VOC2012" / "JPEGImages" / "2008_000006.jpg").unlink()
+    (devkit / "VOC2012" / "SegmentationClass" / "2008_000005.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 of 14 files of VOC2012 trainval are missing .*\n.*2008_000006.jpg"):
+        make_training_lists(devkit)
+
+
+def test_corrupt_image_and_empty_list(devkit):
+    path = devkit / "VOC2012" / "JPEGImages" / "2008_000006.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="2008_000006.jpg cannot be read as an image"):
+        make_training_lists(devkit)
+    list_path(devkit, "VOC2007", "test").write_text("\n")
+    with pytest.raises(ValueError, match="holds no id"):
+        make_training_lists(devkit)

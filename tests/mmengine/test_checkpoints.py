@@ -1,0 +1,254 @@
+"""Checkpoints that a killed process, a full disk or a damaged file cannot take away."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from frskd_plugin.mmengine import atomic_write as atomic_write_module
+from frskd_plugin.mmengine import resume
+from frskd_plugin.mmengine.atomic_checkpoint_hook import AtomicCheckpointHook
+from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.mmengine.resume import (
+    BrokenCheckpointError,
+    allow_checkpoint_globals,
+    find_resume_checkpoint,
+    load_checkpoint,
+    resume_state,
+)
+from tests.helpers.tiny_mmseg import tiny_config, train
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Names and contents of all files in a folder, hidden ones too."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished_run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work folder of a run of four epochs that keeps two checkpoints."""
+    work_dir = tmp_path_factory.mktemp("run")
+    train(tiny_config(data_root, epochs=4, workers=0), work_dir)
+    return work_dir
+
+
+@pytest.fixture
+def run_folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, as somebody who moves the folder would make: `last_checkpoint` names the old place."""
+    for name, data in snapshot(finished_run).items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def test_two_checkpoints_are_kept_and_no_temporary_file(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.glob("*.pth")} | {path.name for path in finished_run.glob(".*")}
+    assert {name for name in names if not name.startswith(("best_", "rank_"))} == {"epoch_3.pth", "epoch_4.pth"}
+    assert sum(name.startswith("best_mIoU") for name in names) == 1
+    assert (finished_run / "last_checkpoint").read_text() == str(finished_run / "epoch_4.pth")
+
+
+@pytest.mark.parametrize("keep", [0, 1, -2])
+def test_keeping_fewer_than_two_is_refused(keep: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 2.*or -1 to keep all; got {keep}. Set .*max_keep_ckpts=2"):
+        AtomicCheckpointHook(interval=1, max_keep_ckpts=keep)
+
+
+def test_checkpoints_are_read_with_weights_only(finished_run: Path) -> None:
+    checkpoint = load_checkpoint(finished_run / "epoch_4.pth")
+    assert checkpoint["meta"]["epoch"] == 4 and checkpoint["meta"]["seed"] == 3
+    assert type(checkpoint["message_hub"]["runtime_info"]["best_score"]) is float
+    assert isinstance(checkpoint["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
+
+
+def test_mmengine_reads_numpy_scores_with_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmengine.runner.checkpoint import _load_checkpoint
+
+    torch.save({"state_dict": {}, "best": np.float32(0.5)}, tmp_path / "a.pth")
+    allow_checkpoint_globals()
+    seen = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: seen.append(kw.get("weights_only")) or load(*args, **kw))
+    assert _load_checkpoint(str(tmp_path / "a.pth"))["best"] == 0.5
+    assert False not in seen
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "touched",)
+
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(BrokenCheckpointError, match="evil.pth"):
+        load_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_newest_whole_checkpoint_is_found_in_a_moved_folder(run_folder: Path) -> None:
+    (run_folder / "last_checkpoint").write_text("/gone/epoch_4.pth")
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
+    state = resume_state(run_folder)
+    assert state is not None and state[1]["seed"] == 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "middle"])
+def test_damaged_newest_is_reported_and_the_one_before_used(
+    run_folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = run_folder / "epoch_4.pth"
+    (run_folder / "last_checkpoint").write_text(str(newest))
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "empty":
+        data = bytearray()
+    else:  # flip bytes of a stored tensor: its checksum disagrees then
+        weight = load_checkpoint(newest)["state_dict"]["decode_head.convs.0.conv.weight"]
+        start = data.index(weight.numpy().tobytes())
+        data[start : start + 64] = bytes(byte ^ 255 for byte in data[start : start + 64])
+    newest.write_bytes(data)
+    logged: list[tuple[str, int]] = []
+    monkeypatch.setattr(resume, "print_log", lambda text, logger, level: logged.append((text, level)))
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
+    (reason, level), (instead, _) = logged
+    assert reason.startswith("Not resuming from epoch_4.pth: ") and "truncated, damaged" in reason
+    assert level == logging.WARNING and instead == "Resuming from epoch_3.pth instead."
+
+
+def test_all_damaged_is_an_error(run_folder: Path) -> None:
+    for path in run_folder.glob("epoch_*.pth"):
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(BrokenCheckpointError, match="none of the 2 checkpoints .* can be resumed from .*epoch_4.pth"):
+        find_resume_checkpoint(run_folder)
+
+
+def test_empty_folder_starts_from_the_beginning(tmp_path: Path) -> None:
+    assert find_resume_checkpoint(tmp_path) is None
+    assert find_resume_checkpoint(tmp_path / "missing") is None
+
+
+def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:
+    last = run_folder / "epoch_4.pth"
+    (run_folder / "last_checkpoint").write_text(str(last))
+    stale = run_folder / "epoch_60.pth"
+    stale.write_bytes(last.read_bytes())
+    os.utime(stale, ns=(0, 0))
+    assert find_resume_checkpoint(run_folder) == last
+    # Newer than the file that last_checkpoint names: written right before the process was killed.
+    os.utime(stale, ns=(last.stat().st_mtime_ns + 10**9,) * 2)
+    assert find_resume_checkpoint(run_folder) == stale
+
+
+def test_weights_only_file_is_not_resumed_from(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "epoch_1.pth")
+    with pytest.raises(BrokenCheckpointError, match="none of the 1 checkpoints"):
+        find_resume_checkpoint(tmp_path)
+
+
+def test_missing_file_and_foreign_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.pth not found; expected a .pth file"):
+        load_checkpoint(tmp_path / "none.pth")
+    torch.save({"a": 1}, tmp_path / "other.pth")
+    with pytest.raises(BrokenCheckpointError, match="other.pth is not a checkpoint of mmengine"):
+        load_checkpoint(tmp_path / "other.pth")
+
+
+class FullDisk(io.BytesIO):
+    """A file on a disk that fills up after the first bytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def write(self, data: Any) -> int:
+        self.path.write_bytes(bytes(data)[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """Make every write of the atomic writer to a file whose name contains `names` end in ENOSPC."""
+
+    def open_file(path: Path, mode: str = "r") -> Any:
+        return FullDisk(path) if names in path.name else builtins.open(path, mode)
+
+    monkeypatch.setattr(atomic_write_module, "open", open_file, raising=False)
+
+
+def test_atomic_write_leaves_the_old_file_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atomic_write(tmp_path / "a.pth", b"old")
+    fill_disk(monkeypatch, "a.pth")
+    with pytest.raises(OSError) as raised:
+        atomic_write(tmp_path / "a.pth", b"new and longer")
+    assert raised.value.errno == errno.ENOSPC
+    assert snapshot(tmp_path) == {"a.pth": b"old"}
+
+
+@pytest.mark.parametrize("victim", ["epoch_5", "best_mIoU"])
+def test_full_disk_leaves_earlier_checkpoints_and_says_what_to_do(
+    data_root: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    last = run_folder / "epoch_4.pth"
+    (run_folder / "last_checkpoint").write_text(str(last))
+    before = snapshot(run_folder)
+    fill_disk(monkeypatch, victim)
+    config = tiny_config(data_root, epochs=6, workers=0)
+    if victim == "best_mIoU":  # a metric that improves at every validation
+        config.default_hooks.checkpoint.update(interval=10, save_last=False, rule="less")
+        monkeypatch.setattr(AtomicCheckpointHook, "rule_map", {"less": lambda new, best: True})
+    with pytest.raises(OSError, match="cannot write .*No space left on device") as raised:
+        train(config, run_folder, resume=True)
+    assert raised.value.errno == errno.ENOSPC
+    assert "Earlier checkpoints are untouched. Free space" in str(raised.value)
+    assert f"--resume goes on from {last}" in str(raised.value)
+    after = snapshot(run_folder)
+    assert {name: after.get(name) for name in before} == before
+    assert not [name for name in after if name.endswith(".tmp")]
+    assert not [name for name in after if name.endswith(".pth") and name not in before]
+
+
+def test_old_checkpoint_goes_only_after_the_new_one_is_whole(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    replace = os.replace
+
+    def counting_replace(source: Any, target: Any) -> None:
+        counts.append(len(list(tmp_path.glob("epoch_*.pth"))))
+        replace(source, target)
+
+    monkeypatch.setattr(atomic_write_module.os, "replace", counting_replace)
+    config = tiny_config(data_root, epochs=4, workers=0)
+    config.default_hooks.checkpoint.pop("save_best")
+    train(config, tmp_path)
+    # Checkpoint and last_checkpoint in turn; before each new one there are two old ones as soon as there can be.
+    assert counts == [0, 1, 1, 2, 2, 3, 2, 3]
+
+
+def test_automatic_resume_of_the_runner_uses_the_one_before_a_damaged_one(data_root: Path, run_folder: Path) -> None:
+    newest = run_folder / "epoch_4.pth"
+    whole = load_checkpoint(newest)["state_dict"]
+    (run_folder / "last_checkpoint").write_text(str(newest))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    runner = train(tiny_config(data_root, epochs=4, workers=0), run_folder, resume=True)
+    assert all(torch.equal(whole[key], value) for key, value in runner.model.state_dict().items())
+    assert find_resume_checkpoint(run_folder) == newest
+
+
+def test_several_best_scores(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(data_root, epochs=3, workers=0)
+    config.default_hooks.checkpoint.save_best = ["mIoU", "aAcc"]
+    config.default_hooks.checkpoint.rule = "greater"
+    train(config, tmp_path)
+    names = [path.name for path in tmp_path.glob("best_*.pth")]
+    assert sorted(name.rsplit("_epoch", 1)[0] for name in names) == ["best_aAcc", "best_mIoU"]

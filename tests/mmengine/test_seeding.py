@@ -1,0 +1,210 @@
+"""Random state of samples and steps: a function of seed, epoch and index, whatever the workers did."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import DataLoader
+
+from frskd_plugin.mmengine.random_state import derive_seeds, seeded
+from frskd_plugin.mmengine.seeded_dataset import SeededDataset
+from frskd_plugin.mmengine.seeded_sampler import DrawnIndex, SeededInfiniteSampler, SeededSampler
+from frskd_plugin.mmengine.step_seed_hook import StepSeedHook
+from tests.helpers.tiny_mmseg import tiny_config, train
+
+
+class DrawingDataset:
+    """Each sample is (index, one number drawn from each of the three generators)."""
+
+    metainfo = {"classes": ("a", "b")}
+
+    def __init__(self, size: int = 6) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def get_data_info(self, index: int) -> dict[str, int]:
+        return {"sample_idx": index}
+
+    def __getitem__(self, index: int) -> list[float]:
+        assert type(index) is int
+        return [index, random.random(), float(np.random.rand()), torch.rand(1, dtype=torch.float64).item()]
+
+
+def draws(epochs: list[int], workers: int, seed: int = 5, persistent: bool = False) -> list[list[list[float]]]:
+    """All samples of each epoch in turn, as a training loop sees them."""
+    dataset = SeededDataset(DrawingDataset())
+    sampler = SeededSampler(dataset, seed=seed)
+    loader = DataLoader(
+        dataset,
+        batch_size=2,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=persistent,
+        collate_fn=lambda batch: batch,
+    )
+    seen = []
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        seen.append([sample for batch in loader for sample in batch])
+    return seen
+
+
+def test_samples_do_not_depend_on_workers() -> None:
+    alone = draws([0, 1, 2], workers=0)
+    assert draws([0, 1, 2], workers=2) == alone
+    assert draws([0, 1, 2], workers=2, persistent=True) == alone
+
+
+def test_a_resumed_run_draws_what_the_uninterrupted_one_drew() -> None:
+    assert draws([2], workers=2) == draws([0, 1, 2], workers=1)[2:]
+
+
+def test_epochs_and_seeds_draw_differently() -> None:
+    first, second = draws([0, 1], workers=0)
+    other_seed = draws([0], workers=0, seed=6)[0]
+    by_index = {sample[0]: sample[1:] for sample in first}
+    for sample in [*second, *other_seed]:
+        assert all(a != b for a, b in zip(by_index[sample[0]], sample[1:], strict=True))
+    assert len({tuple(sample[1:]) for sample in first}) == len(first)
+
+
+def test_outer_random_states_are_restored() -> None:
+    dataset = SeededDataset(DrawingDataset())
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = [random.random(), np.random.rand(), torch.rand(1).item()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    dataset[DrawnIndex(0, epoch=0, seed=0)]
+    assert [random.random(), np.random.rand(), torch.rand(1).item()] == expected
+
+
+def test_outer_random_states_are_restored_after_an_error() -> None:
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    with pytest.raises(KeyError), seeded(1, 2, 3):
+        raise KeyError
+    assert random.random() == expected
+
+
+def test_a_plain_index_draws_from_the_outer_state() -> None:
+    dataset = SeededDataset(DrawingDataset())
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    assert dataset[3][:2] == [3, expected]
+
+
+def test_wrapper_passes_through() -> None:
+    inner = DrawingDataset()
+    dataset = SeededDataset(inner)
+    dataset.full_init()
+    assert len(dataset) == 6 and dataset.metainfo is inner.metainfo and dataset.get_data_info(2) == {"sample_idx": 2}
+
+
+def test_drawn_index_survives_pickling() -> None:
+    copy = pickle.loads(pickle.dumps(DrawnIndex(7, epoch=2, seed=42)))
+    assert (copy, copy.epoch, copy.seed) == (7, 2, 42)
+
+
+def test_order_is_that_of_mmengine() -> None:
+    ours, theirs = SeededSampler(range(10), seed=3), DefaultSampler(range(10), seed=3)
+    for epoch in (0, 4):
+        ours.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        assert list(ours) == list(theirs)
+        assert {index.epoch for index in ours} == {epoch}
+    infinite, reference = iter(SeededInfiniteSampler(range(4), seed=3)), iter(InfiniteSampler(range(4), seed=3))
+    drawn = [next(infinite) for _ in range(10)]
+    assert drawn == [next(reference) for _ in range(10)]
+    assert [index.epoch for index in drawn] == [0] * 4 + [1] * 4 + [2] * 2
+
+
+@pytest.mark.parametrize("sampler_class", [SeededSampler, SeededInfiniteSampler])
+def test_ranks_share_the_draws(sampler_class: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    def indices(rank: int, world_size: int, count: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda: (rank, world_size))
+        return [(int(i), i.epoch) for _, i in zip(range(count), sampler_class(range(6), seed=1), strict=False)]
+
+    alone = indices(0, 1, 6)
+    assert indices(0, 2, 3) == alone[::2] and indices(1, 2, 3) == alone[1::2]
+
+
+def test_skip_of_the_infinite_sampler_keeps_the_epoch() -> None:
+    sampler = SeededInfiniteSampler(range(4), seed=3)
+    if not hasattr(sampler, "skip"):
+        pytest.skip("this mmengine's InfiniteSampler cannot skip; its loop advances the loader instead")
+    expected = [(int(i), i.epoch) for _, i in zip(range(9), SeededInfiniteSampler(range(4), seed=3), strict=False)]
+    sampler.skip(5)
+    assert [(int(i), i.epoch) for _, i in zip(range(4), sampler, strict=False)] == expected[5:]
+
+
+def test_empty_dataset_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty dataset; check data_root"):
+        SeededInfiniteSampler([], seed=1)
+
+
+def test_negative_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        derive_seeds(-1, 2)
+    with pytest.raises(ValueError, match="StepSeedHook: seed must be None or an int >= 0, got -1"):
+        StepSeedHook(seed=-1)
+
+
+def step_draw(hook: StepSeedHook, **runner: int) -> tuple[float, float, float]:
+    hook.before_train_iter(SimpleNamespace(**{"seed": 0, "iter": 0, "rank": 0, **runner}), batch_idx=0)
+    return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+
+def test_step_seed_depends_on_seed_iteration_and_rank() -> None:
+    base = step_draw(StepSeedHook())
+    assert step_draw(StepSeedHook()) == base
+    assert step_draw(StepSeedHook(seed=0), seed=9) == base
+    for other in (dict(seed=1), dict(iter=1), dict(rank=1)):
+        assert all(a != b for a, b in zip(base, step_draw(StepSeedHook(), **other), strict=True))
+
+
+def test_seeded_dataset_without_its_sampler_is_refused(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs train_dataloader.sampler of type SeededSampler .* got DefaultSampler"):
+        train(tiny_config(data_root, workers=0), tmp_path, train_dataloader__sampler__type="DefaultSampler")
+
+
+def weights(runner: Any) -> dict[str, torch.Tensor]:
+    return runner.model.state_dict()
+
+
+def test_training_is_the_same_with_any_number_of_workers(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(data_root, epochs=2, workers=0)
+    alone = weights(train(config, tmp_path / "a"))
+    others = weights(train(tiny_config(data_root, epochs=2, workers=2), tmp_path / "b"))
+    assert all(torch.equal(alone[key], others[key]) for key in alone)
+    other_seed = weights(train(config, tmp_path / "c", randomness__seed=4))
+    assert not torch.equal(alone["backbone.stem.weight"], other_seed["backbone.stem.weight"])
+
+
+def iteration_based(data_root: Path) -> Any:
+    config = tiny_config(data_root, workers=2)
+    config.train_dataloader.sampler.type = "SeededInfiniteSampler"
+    config.train_cfg = dict(type="IterBasedTrainLoop", max_iters=8, val_interval=4)
+    config.param_scheduler = [dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=8, by_epoch=False)]
+    config.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=3)
+    config.default_hooks.logger.log_metric_by_epoch = False
+    config.log_processor = dict(by_epoch=False)
+    return config
+
+
+def test_iteration_based_resume_is_exact(data_root: Path, tmp_path: Path) -> None:
+    config = iteration_based(data_root)
+    whole = weights(train(config, tmp_path / "whole"))
+    runner = train(config, tmp_path / "resumed", resume=True, load_from=str(tmp_path / "whole" / "iter_3.pth"))
+    assert runner.iter == 8
+    assert all(torch.equal(whole[key], value) for key, value in weights(runner).items())

@@ -1,0 +1,137 @@
+"""What the wheel contains, and that it works where it is unpacked. Needs no network: the build is not isolated."""
+
+from __future__ import annotations
+
+import email
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def can_build() -> bool:
+    """Whether setuptools can write wheels by itself (70.1) or with the help of `wheel`."""
+    try:
+        version = importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(map(int, version.split(".")[:2])) >= (70, 1) or importlib.util.find_spec("wheel") is not None
+
+
+pytestmark = pytest.mark.skipif(not can_build(), reason="setuptools >= 70.1 is not installed")
+
+
+def pip(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of what git would commit, with a stale build/ as a checkout in use has it."""
+    copy = tmp_path_factory.mktemp("checkout") / "frskd"
+    copy.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.is_file():
+            shutil.copy(entry, copy)
+    for name in ("frskd_plugin", "configs", "tools", "tests", "scripts"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    stale = copy / "build" / "lib" / "frskd_plugin" / "removed_long_ago.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", checkout, "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def files_below(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+def content(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def metadata(wheel: Path) -> email.message.Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_the_wheel_has_the_package_its_configs_and_its_tools_and_nothing_else(wheel, checkout):
+    expected = {f"frskd_plugin/{name}" for name in files_below(checkout / "frskd_plugin")}
+    expected |= {f"frskd_plugin/.mim/configs/{name}" for name in files_below(checkout / "configs")}
+    expected |= {f"frskd_plugin/.mim/tools/{name}" for name in files_below(checkout / "tools")}
+    assert content(wheel) == expected
+    assert {"frskd_plugin/py.typed", "frskd_plugin/core/__init__.py"} <= expected
+
+
+def test_only_torch_and_timm_are_required(wheel):
+    required = [line for line in metadata(wheel).get_all("Requires-Dist") if "extra ==" not in line]
+    assert sorted(required) == ["timm>=1.0.20", "torch>=2.1"]
+
+
+def test_each_extra_has_one_family(wheel):
+    names: dict[str, set[str]] = {}
+    for line in metadata(wheel).get_all("Requires-Dist"):
+        requirement, _, marker = line.partition(";")
+        if "extra ==" in marker:
+            extra = marker.split("extra ==")[1].strip(" '\"")
+            names.setdefault(extra, set()).add(re.match(r"[\w.-]+", requirement)[0])
+    assert names["onedl"] == {"onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "tensorboard"}
+    assert names["openmmlab"] == {"mmengine", "mmcv", "mmsegmentation", "ftfy", "tensorboard"}
+    assert not {name for name in names["dev"] if name.startswith(("mm", "onedl"))}
+
+
+def test_metadata(wheel):
+    fields = metadata(wheel)
+    assert fields["Name"].replace("-", "_") == "frskd_plugin"
+    assert fields["Requires-Python"] == ">=3.10"
+    assert "Apache-2.0" in (fields["License-Expression"] or fields["License"])
+    namespace: dict[str, str] = {}
+    exec((ROOT / "frskd_plugin" / "version.py").read_text(), namespace)
+    assert fields["Version"] == namespace["__version__"]
+
+
+def test_the_source_archive_makes_the_same_wheel(wheel, checkout, tmp_path):
+    code = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    pip("wheel", archive, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path)
+    (second,) = tmp_path.glob("*.whl")
+    assert content(second) == content(wheel)
+
+
+def test_the_installed_wheel_imports_and_finds_its_configs(wheel, checkout, tmp_path):
+    site = tmp_path / "site"
+    pip("install", wheel, "--no-deps", "--no-index", "--target", site)
+    code = (
+        "import sys; sys.modules['mmengine'] = None\n"
+        "import frskd_plugin, frskd_plugin.core, pathlib\n"
+        "from frskd_plugin import TimmFeatureExtractor\n"
+        "print(pathlib.Path(frskd_plugin.__file__).parent)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == site / "frskd_plugin"
+    assert files_below(site / "frskd_plugin" / ".mim" / "configs") == files_below(checkout / "configs")

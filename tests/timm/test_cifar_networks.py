@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import frskd_plugin.timm  # noqa: F401  (registers the networks)
+from frskd_plugin.timm.cifar_wrn import WideResNet
+from frskd_plugin.timm.cifar_wrn_published import WideResNetPublished
+from tests.helpers.model_tester import ModelTester
+
+DATA = Path(__file__).parents[1] / "data"
+NAMES = ["resnet18_cifar", "wrn_16_2", "wrn_16_2_published"]
+
+
+class TestPublishedWideResNet(ModelTester):
+    sizes = (32, 45)
+
+    def make_model(self) -> nn.Module:
+        return timm.create_model("wrn_16_2_published", num_classes=10)
+
+    def make_inputs(self, size: int) -> tuple:
+        return (torch.randn(2, 3, size, size),)
+
+
+class TestWideResNet(TestPublishedWideResNet):
+    def make_model(self) -> nn.Module:
+        return timm.create_model("wrn_16_2", num_classes=10)
+
+
+class TestCifarResNet(TestPublishedWideResNet):
+    def make_model(self) -> nn.Module:
+        return timm.create_model("resnet18_cifar", num_classes=10)
+
+
+# --- equal to the published network (reference sections 5 and 6)
+
+
+@pytest.fixture(scope="module")
+def step() -> dict[str, np.ndarray]:
+    with np.load(DATA / "frskd_step.npz") as arrays:
+        return dict(arrays)
+
+
+def published_state(step: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    """Arrays of the file under our names: only the running statistics are called differently."""
+    state = {}
+    for key, value in step.items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            for theirs, ours in ((".mean", ".running_mean"), (".var", ".running_var")):
+                name = name.removesuffix(theirs) + ours if name.endswith(theirs) else name
+            state[name] = torch.from_numpy(np.asarray(value)).double()
+    return state
+
+
+def published_student(step: dict[str, np.ndarray], dtype: torch.dtype) -> WideResNetPublished:
+    student = WideResNetPublished(depth=10, k=1, num_classes=10)
+    prefix = "p.student." if any(key.startswith("p.student.") for key in step) else "student."
+    state = published_state(step, prefix)
+    expected = {key for key in student.state_dict() if not key.endswith("num_batches_tracked")}
+    assert set(state) == expected
+    student.load_state_dict(state, strict=False)
+    return student.to(dtype)
+
+
+def assert_near(got: torch.Tensor, reference: torch.Tensor | np.ndarray, tolerance: float) -> None:
+    reference = torch.as_tensor(reference).double()
+    assert got.shape == reference.shape
+    assert (got.double() - reference).abs().max() <= tolerance * max(0.01, reference.abs().max().item())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 6e-6)])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_published_network_equals_the_reference(step, mode: str, dtype: torch.dtype, tolerance: float) -> None:
+    student = published_student(step, dtype).train(mode == "train")
+    image = torch.from_numpy(step["image"]).to(dtype)
+    last, feats = student.forward_intermediates(image)
+    logits = student.forward_head(last)
+    assert_near(logits.detach(), step[f"{mode}.logits_student"], tolerance)
+    loss = F.cross_entropy(logits, torch.from_numpy(step["labels"]))
+    assert_near(loss.detach(), step[f"{mode}.loss.ce_student"], tolerance)
+    for i, feat in enumerate(feats):
+        attention = F.normalize(feat.square().mean(1).flatten(1), dim=1)
+        assert_near(attention.detach(), step[f"{mode}.map_student.{i}"], tolerance)
+    if mode == "train":
+        for i, feat in enumerate(feats):
+            assert_near(feat[0].detach(), step[f"train.feat_student0.{i}"], tolerance)
+        after = published_state(step, "train.after.student.")
+        assert len(after) == 12
+        for name, value in after.items():
+            assert_near(student.state_dict()[name], value, tolerance)
+
+
+def test_published_network_has_the_gradients_of_the_reference(step) -> None:
+    """Norms of the gradients of the student's cross-entropy alone."""
+    student = published_student(step, torch.float64).train()
+    logits = student(torch.from_numpy(step["image"]).double())
+    F.cross_entropy(logits, torch.from_numpy(step["labels"])).backward()
+    norms = json.loads((DATA / "frskd_step_gradnorms.json").read_text())["train"]["grad_norms"]
+    (term,) = [name for name in norms if name.lower() == "ce_student"]
+    expected = norms[term]["student"]
+    assert set(expected) == {name for name, _ in student.named_parameters()}
+    for name, parameter in student.named_parameters():
+        assert parameter.grad.norm().item() == pytest.approx(expected[name], rel=1e-6, abs=1e-8)
+
+
+# --- sizes (reference section 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "unused"),
+    [
+        ("wrn_16_2_published", "wrn16x2 (3x32x32, 100 classes)", 256),  # a batch norm that is never used
+        ("resnet18_cifar", "cifar_resnet18 (3x32x32, 100 classes)", 0),
+    ],
+)
+def test_counts_equal_the_reference(name: str, key: str, unused: int) -> None:
+    expected = json.loads((DATA / "counts.json").read_text())["classifiers"][key]
+    model = timm.create_model(name, num_classes=100).eval()
+    assert sum(p.numel() for p in model.parameters()) == expected["params"] - unused
+    with FlopCounterMode(display=False) as counter:
+        _, feats = model.forward_intermediates(torch.randn(1, 3, 32, 32))
+        model.forward_head(feats[-1])
+    assert counter.get_total_flops() == 2 * expected["macs"]
+    assert [list(f.shape) for f in feats[-len(expected["feature_shapes"]) :]] == expected["feature_shapes"]
+
+
+def test_standard_network_has_the_known_number_of_parameters() -> None:
+    assert sum(p.numel() for p in timm.create_model("wrn_16_2", num_classes=100).parameters()) == 703_284
+    assert sum(p.numel() for p in WideResNet(depth=28, k=10, num_classes=10).parameters()) == 36_479_194
+
+
+def test_resnet18_has_the_keys_of_timm() -> None:
+    ours, theirs = timm.create_model("resnet18_cifar", num_classes=10), timm.create_model("resnet18", num_classes=10)
+    different = [k for k, v in theirs.state_dict().items() if ours.state_dict()[k].shape != v.shape]
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert different == ["conv1.weight"] and ours.conv1.weight.shape == (64, 3, 3, 3)
+
+
+# --- initial values (reference section 11)
+
+
+def test_initial_values() -> None:
+    torch.manual_seed(0)
+    resnet = timm.create_model("resnet18_cifar", num_classes=100)
+    bound = 1 / (512 * 9) ** 0.5  # PyTorch's default: uniform in +-1/sqrt(fan_in)
+    assert resnet.layer4[1].conv2.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert (resnet.layer1[0].bn2.weight == 1).all()
+    wrn = timm.create_model("wrn_16_2_published", num_classes=100)
+    assert wrn.group3.block1.conv2.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    assert (wrn.fc.bias == 0).all()
+    assert wrn.fc.weight.abs().max().item() == pytest.approx(1 / 128**0.5, rel=0.01)
+
+
+# --- timm's interface
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_intermediates_and_head_equal_forward(name: str) -> None:
+    model = timm.create_model(name, num_classes=10).eval()
+    x = torch.randn(2, 3, 32, 32)
+    last, feats = model.forward_intermediates(x)
+    assert torch.equal(model.forward_head(last), model(x))
+    assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
+    assert torch.equal(last, feats[-1])
+    assert model.forward_head(last, pre_logits=True).shape == (2, model.num_features)
+    assert [f.shape[1] for f in feats] == [info["num_chs"] for info in model.feature_info]
+    assert [32 // f.shape[2] for f in feats] == [info["reduction"] for info in model.feature_info]
+    assert all((f >= 0).all() for f in feats)
+    (only,) = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    assert torch.equal(only, feats[1])
+    for got, wanted in zip(model.forward_intermediates(x, indices=2, intermediates_only=True), feats[-2:], strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_only_equals_forward_intermediates(name: str) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(name).eval()
+    torch.manual_seed(0)
+    features = timm.create_model(name, features_only=True, out_indices=(0, 1), feature_cls="getter").eval()
+    x = torch.randn(2, 3, 32, 32)
+    for got, wanted in zip(features(x), whole.forward_intermediates(x, indices=[0, 1])[1], strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classifier_can_be_replaced(name: str) -> None:
+    model = timm.create_model(name, num_classes=10, in_chans=1).double()
+    assert model.get_classifier() is model.fc and model.get_classifier(name_only=True) == "fc"
+    model.reset_classifier(7)
+    assert model.num_classes == 7
+    x = torch.randn(2, 1, 32, 32, dtype=torch.float64)
+    assert model(x).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_checkpointing_changes_nothing(name: str) -> None:
+    model = timm.create_model(name, num_classes=10).eval()
+    x = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata(name: str) -> None:
+    model = timm.create_model(name)
+    assert model.num_classes == 100 and model.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert model.pretrained_cfg["mean"] == (0.5071, 0.4865, 0.4409)
+    groups = group_parameters(model, model.group_matcher(coarse=True))
+    stages = 5 if name == "resnet18_cifar" else 4
+    assert len(groups) in (stages, stages + 1)  # the classifier may be a group of its own
+    assert sum(len(names) for names in groups.values()) == len(list(model.parameters()))
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match=r"depth=15 of a wide ResNet must be 6n \+ 4"):
+        WideResNetPublished(depth=15)
+    with pytest.raises(ValueError, match="k=0 .* must be at least 1"):
+        WideResNet(k=0)
+    with pytest.raises(ValueError, match="has 3 feature maps.*Choose from 0..2"):
+        WideResNet(num_classes=2).forward_intermediates(torch.zeros(1, 3, 8, 8), indices=[3])
+    with pytest.raises(ValueError, match="output_fmt='NLC'"):
+        WideResNet(num_classes=2).forward_intermediates(torch.zeros(1, 3, 8, 8), output_fmt="NLC")

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import frskd_plugin.timm.create
+from frskd_plugin.timm import TimmFeatureExtractor
+from frskd_plugin.timm.feature_indices import default_out_indices
+from tests.helpers.model_tester import ModelTester, scalar, without_gradient
+
+TINY_SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2), "window_size": 4}
+TINY_VIT = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+
+# name, model arguments, size, maps of that size (channels, height)
+FAMILIES = [
+    ("resnet18", {}, 64, [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)]),
+    ("tf_efficientnet_b0.aa_in1k", {}, 64, [(16, 32), (24, 16), (40, 8), (112, 4), (320, 2)]),
+    ("mobilenetv3_small_050", {}, 64, [(16, 32), (8, 16), (16, 8), (24, 4), (288, 2)]),
+    ("convnext_atto", {}, 64, [(40, 16), (80, 8), (160, 4), (320, 2)]),
+    ("swin_tiny_patch4_window7_224", TINY_SWIN, 96, [(16, 24), (32, 12), (64, 6), (128, 3)]),
+    ("vit_tiny_patch16_224", TINY_VIT, 64, [(32, 4), (32, 4), (32, 4), (32, 4)]),
+    ("wrn_16_2", {}, 32, [(32, 32), (64, 16), (128, 8)]),
+]
+
+
+class TestResNetBackbone(ModelTester):
+    sizes = (64, 71)
+
+    def make_model(self) -> nn.Module:
+        return TimmFeatureExtractor("resnet10t", out_indices=(1, 2, 3))
+
+    def make_inputs(self, size: int) -> tuple:
+        return (torch.randn(2, 3, size, size),)
+
+
+class TestSwinBackbone(ModelTester):
+    sizes = (96, 70)
+
+    def make_model(self) -> nn.Module:
+        return TimmFeatureExtractor("swin_tiny_patch4_window7_224", **TINY_SWIN)
+
+    def make_inputs(self, size: int) -> tuple:
+        return (torch.randn(2, 3, size - size % 4, size - size % 4),)
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size", "maps"), FAMILIES, ids=[f[0] for f in FAMILIES])
+def test_maps_of_family(name: str, kwargs: dict, size: int, maps: list[tuple[int, int]]) -> None:
+    backbone = TimmFeatureExtractor(name, **kwargs)
+    feats = backbone(torch.randn(2, 3, size, size))
+    assert isinstance(feats, tuple)
+    assert [(f.shape[1], f.shape[2]) for f in feats] == maps
+    assert [f.shape[2] for f in feats] == [f.shape[3] for f in feats]
+    assert backbone.out_channels == tuple(f.shape[1] for f in feats)
+    assert backbone.strides == tuple(size // f.shape[2] for f in feats)
+    scalar(feats).backward()
+    assert without_gradient(backbone) == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_maps_equal_those_of_the_classifier(name: str) -> None:
+    torch.manual_seed(0)
+    classifier = timm.create_model(name).eval()
+    indices = default_out_indices(classifier.feature_info)[1:3]
+    backbone = TimmFeatureExtractor(name, out_indices=indices).eval()
+    backbone.model.load_state_dict({k: classifier.state_dict()[k] for k in backbone.model.state_dict()})
+    x = torch.randn(2, 3, 64, 64)
+    expected = classifier.forward_intermediates(x, indices=list(indices), intermediates_only=True)
+    for got, wanted in zip(backbone(x), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def test_layers_behind_the_last_map_are_removed() -> None:
+    backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2))
+    assert not [name for name, _ in backbone.named_parameters() if "layer3" in name or "layer4" in name or "fc" in name]
+    scalar(backbone(torch.randn(1, 3, 32, 32))).backward()
+    assert without_gradient(backbone) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "sizes"),
+    [
+        ("swin_tiny_patch4_window7_224", TINY_SWIN, [(64, 96), (100, 60)]),
+        ("vit_tiny_patch16_224", TINY_VIT, [(64, 96), (50, 60)]),
+        ("deit_tiny_distilled_patch16_224", TINY_VIT, [(32, 48)]),
+    ],
+)
+def test_transformers_take_any_size(name: str, kwargs: dict, sizes: list[tuple[int, int]]) -> None:
+    backbone = TimmFeatureExtractor(name, out_indices=-1, **kwargs)
+    for height, width in sizes:
+        stride = backbone.strides[0]
+        (feat,) = backbone(torch.randn(1, 3, height, width))
+        assert feat.shape[1:] == (backbone.out_channels[0], -(-height // stride), -(-width // stride))
+
+
+def test_indices_count_from_the_last_map_too() -> None:
+    assert TimmFeatureExtractor("resnet18", out_indices=(-3, -1)).out_indices == (2, 4)
+    assert TimmFeatureExtractor("resnet18", in_chans=1)(torch.randn(2, 1, 32, 32))[0].shape == (2, 64, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "first_trained"),
+    [
+        ("resnet18", 0, "layer1"),
+        ("resnet18", 2, "layer3"),
+        ("mobilenetv3_small_050", 1, "blocks.1"),
+        ("convnext_atto", 1, "stages.1"),
+    ],
+)
+def test_frozen_stages(name: str, stages: int, first_trained: str) -> None:
+    backbone = TimmFeatureExtractor(name, frozen_stages=stages).train()
+    scalar(backbone(torch.randn(2, 3, 64, 64))).backward()
+    trained = [n for n, p in backbone.model.named_parameters() if p.grad is not None]
+    assert trained[0].startswith(first_trained)
+    assert without_gradient(backbone) == []
+    frozen = [n for n, p in backbone.model.named_parameters() if not p.requires_grad]
+    assert frozen and all(p.grad is None for n, p in backbone.model.named_parameters() if n in frozen)
+
+
+def test_frozen_batch_norm_keeps_its_statistics() -> None:
+    backbone = TimmFeatureExtractor("resnet18", frozen_stages=1)
+    backbone.eval()
+    backbone.train()
+    before = {k: v.clone() for k, v in backbone.state_dict().items() if k.endswith("running_mean")}
+    backbone(torch.randn(2, 3, 64, 64))
+    changed = [k for k, v in before.items() if not torch.equal(v, backbone.state_dict()[k])]
+    assert changed and not [k for k in changed if "layer1" in k or "model.bn1" in k]
+    assert not backbone.model.bn1.training and not backbone.model.layer1.training
+    assert backbone.model.layer2[0].bn1.training
+
+
+def test_norm_eval_keeps_every_batch_norm_in_eval_mode() -> None:
+    backbone = TimmFeatureExtractor("resnet18", norm_eval=True).train()
+    assert backbone.training and backbone.model.layer4.training
+    assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    scalar(backbone(torch.randn(2, 3, 32, 32))).backward()
+    assert without_gradient(backbone) == []
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["state_dict", "checkpoint with meta"])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_checkpoint_of_a_classifier_loads(name: str, wrapped: bool, tmp_path) -> None:
+    kwargs = TINY_VIT if name.startswith("vit") else {}
+    classifier = timm.create_model(name, num_classes=7, **kwargs).eval()
+    weights = classifier.state_dict()
+    torch.save({"state_dict": weights, "epoch": 3} if wrapped else weights, tmp_path / "model.pth")
+    backbone = TimmFeatureExtractor(name, checkpoint=tmp_path / "model.pth", out_indices=(1, 2), **kwargs).eval()
+    for key, value in backbone.model.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+def test_checkpoint_is_adapted_to_the_image_channels(tmp_path) -> None:
+    classifier = timm.create_model("resnet18")
+    torch.save(classifier.state_dict(), tmp_path / "rgb.pth")
+    grey = TimmFeatureExtractor("resnet18", checkpoint=str(tmp_path / "rgb.pth"), in_chans=1)
+    expected = classifier.conv1.weight.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.model.conv1.weight, expected)
+
+
+def test_position_embedding_of_another_size_is_resampled(tmp_path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224", img_size=64, **TINY_VIT).state_dict(), tmp_path / "v.pth")
+    backbone = TimmFeatureExtractor("vit_tiny_patch16_224", checkpoint=tmp_path / "v.pth", img_size=96, **TINY_VIT)
+    assert backbone.model.pos_embed.shape[1] == 6 * 6 + 1
+
+
+def test_checkpoint_errors(tmp_path) -> None:
+    file = tmp_path / "resnet34.pth"
+    with pytest.raises(FileNotFoundError, match="is not a file. Give the path of a timm state_dict"):
+        TimmFeatureExtractor("resnet18", checkpoint=file)
+    torch.save(timm.create_model("resnet34").state_dict(), file)
+    with pytest.raises(ValueError, match="does not hold the weights of 'resnet18'.*is unknown.*and .* more"):
+        TimmFeatureExtractor("resnet18", checkpoint=file)
+    torch.save(timm.create_model("resnet18").state_dict(), file)
+    with pytest.raises(
+        ValueError, match="does not hold the weights of 'resnet50'.*conv3.weight is missing.*same model arguments"
+    ):
+        TimmFeatureExtractor("resnet50", checkpoint=file)
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="cannot be read as the weights of 'resnet18'"):
+        TimmFeatureExtractor("resnet18", checkpoint=file)
+    torch.save({"lr": 0.1}, file)
+    with pytest.raises(ValueError, match="is not a state_dict of tensors"):
+        TimmFeatureExtractor("resnet18", checkpoint=file)
+    with pytest.raises(ValueError, match="exclude each other: set pretrained=False"):
+        TimmFeatureExtractor("resnet18", pretrained=True, checkpoint=file)
+
+
+class Exploit:
+    def __reduce__(self):
+        return (print, ("code of the file ran",))
+
+
+def test_checkpoint_cannot_run_code(tmp_path, capsys) -> None:
+    torch.save({"state_dict": {"conv1.weight": Exploit()}}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="weights_only=True blocked"):
+        TimmFeatureExtractor("resnet18", checkpoint=tmp_path / "evil.pth")
+    assert "code of the file ran" not in capsys.readouterr().out
+
+
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch) -> None:
+    create_model = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **kwargs):
+        if pretrained:
+            raise OSError("no route to host")
+        return create_model(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(frskd_plugin.timm.create.timm, "create_model", offline)
+    with pytest.raises(
+        RuntimeError, match="no route to host.*checkpoint='FILE'.*from scratch with pretrained=False"
+    ) as caught:
+        TimmFeatureExtractor("resnet18", pretrained=True)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="has no model 'resnet81'. Did you mean .*resnet18"):
+        TimmFeatureExtractor("resnet81")
+    with pytest.raises(ValueError, match=r"has 5 feature maps \(0: 64 channels at stride 2, .*Choose from 0..4"):
+        TimmFeatureExtractor("resnet18", out_indices=(1, 5))
+    with pytest.raises(ValueError, match=r"ascending order .* e.g. \(1, 3\)"):
+        TimmFeatureExtractor("resnet18", out_indices=(3, 1))
+    with pytest.raises(ValueError, match=r"frozen_stages=5 does not fit 'resnet18'.* up to 4"):
+        TimmFeatureExtractor("resnet18", frozen_stages=5)
+    with pytest.raises(ValueError, match="leave frozen_stages=-1"):
+        TimmFeatureExtractor("poolformer_s12", frozen_stages=1)
+    with pytest.raises(TypeError, match="no_such_argument"):
+        TimmFeatureExtractor("resnet18", no_such_argument=1)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 4, 32, 32), (7,)])
+def test_bad_images(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expects images \[B, 3, H, W\], got a tensor"):
+        TimmFeatureExtractor("resnet18")(torch.zeros(shape))

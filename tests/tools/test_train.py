@@ -1,0 +1,147 @@
+"""tools/train.py and tools/test.py as a user calls them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from tests.helpers.tiny_mmseg import final_weights, load_tool, run_tool, tiny_config, train, write_config
+
+TRAIN = "tools/train.py"
+
+
+@pytest.fixture
+def config_file(data_root: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=3))
+
+
+def built(config_file: Path, *options: object) -> Config:
+    """The config that tools/train.py makes of a file and its options."""
+    tool = load_tool("train")
+    return tool.build_config(tool.parse_args([str(config_file), *map(str, options)]))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_run_equals_the_uninterrupted_one(
+    config_file: Path, data_root: Path, tmp_path: Path
+) -> None:
+    work_dir = tmp_path / "killed"
+    command = (sys.executable, TRAIN, config_file, "--work-dir", work_dir, "--seed", 3)
+    killed = run_tool(*command, check=False, TINY_KILL_AT_ITER="7")  # in the second of three epochs of 4 iterations
+    assert killed.returncode == -9
+    assert (work_dir / "last_checkpoint").read_text().endswith("epoch_1.pth")
+    resumed = run_tool(*command, "--resume")
+    assert "resumed epoch: 1, iter: 4" in resumed.stdout
+    assert "weights_only=False" not in resumed.stdout
+
+    train(tiny_config(data_root, epochs=3), tmp_path / "whole")
+    expected, weights = final_weights(tmp_path / "whole", 3), final_weights(work_dir, 3)
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
+
+
+def test_options_reach_the_config(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    config = built(
+        config_file, "--seed", 11, "--deterministic", "--data-root", tmp_path, "--cfg-options", "train_cfg.max_epochs=7"
+    )
+    assert config.randomness == dict(seed=11, deterministic=True)
+    assert config.train_cfg.max_epochs == 7
+    assert config.train_dataloader.dataset.dataset.data_root == str(tmp_path)
+    assert config.val_dataloader.dataset.data_root == str(tmp_path)
+    assert config.work_dir == str(Path("work_dirs") / "tiny")
+    assert built(config_file, "--work-dir", tmp_path / "w").work_dir == str(tmp_path / "w")
+    assert built(config_file, "--cfg-options", "work_dir=elsewhere").work_dir == "elsewhere"
+
+
+def test_amp_is_the_wrapper_of_the_device(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert built(config_file, "--amp").optim_wrapper.type == "AutocastOptimWrapper"
+    assert built(config_file, "--amp").optim_wrapper.dtype == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert built(config_file, "--amp").optim_wrapper.type == "AmpOptimWrapper"
+    with pytest.raises(ValueError, match="--amp needs optim_wrapper.type='OptimWrapper' .* got 'ApexOptimWrapper'"):
+        built(config_file, "--amp", "--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
+
+
+def test_resume_takes_the_seed_of_the_checkpoint(config_file: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    assert built(config_file, "--resume", "--work-dir", work_dir).resume is False
+    checkpoint = {"state_dict": {}, "optimizer": {}, "message_hub": {}, "meta": {"seed": 77}}
+    work_dir.mkdir()
+    torch.save(checkpoint, work_dir / "epoch_1.pth")
+    options = ("--resume", "--work-dir", work_dir)
+    config = built(config_file, *options, "--cfg-options", "randomness.seed=None")
+    assert config.resume is True and config.load_from == str(work_dir / "epoch_1.pth")
+    assert config.randomness["seed"] == 77
+    assert built(config_file, *options).randomness["seed"] == 3
+    named = built(config_file, *options, "--cfg-options", "load_from=other.pth")
+    assert named.resume is True and named.load_from == "other.pth"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.py"], "config missing.py not found; expected a config file"),
+        (["{config}", "--data-root", "nowhere"], "--data-root: nowhere is not a folder"),
+        (["{config}", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+        (["{config}", "--launcher", "dask"], "invalid choice: 'dask'"),
+    ],
+)
+def test_bad_options(
+    options: list[str], message: str, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        load_tool("train").parse_args([option.format(config=config_file) for option in options])
+    assert message in capsys.readouterr().err
+
+
+def test_config_of_a_later_version(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text() + "\nfrskd_plugin_version = '99.1'\n")
+    with pytest.raises(ValueError, match=r"tiny.py is for frskd_plugin 99.1 or later, but .* is installed; update"):
+        built(config_file)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("default_hooks.checkpoint.new_key=1", "unexpected keyword argument 'new_key'. Check the spelling; a config of"),
+        ("model.backbone.type=BackboneOfTomorrow", "BackboneOfTomorrow is not in the .* registry.*Check the spelling"),
+    ],
+)
+def test_keys_and_types_of_a_later_version(config_file: Path, tmp_path: Path, option: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)config .*tiny.py: .*{message}"):
+        load_tool("train").main([str(config_file), "--work-dir", str(tmp_path / "w"), "--cfg-options", option])
+
+
+def test_no_data_root_to_set(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("a = 1\n")
+    with pytest.raises(ValueError, match="empty.py has no data_root to set"):
+        built(tmp_path / "empty.py", "--data-root", tmp_path)
+
+
+def test_test_tool_reports_the_score_of_the_last_validation(
+    config_file: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = train(tiny_config(data_root, epochs=1, workers=0), tmp_path / "run")
+    validated = runner.message_hub.get_scalar("val/mIoU").current()
+    tool, options = load_tool("test"), ["--work-dir", str(tmp_path / "test"), "--out", str(tmp_path / "maps")]
+    tool.main([str(config_file), str(tmp_path / "run" / "epoch_1.pth"), *options])
+    (scores,) = (tmp_path / "test").glob("*/*.json")
+    assert Config.fromfile(scores).mIoU == pytest.approx(validated)
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 8
+
+
+def test_bad_options_of_the_test_tool(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tool = load_tool("test")
+    with pytest.raises(SystemExit, match="2"):
+        tool.parse_args([str(config_file), "missing.pth"])
+    assert "checkpoint missing.pth not found" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--tta needs tta_model and tta_pipeline"):
+        tool.build_config(tool.parse_args([str(config_file), str(config_file), "--tta"]))
+    with pytest.raises(ValueError, match="need default_hooks.visualization"):
+        tool.build_config(tool.parse_args([str(config_file), str(config_file), "--show"]))
