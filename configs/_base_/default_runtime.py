@@ -1,4 +1,4 @@
-# What every run shares: logs with ETA, TensorBoard, checkpoints that survive a crash, and a resume that changes nothing.
+# What every run shares: logs with ETA, TensorBoard, checkpoints that survive a crash, a resume that changes nothing.
 from importlib.util import find_spec as _find_spec
 
 custom_imports = dict(imports=["frskd_plugin"], allow_failed_imports=False)

@@ -17,8 +17,8 @@ MAP_EPS = 1e-12
 def attention_map(feat: Tensor) -> Tensor:
     """Channel mean of the squares, normalised to unit L2 norm over the positions (phi of Eq. 3).
 
-    Computed in float32 at least, so that half-precision maps cannot overflow. A map of zeros stays zero, and so does its
-    gradient.
+    Computed in float32 at least, so that half-precision maps cannot overflow. A map of zeros stays zero, and so does
+    its gradient.
 
     Args:
         feat: [B, C, H, W].
@@ -50,7 +50,7 @@ def attention_transfer_loss(feat: Tensor, refined_feat: Tensor, variant: str = "
 
     >>> import torch
     >>> one, other = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[5.0, 0.0]]]])
-    >>> attention_transfer_loss(one, other).item(), round(attention_transfer_loss(one, other, 'equations').item(), 4)
+    >>> attention_transfer_loss(one, other).item(), round(attention_transfer_loss(one, other, "equations").item(), 4)
     (1.0, 1.4142)
     """
     if feat.ndim != 4 or feat.shape[0] != refined_feat.shape[0] or feat.shape[2:] != refined_feat.shape[2:]:

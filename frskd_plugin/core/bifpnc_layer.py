@@ -1,4 +1,4 @@
-"""One layer of the self-teacher's fusion graph, BiFPNc (Section 3.1, Eq. 1 and 2, Figure 2; reference sections 2, 3)."""
+"""One layer of the self-teacher's fusion graph, BiFPNc (Eq. 1 and 2, Figure 2; reference sections 2 and 3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.blocks import BilinearUpsample, ConvBNReLU, FusionNode, MaxPoolConv, NearestUpsample, UpsampleConv
+from frskd_plugin.core.blocks import (
+    BilinearUpsample,
+    ConvBNReLU,
+    FusionNode,
+    MaxPoolConv,
+    NearestUpsample,
+    UpsampleConv,
+)
 from frskd_plugin.core.resize import spatial_size
 
 
@@ -87,7 +94,7 @@ class BiFPNcLayer(nn.Module):
         return nodes[str(level)].norm  # type: ignore[return-value]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """n maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
+        """N maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
         top = len(feats) - 1
         td_lateral, bu_lateral = self._make_laterals(feats)
 

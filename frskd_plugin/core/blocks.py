@@ -88,7 +88,7 @@ def batch_norm_of_repeats(bn: nn.Module, x: Tensor, repeats: float) -> Tensor:
     """
     if not (bn.training and bn.track_running_stats) or repeats == 1:
         return bn(x)
-    # The layer writes this batch's part, momentum * unbiased variance, into a buffer of zeros, where it can be rescaled.
+    # The layer writes this batch's part, momentum * unbiased variance, into a buffer of zeros: there it is rescaled.
     update = torch.zeros_like(bn.running_var)
     y = torch.func.functional_call(bn, {"running_var": update}, (x,))
     with torch.no_grad():
@@ -103,8 +103,8 @@ def batch_norm_of_repeats(bn: nn.Module, x: Tensor, repeats: float) -> Tensor:
 class UpsampleConv(nn.Module):
     """Nearest up-sampling and a projection to the neighbour's width, ``CBR(UP(x))``, computed as ``UP(CBR(x))``.
 
-    Nearest up-sampling repeats values, and a 1x1 convolution, batch statistics and ReLU do not mind the order: result and
-    gradients are the same for a quarter of the work, once `batch_norm_of_repeats` counts the repeated values.
+    Nearest up-sampling repeats values, and a 1x1 convolution, batch statistics and ReLU do not mind the order: result
+    and gradients are the same for a quarter of the work, once `batch_norm_of_repeats` counts the repeated values.
 
     Args:
         in_channels: channels of the lower-resolution map.

@@ -50,7 +50,9 @@ def check_temperature(value: float) -> float:
         ValueError: if it is not.
     """
     if not value > 0:
-        raise ValueError(f"`temperature` divides the logits and must be > 0, got {value}. The paper uses 4 (1 to segment).")
+        raise ValueError(
+            f"`temperature` divides the logits and must be > 0, got {value}. The paper uses 4 (1 to segment)."
+        )
     return float(value)
 
 
@@ -62,10 +64,13 @@ def check_in_channels(in_channels: Sequence[int], least_levels: int = 2) -> list
         ValueError: if there are too few levels or a count is not positive.
     """
     if isinstance(in_channels, int | str) or not isinstance(in_channels, Sequence):
-        raise TypeError(f"`in_channels` must list the channels of each level, e.g. [64, 128, 256, 512], got {in_channels!r}.")
+        raise TypeError(
+            f"`in_channels` must list the channels of each level, e.g. [64, 128, 256, 512], got {in_channels!r}."
+        )
     if len(in_channels) < least_levels:
         raise ValueError(
-            f"`in_channels` must name at least {least_levels} levels, highest resolution first, got {list(in_channels)}. "
+            f"`in_channels` must name at least {least_levels} levels, highest resolution first, got "
+            f"{list(in_channels)}. "
             "The self-teacher fuses maps of several depths: hand out more of them (`out_indices` of the backbone)."
         )
     return [check_positive_int(f"in_channels[{i}]", c) for i, c in enumerate(in_channels)]
@@ -80,7 +85,9 @@ def check_level(name: str, value: int | None, num_levels: int) -> int:
     if value is None:
         return num_levels - 1
     if not -num_levels <= value < num_levels:
-        raise ValueError(f"`{name}` must be a level in 0..{num_levels - 1} (there are {num_levels} levels), got {value}.")
+        raise ValueError(
+            f"`{name}` must be a level in 0..{num_levels - 1} (there are {num_levels} levels), got {value}."
+        )
     return value % num_levels
 
 
@@ -95,7 +102,8 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
         raise TypeError(f"{owner} takes a list of feature maps [B, C, H, W], got {type(feats).__name__}.")
     if len(feats) != len(in_channels):
         raise ValueError(
-            f"{owner} was built for {len(in_channels)} feature maps (in_channels={list(in_channels)}), got {len(feats)}. "
+            f"{owner} was built for {len(in_channels)} feature maps (in_channels={list(in_channels)}), got "
+            f"{len(feats)}. "
             "Make `in_channels` and the backbone's `out_indices` agree."
         )
     for level, (feat, channels) in enumerate(zip(feats, in_channels, strict=True)):
@@ -106,7 +114,8 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
             )
         if feat.shape[1] != channels:
             raise ValueError(
-                f"{owner}: feature map {level} must have {channels} channels, got {feat.shape[1]} (shape {list(feat.shape)}). "
+                f"{owner}: feature map {level} must have {channels} channels, got {feat.shape[1]} "
+                f"(shape {list(feat.shape)}). "
                 "Channels stand at dimension 1 (NCHW); set `in_channels` to the backbone's channels."
             )
 

@@ -18,7 +18,9 @@ def init_regressor(conv: nn.Conv2d) -> None:
     nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
 
 
-def check_regressor_channels(in_channels: Sequence[int], refined_channels: Sequence[int]) -> tuple[list[int], list[int]]:
+def check_regressor_channels(
+    in_channels: Sequence[int], refined_channels: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """Both channel lists, checked.
 
     Raises:

@@ -16,8 +16,8 @@ def spatial_size(feat: Tensor) -> Size:
 def max_pool_to(feat: Tensor, size: Size) -> Tensor:
     """Down-sample a non-negative map by max-pooling to exactly ``size``.
 
-    A halving, of an even or an odd size, is a 3x3 pooling with stride 2 and TensorFlow's "same" padding; other ratios pool
-    adaptively. Padding acts as -inf, which equals zero padding on rectified maps.
+    A halving, of an even or an odd size, is a 3x3 pooling with stride 2 and TensorFlow's "same" padding; other ratios
+    pool adaptively. Padding acts as -inf, which equals zero padding on rectified maps.
 
     Args:
         feat: map [B, C, H, W].
@@ -31,7 +31,7 @@ def max_pool_to(feat: Tensor, size: Size) -> Tensor:
     if (height, width) == size:
         return feat
     if size == ((height + 1) // 2, (width + 1) // 2):
-        # even: nothing above, one row below, which ceil_mode allows for without a padded copy; odd: one row on each side
+        # even: nothing above, one row below, which ceil_mode does without a padded copy; odd: one row on each side
         return F.max_pool2d(feat, 3, stride=2, padding=(height % 2, width % 2), ceil_mode=True)
     return F.adaptive_max_pool2d(feat, size)
 

@@ -119,13 +119,13 @@ class SelfTeacherNeck(nn.Module):
         last_layer = self.layers[-1]
         if not isinstance(last_layer, BiFPNcLayer) or self.end_level != len(self.in_channels) - 1:
             raise ValueError(
-                "Only a self-teacher of variant 'published' or 'equations' whose graph ends at the last level has a batch "
-                f"normalisation for each map; this one is {self.variant!r} and ends at level {self.end_level}."
+                "Only a self-teacher of variant 'published' or 'equations' whose graph ends at the last level has a "
+                f"batch normalisation for each map; this one is {self.variant!r} and ends at level {self.end_level}."
             )
         return [last_layer.output_norm(level) for level in range(len(self.in_channels))]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """n maps [B, c_i, H_i, W_i] -> n refined maps [B, d_i, H_i, W_i].
+        """N maps [B, c_i, H_i, W_i] -> n refined maps [B, d_i, H_i, W_i].
 
         Raises:
             TypeError: if ``feats`` is not a list of tensors.

@@ -7,6 +7,7 @@ builds it, so ``import frskd_plugin`` never pays for ``mmseg.models``.
 from __future__ import annotations
 
 import importlib
+
 from mmengine import registry
 
 # registry of mmengine -> {name in configs: module that defines it}

@@ -85,7 +85,9 @@ class AttentionPictureHook(Hook):
     def after_train(self, runner: Any) -> None:
         """Draw with the weights at the end of the training."""
         if runner.val_loop is None:
-            runner.logger.info("AttentionPictureHook: there is no validation set to take images from, nothing is drawn.")
+            runner.logger.info(
+                "AttentionPictureHook: there is no validation set to take images from, nothing is drawn."
+            )
             return
         dataset = runner.val_dataloader.dataset
         folder = Path(runner.work_dir) / "attention"

@@ -31,12 +31,14 @@ def check_servable(head: str | type, owner: str) -> None:
     """
     head_type = registered_type(MODELS, head)
     if head_type is None:
-        raise ValueError(f"{owner}: there is no decode head {head!r} in mmseg's registry. Check the spelling and `custom_imports`.")
+        raise ValueError(
+            f"{owner}: there is no decode head {head!r} in mmseg's registry. Check the spelling and `custom_imports`."
+        )
     if getattr(head_type, "loss", None) is not BaseDecodeHead.loss:
         name = head_type.__name__
         raise ValueError(
-            f"{owner} cannot serve the decode head {name}: FRSKD needs its logits once, from `forward`, and its loss from "
-            f"`loss_by_feat`, and {name} makes its loss in another way. Use one of mmseg's single heads that keep "
+            f"{owner} cannot serve the decode head {name}: FRSKD needs its logits once, from `forward`, and its loss "
+            f"from `loss_by_feat`, and {name} makes its loss in another way. Use one of mmseg's single heads that keep "
             "`BaseDecodeHead.loss` (FCNHead, ASPPHead, PSPHead, UPerHead, SegformerHead, ...)."
         )
 
@@ -90,8 +92,8 @@ class FRSKDHead(BaseModule):
             end_level = max(check_level("in_index", level, num_levels) for level in read)
             if neck.setdefault("end_level", end_level) != end_level:
                 raise ValueError(
-                    f"The self-teacher's graph must end at the highest level its head reads (in_index={in_index}, level "
-                    f"{end_level}), got end_level={neck['end_level']}. Leave `end_level` out."
+                    f"The self-teacher's graph must end at the highest level its head reads (in_index={in_index}, "
+                    f"level {end_level}), got end_level={neck['end_level']}. Leave `end_level` out."
                 )
         return MODELS.build(neck)
 
@@ -126,7 +128,9 @@ class FRSKDHead(BaseModule):
             # Soft labels are compared at the size of the labels, where the cross-entropies stand.
             size = data_samples[0].gt_sem_seg.data.shape[-2:]
             student_logits = resize(student_logits, size, mode="bilinear", align_corners=self.head.align_corners)
-            teacher_logits = resize(teacher_logits.detach(), size, mode="bilinear", align_corners=self.head.align_corners)
+            teacher_logits = resize(
+                teacher_logits.detach(), size, mode="bilinear", align_corners=self.head.align_corners
+            )
         return losses | self.loss_distill(student_logits, teacher_logits, feats, refined_feats)
 
     def predict(self, feats: Sequence[Tensor], batch_img_metas: list[dict[str, Any]], test_cfg: Any) -> Tensor:

@@ -56,7 +56,7 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         return losses | add_prefix(teacher_losses, "self_teacher")
 
     def as_self_teacher(self) -> EncoderDecoder:
-        """This segmentor with the self-teacher in place of the decode head; parameters are shared, nothing is copied."""
+        """This segmentor with the self-teacher in place of the decode head; parameters are shared, not copied."""
         teacher = copy.copy(self)
         teacher._modules = {**self._modules, "decode_head": self.self_teacher}
         return teacher

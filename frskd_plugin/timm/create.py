@@ -55,5 +55,6 @@ def _any_size_kwargs(model_name: str, model_kwargs: dict[str, Any]) -> dict[str,
     except (NotImplementedError, RuntimeError):  # a constructor that needs real numbers
         model = timm.create_model(model_name, pretrained=False, **model_kwargs)
     # Subclasses hand their **kwargs on, so the arguments of every base class count.
-    names = {name for cls in type(model).__mro__ for name in inspect.signature(cls.__init__).parameters}
+    classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module)]
+    names = {name for cls in classes for name in inspect.signature(cls).parameters}
     return {name: value for name, value in ANY_SIZE_KWARGS.items() if name in names}

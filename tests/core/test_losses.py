@@ -1,4 +1,4 @@
-"""Distillation losses: the authors' numbers, independent formulas of Eq. 3 and 4, gradients, half precision, bad input."""
+"""Distillation losses: the authors' numbers, independent formulas of Eq. 3 and 4, gradients, bad input."""
 
 from __future__ import annotations
 
@@ -174,7 +174,9 @@ def test_segmentation_step_equals_reference():
     feats, refined_feats = leaves(arrays, "feat_s"), leaves(arrays, "feat_t")
     labels = torch.from_numpy(arrays["labels"])
     cross_entropy = nn.CrossEntropyLoss(ignore_index=255)
-    terms = FRSKDLoss(float(arrays["step.alpha"]), float(arrays["step.beta"]), 1)(logits_s, logits_t, feats, refined_feats)
+    terms = FRSKDLoss(float(arrays["step.alpha"]), float(arrays["step.beta"]), 1)(
+        logits_s, logits_t, feats, refined_feats
+    )
     total = cross_entropy(logits_s, labels) + cross_entropy(logits_t, labels) + sum(terms.values())
     total = total / float(arrays["step.accum"])
     total.backward()
@@ -227,7 +229,9 @@ def test_gradients_by_finite_differences():
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     for variant in ("published", "equations"):
         assert torch.autograd.gradcheck(lambda x, v=variant: attention_transfer_loss(x, refined, v), (feat,))
-        assert torch.autograd.gradcheck(lambda x, v=variant: soft_label_loss(x, logits.detach() + 1e-1, 3, v), (logits,))
+        assert torch.autograd.gradcheck(
+            lambda x, v=variant: soft_label_loss(x, logits.detach() + 1e-1, 3, v), (logits,)
+        )
 
 
 def test_half_precision_maps_cannot_overflow():
@@ -271,7 +275,10 @@ def test_factor_scales_and_switches_off():
         (lambda: FRSKDLoss(variant="paper"), "`variant` must be one of 'published', 'equations', got 'paper'"),
         (lambda: HintLoss([8, 16], [16]), "must have the same levels"),
         (lambda: OverhaulLoss([8], [nn.BatchNorm2d(4)], margins="fresh"), "`margins` must be one of"),
-        (lambda: soft_label_loss(torch.zeros(2, 3), torch.zeros(2, 4)), r"must have one shape, got \[2, 3\] and \[2, 4\]"),
+        (
+            lambda: soft_label_loss(torch.zeros(2, 3), torch.zeros(2, 4)),
+            r"must have one shape, got \[2, 3\] and \[2, 4\]",
+        ),
         (
             lambda: attention_transfer_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)),
             r"must agree in B, H and W, got \[2, 3, 4, 4\] and \[2, 3, 2, 2\]",

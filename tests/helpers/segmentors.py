@@ -24,8 +24,18 @@ def effdet(variant="efficientdet", channels=8):
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": PREPROCESSOR,
-        "backbone": {"type": "TimmFeatureExtractor", "model_name": "mobilenetv3_small_050", "out_indices": (1, 2, 3, 4)},
-        "neck": {"type": "BiFPN", "in_channels": [8, 16, 24, 288], "channels": channels, "repeat": 2, "variant": variant},
+        "backbone": {
+            "type": "TimmFeatureExtractor",
+            "model_name": "mobilenetv3_small_050",
+            "out_indices": (1, 2, 3, 4),
+        },
+        "neck": {
+            "type": "BiFPN",
+            "in_channels": [8, 16, 24, 288],
+            "channels": channels,
+            "repeat": 2,
+            "variant": variant,
+        },
         "decode_head": {
             "type": "EffDetSegHead",
             "in_channels": channels,
@@ -45,7 +55,13 @@ def fcn():
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": PREPROCESSOR,
-        "backbone": {"type": "ResNetV1c", "depth": 18, "base_channels": 8, "stem_channels": 8, "zero_init_residual": False},
+        "backbone": {
+            "type": "ResNetV1c",
+            "depth": 18,
+            "base_channels": 8,
+            "stem_channels": 8,
+            "zero_init_residual": False,
+        },
         "decode_head": {**head, "in_channels": 64, "in_index": 3, "dropout_ratio": 0.1},
         "auxiliary_head": {**head, "in_channels": 32, "in_index": 2},
         "train_cfg": {},
@@ -58,7 +74,11 @@ def with_frskd(plain, **neck):
     default = {"in_channels": [8] * 6, "channels": 8, "repeat": 2, "variant": "efficientdet"}
     if plain["decode_head"]["type"] == "FCNHead":
         default = {"in_channels": [8, 16, 32, 64], "width": 1}
-    self_teacher = {"type": "FRSKDHead", "neck": {"type": "SelfTeacherNeck", **default, **neck}, "loss_distill": DISTILL}
+    self_teacher = {
+        "type": "FRSKDHead",
+        "neck": {"type": "SelfTeacherNeck", **default, **neck},
+        "loss_distill": DISTILL,
+    }
     return {**copy.deepcopy(plain), "type": "FRSKDEncoderDecoder", "self_teacher": self_teacher}
 
 

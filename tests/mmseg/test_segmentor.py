@@ -179,7 +179,9 @@ def with_head(head):
     ("config", "message"),
     [
         (
-            with_head({"type": "PointHead", "in_channels": [64], "in_index": [3], "channels": 16, "num_classes": CLASSES}),
+            with_head(
+                {"type": "PointHead", "in_channels": [64], "in_index": [3], "channels": 16, "num_classes": CLASSES}
+            ),
             "FRSKDEncoderDecoder cannot serve the decode head PointHead",
         ),
         (with_head([fcn()["decode_head"]] * 2), "cannot serve a cascade of decode heads"),

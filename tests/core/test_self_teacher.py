@@ -1,0 +1,261 @@
+"""`SelfTeacherNeck`, `SelfTeacher`, `BiFPN` beyond the published numbers: equations, shapes, gradients, bad input."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
+from frskd_plugin.core.blocks import ConvBNReLU, UpsampleConv, batch_norm_of_repeats
+from frskd_plugin.core.resize import max_pool_to, subsample_to, upsample_to
+from tests.core.equations import refined_maps
+from tests.helpers.model_tester import ModelTester
+
+CHANNELS = [8, 16, 32]
+
+
+def make_feats(channels, sizes, batch=2, dtype=torch.float32):
+    sizes = [(size, size) if isinstance(size, int) else size for size in sizes]
+    return [torch.randn(batch, c, *size, dtype=dtype) for c, size in zip(channels, sizes, strict=True)]
+
+
+class NeckTester(ModelTester):
+    sizes = (16, 23)
+
+    def make_inputs(self, size):
+        return (make_feats(CHANNELS, [size, (size + 1) // 2, (size + 3) // 4]),)
+
+
+class TestPublished(NeckTester):
+    def make_model(self):
+        return SelfTeacherNeck(CHANNELS)
+
+
+class TestEquations(NeckTester):
+    def make_model(self):
+        return SelfTeacherNeck(CHANNELS, variant="equations")
+
+
+class TestRepeatedScaled(NeckTester):
+    def make_model(self):
+        return SelfTeacherNeck(CHANNELS, repeat=3, depth=1)
+
+
+class TestConstantWidth(NeckTester):
+    def make_model(self):
+        return SelfTeacherNeck(CHANNELS, channels=16, repeat=2)
+
+
+class TestSegmentorsTeacher(NeckTester):
+    def make_model(self):
+        return SelfTeacherNeck(CHANNELS, channels=16, repeat=2, variant="efficientdet", end_level=0)
+
+
+class TestSegmentorsPublishedTeacher(NeckTester):
+    def make_model(self):
+        return SelfTeacherNeck(CHANNELS, channels=16, repeat=2, variant="published_seg", end_level=0)
+
+
+class TestClassifiersTeacher(NeckTester):
+    def make_model(self):
+        return SelfTeacher(CHANNELS, num_classes=10)
+
+
+class TestPyramid(NeckTester):
+    def make_model(self):
+        return BiFPN(CHANNELS, channels=16, num_levels=5, repeat=2)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_equations_equal_an_independent_formula(constant):
+    torch.manual_seed(0)
+    channels = 24 if constant else "scaled"
+    neck = SelfTeacherNeck([8, 16, 32], width=2, channels=channels, variant="equations").double().train()
+    with torch.no_grad():
+        for parameter in neck.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    feats = make_feats([8, 16, 32], [(8, 12), (4, 6), (2, 3)], dtype=torch.float64)
+    expected = refined_maps(neck.layers[0], feats)
+    for actual, wanted in zip(neck(feats), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["published", "equations"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [14, 14, 14],  # plain ViT
+        [56, 14, 7],  # stride 4 between two levels
+        [45, 20, 9, 4, 1],  # sizes from flooring (inception_v3 at 96 px)
+        [45, 23, 12, 6, 3],  # sizes from ceiling
+        [(9, 16), (4, 8), (2, 4)],
+    ],
+)
+def test_any_sizes(variant, sizes):
+    channels = [4, 8, 8, 16, 16][: len(sizes)]
+    neck = SelfTeacherNeck(channels, variant=variant).train()
+    feats = make_feats(channels, sizes)
+    refined_feats = neck(feats)
+    assert [r.shape for r in refined_feats] == [(2, 2 * f.shape[1], *f.shape[2:]) for f in feats]
+    refined_feats[-1].square().mean().backward()
+    assert all(p.grad is not None for p in neck.parameters())
+
+
+@pytest.mark.parametrize("variant", ["published", "equations", "efficientdet", "published_seg"])
+@pytest.mark.parametrize("end_level", [0, 1, 2])
+def test_graph_ends_where_the_head_reads(variant, end_level):
+    """Every parameter has a gradient from the level that is read alone, and so has every map behind it."""
+    channels = "scaled" if variant in ("published", "equations") else 16
+    neck = SelfTeacherNeck(CHANNELS, channels=channels, variant=variant, repeat=2, end_level=end_level).train()
+    refined_feats = neck(make_feats(CHANNELS, [8, 4, 2]))
+    for feat in refined_feats:
+        feat.retain_grad()
+    refined_feats[end_level].square().mean().backward()
+    assert [name for name, p in neck.named_parameters() if p.grad is None] == []
+    if variant in ("published", "equations"):
+        assert all(feat.grad is not None for feat in refined_feats)
+
+
+def test_features_are_not_detached():
+    feats = [feat.requires_grad_() for feat in make_feats(CHANNELS, [8, 4, 2])]
+    _, logits = SelfTeacher(CHANNELS, num_classes=3)(feats)
+    logits.square().sum().backward()
+    assert all(feat.grad.abs().sum() > 0 for feat in feats)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_projecting_first_counts_the_repeats(frozen):
+    """UP(CBR(x)) with `batch_norm_of_repeats` equals CBR(UP(x)), running statistics included."""
+    torch.manual_seed(0)
+    moved = UpsampleConv(6, 4).double().train()
+    plain = ConvBNReLU(6, 4).double().train()
+    plain.load_state_dict(moved.project.state_dict())
+    x = torch.randn(2, 6, 2, 3, dtype=torch.float64)
+    if frozen:
+        moved.project.bn.eval()
+        plain.bn.eval()
+    expected = plain(F.interpolate(x, (4, 6), mode="nearest"))
+    torch.testing.assert_close(moved(x, (4, 6)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moved.project.bn.running_var, plain.bn.running_var, rtol=1e-12, atol=0)
+    torch.testing.assert_close(moved.project.bn.running_mean, plain.bn.running_mean, rtol=1e-12, atol=1e-15)
+    assert moved.project.bn.num_batches_tracked == plain.bn.num_batches_tracked
+
+
+def test_repeats_with_cumulative_average():
+    cumulative, plain = (nn.BatchNorm2d(3, momentum=None).double().train() for _ in range(2))
+    for seed in range(3):
+        x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        batch_norm_of_repeats(cumulative, x, 4)
+        plain(F.interpolate(x, scale_factor=2, mode="nearest"))
+    torch.testing.assert_close(cumulative.running_var, plain.running_var, rtol=1e-12, atol=0)
+
+
+def test_max_pool_pads_below_and_right():
+    x = torch.arange(36.0).view(1, 1, 6, 6)
+    expected = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)
+    assert torch.equal(max_pool_to(x, (3, 3)), expected)
+    odd = torch.rand(1, 1, 5, 7)
+    assert torch.equal(max_pool_to(odd, (3, 4)), F.max_pool2d(F.pad(odd, (1, 1, 1, 1)), 3, 2))
+    assert torch.equal(max_pool_to(x, (1, 1)), torch.full((1, 1, 1, 1), 35.0))
+    assert max_pool_to(x, (6, 6)) is x and upsample_to(x, (6, 6), "nearest") is x and subsample_to(x, (6, 6)) is x
+    assert torch.equal(subsample_to(x, (3, 3)), x[..., ::2, ::2])
+    assert torch.equal(upsample_to(x, (3, 3), "nearest"), max_pool_to(x, (3, 3)))
+
+
+def test_one_convolution_makes_both_laterals():
+    neck = SelfTeacherNeck(CHANNELS, width=2)
+    assert [lateral.conv.out_channels for lateral in neck.layers[0].laterals.values()] == [16, 64, 128]
+
+
+def test_pyramid_is_p2_to_p7_by_default():
+    neck = BiFPN([24, 40, 112, 320], channels=16)
+    maps = neck(make_feats([24, 40, 112, 320], [32, 16, 8, 4]))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 32, 32),
+        (16, 16, 16),
+        (16, 8, 8),
+        (16, 4, 4),
+        (16, 2, 2),
+        (16, 1, 1),
+    ]
+
+
+def test_inputs_stay_whole_with_inplace_activations():
+    feats = make_feats([16] * 3, [8, 4, 2])
+    kept = copy.deepcopy(feats)
+    BiFPN([16] * 3, channels=16, repeat=1)(feats)
+    assert all(torch.equal(a, b) for a, b in zip(feats, kept, strict=True))
+
+
+def test_bfloat16_autocast_trains():
+    teacher = SelfTeacher(CHANNELS, num_classes=3).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, logits = teacher(make_feats(CHANNELS, [8, 4, 2]))
+    logits.float().square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in teacher.parameters())
+
+
+FEATS = make_feats(CHANNELS, [8, 4, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: SelfTeacherNeck([64]), ValueError, r"at least 2 levels, highest resolution first, got \[64\]"),
+        (
+            lambda: SelfTeacherNeck(64),
+            TypeError,
+            r"must list the channels of each level, e.g. \[64, 128, 256, 512\], got 64",
+        ),
+        (lambda: SelfTeacherNeck([8, 0]), ValueError, r"`in_channels\[1\]` must be >= 1, got 0"),
+        (lambda: SelfTeacherNeck(CHANNELS, width=0), ValueError, "`width` must be >= 1, got 0"),
+        (lambda: SelfTeacherNeck(CHANNELS, width=1.5), TypeError, "`width` must be an int >= 1, got 1.5"),
+        (lambda: SelfTeacherNeck(CHANNELS, depth=0), ValueError, "`depth` must be >= 1, got 0"),
+        (lambda: SelfTeacherNeck(CHANNELS, repeat=0), ValueError, "`repeat` must be >= 1, got 0"),
+        (lambda: SelfTeacherNeck(CHANNELS, channels="wide"), TypeError, "`channels` must be an int >= 1, got 'wide'"),
+        (
+            lambda: SelfTeacherNeck(CHANNELS, variant="paper"),
+            ValueError,
+            "`variant` must be one of 'published', 'equations'",
+        ),
+        (lambda: SelfTeacherNeck(CHANNELS, end_level=3), ValueError, r"`end_level` must be a level in 0..2"),
+        (lambda: SelfTeacherNeck(CHANNELS, variant="efficientdet"), ValueError, "give `channels` as an int"),
+        (lambda: SelfTeacherNeck(CHANNELS, channels=8, variant="efficientdet", depth=2), ValueError, "leave `depth`"),
+        (lambda: SelfTeacherNeck(CHANNELS, end_level=0).output_norms(), ValueError, "ends at level 0"),
+        (lambda: SelfTeacher(CHANNELS, num_classes=0), ValueError, "`num_classes` must be >= 1, got 0"),
+        (
+            lambda: BiFPN(CHANNELS, num_levels=2),
+            ValueError,
+            r"`num_levels` \(2\) is smaller than the number of maps \(3\)",
+        ),
+        (lambda: SelfTeacherNeck(CHANNELS)(FEATS[:2]), ValueError, r"built for 3 feature maps .* got 2"),
+        (lambda: SelfTeacherNeck(CHANNELS)(FEATS[0]), TypeError, "takes a list of feature maps .* got Tensor"),
+        (
+            lambda: SelfTeacherNeck(CHANNELS)([FEATS[0], FEATS[1], FEATS[2].flatten(2)]),
+            ValueError,
+            r"feature map 2 must be \[B, C, H, W\], got shape \[2, 32, 4\]",
+        ),
+        (
+            lambda: SelfTeacherNeck(CHANNELS)([FEATS[0], FEATS[1], FEATS[2].permute(0, 2, 3, 1)]),
+            ValueError,
+            r"feature map 2 must have 32 channels, got 2 .*\(NCHW\)",
+        ),
+        (
+            lambda: SelfTeacherNeck([8, 16])([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)]),
+            ValueError,
+            r"feature map 1 has a single value per channel \(shape \[1, 16, 1, 1\]\)",
+        ),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_batch_of_one_at_1x1_is_fine_in_eval_mode():
+    neck = SelfTeacherNeck([8, 16]).eval()
+    assert len(neck([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)])) == 2
