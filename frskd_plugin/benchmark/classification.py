@@ -38,7 +38,7 @@ class FRSKDClassifier(nn.Module):
         self.student = student
         self.indices = list(default_out_indices(student.feature_info))
         channels = [student.feature_info[i]["num_chs"] for i in self.indices]
-        self.self_teacher = SelfTeacher(channels, num_classes=NUM_CLASSES, width=2, depth=2)
+        self.self_teacher = SelfTeacher(channels, num_classes=NUM_CLASSES, rectify_input=False)
         self.distill = FRSKDLoss(alpha=2.0, beta=100.0, temperature=4.0)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:

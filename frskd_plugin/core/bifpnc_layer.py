@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.blocks import (
-    BilinearUpsample,
-    ConvBNReLU,
-    FusionNode,
-    MaxPoolConv,
-    NearestUpsample,
-    UpsampleConv,
-)
+from frskd_plugin.core.blocks import ConvBNReLU, Downsample, FusionNode, Upsample, UpsampleConv
 from frskd_plugin.core.resize import spatial_size
 
 
@@ -38,6 +32,7 @@ class BiFPNcLayer(nn.Module):
         repeated: behind another layer; the published form then takes the maps as they are in the top-down path.
         end_level: level at which the graph ends.
         preactivation: hand out the nodes' outputs before ReLU.
+        rectify_input: whether the published form rectifies the maps that come in; needless on maps that leave a ReLU.
     """
 
     def __init__(
@@ -51,6 +46,7 @@ class BiFPNcLayer(nn.Module):
         repeated: bool,
         end_level: int,
         preactivation: bool = False,
+        rectify_input: bool = True,
     ) -> None:
         super().__init__()
         self.out_channels = list(out_channels)
@@ -58,6 +54,7 @@ class BiFPNcLayer(nn.Module):
         self.published = variant == "published"
         self.repeated = repeated
         self.preactivation = preactivation
+        self.rectify_input = rectify_input and self.published and not repeated
         self.laterals = nn.ModuleDict()
         self.td_resize, self.td_nodes = nn.ModuleDict(), nn.ModuleDict()
         self.bu_resize, self.bu_nodes = nn.ModuleDict(), nn.ModuleDict()
@@ -81,12 +78,14 @@ class BiFPNcLayer(nn.Module):
 
     def _make_up(self, in_channels: int, out_channels: int, constant_width: bool) -> nn.Module:
         if not self.published:
-            return BilinearUpsample(in_channels, out_channels)
-        return NearestUpsample() if constant_width else UpsampleConv(in_channels, out_channels)
+            return Upsample("bilinear", in_channels, out_channels, project=in_channels != out_channels)
+        if constant_width:
+            return Upsample("nearest", in_channels, out_channels, project=False)
+        return UpsampleConv(in_channels, out_channels)
 
     def _make_down(self, in_channels: int, out_channels: int, constant_width: bool) -> nn.Module:
         project = not constant_width if self.published else in_channels != out_channels
-        return MaxPoolConv(in_channels, out_channels, project)
+        return Downsample(in_channels, out_channels, project)
 
     def output_norm(self, level: int) -> nn.Module:
         """The batch normalisation whose output is the pre-activation of ``level``."""
@@ -94,38 +93,54 @@ class BiFPNcLayer(nn.Module):
         return nodes[str(level)].norm  # type: ignore[return-value]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """N maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
+        """n maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
         top = len(feats) - 1
-        td_lateral, bu_lateral = self._make_laterals(feats)
+        sizes = [spatial_size(feat) for feat in feats]
+        # r_td[i], r_bu[i]: the coefficients of level i's nodes; each map is multiplied where that is cheapest
+        r_td = {i: self.td_nodes[str(i)].coefficients.unbind() for i in range(top)}
+        r_bu = {i: self.bu_nodes[str(i)].coefficients.unbind() for i in range(1, self.end_level + 1)}
+        td_terms, bu_terms = zip(*(self._lateral_terms(i, f, r_td.get(i), r_bu.get(i)) for i, f in enumerate(feats)))
 
-        p = list(td_lateral)
+        p = list(td_terms)  # at the top P is the lateral itself
         outputs = list(p)
         for i in reversed(range(top)):
-            up = self.td_resize[str(i)](p[i + 1], spatial_size(feats[i]))
-            outputs[i] = self.td_nodes[str(i)]([td_lateral[i], up])
+            up = self.td_resize[str(i)](p[i + 1], sizes[i], r_td[i][1])
+            outputs[i] = self.td_nodes[str(i)](td_terms[i], up)
             p[i] = self._rectify(outputs[i])
 
         t = p[0]
         for i in range(1, self.end_level + 1):
-            down = self.bu_resize[str(i)](t, spatial_size(feats[i]))
-            fused = [bu_lateral[i], down] if i == top else [bu_lateral[i], p[i], down]
-            outputs[i] = self.bu_nodes[str(i)](fused)
+            down = self.bu_resize[str(i)](t, sizes[i], r_bu[i][-1])
+            skip = [] if i == top else [p[i] * r_bu[i][1]]
+            outputs[i] = self.bu_nodes[str(i)](bu_terms[i], *skip, down)
             t = p[i] = self._rectify(outputs[i])
         return tuple(outputs if self.preactivation else p)
 
     def _rectify(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=not self.preactivation)
 
-    def _make_laterals(self, feats: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The laterals of the top-down and of the bottom-up path, [B, d_i, H_i, W_i] each."""
-        if self.published and not self.repeated:
-            feats = [F.relu(feat) for feat in feats]
-        made = [self.laterals[str(i)](feat) if str(i) in self.laterals else feat for i, feat in enumerate(feats)]
-        if not self.published:
-            return made, made
-        if self.repeated:
-            return list(feats), made
-        halves = [
-            lateral.chunk(2, dim=1) if 0 < i <= self.end_level else (lateral, lateral) for i, lateral in enumerate(made)
-        ]
-        return [half[0] for half in halves], [half[1] for half in halves]
+    def _lateral_terms(
+        self, level: int, feat: Tensor, r_td: Sequence[Tensor] | None, r_bu: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the level's map gives to its top-down and to its bottom-up node, [B, d_i, H_i, W_i] each.
+
+        A path without a node at this level has no coefficients: the top-down term is then the lateral itself.
+        """
+        feat = F.relu(feat) if self.rectify_input else feat
+        lateral = self.laterals[str(level)] if str(level) in self.laterals else None
+        if not self.published:  # one lateral for both paths
+            made = lateral(feat)
+            return _times(made, r_td), None if r_bu is None else _times(made, r_bu)
+        if self.repeated:  # the top-down path takes the maps as they are
+            return _times(feat, r_td), None if r_bu is None else lateral(feat, r_bu[0])
+        if r_bu is None:
+            return lateral(feat, None if r_td is None else r_td[0]), None
+        d = self.out_channels[level]
+        td_scale = feat.new_ones(d) if r_td is None else r_td[0].expand(d)
+        td_term, bu_term = lateral(feat, torch.cat([td_scale, r_bu[0].expand(d)])).chunk(2, dim=1)
+        return td_term, bu_term
+
+
+def _times(lateral: Tensor, coefficients: Sequence[Tensor] | None) -> Tensor:
+    """The first input of a node; where there is no node, the map as it is."""
+    return lateral if coefficients is None else lateral * coefficients[0]

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.fusion import fast_normalized_fusion
+from frskd_plugin.core.fusion import fusion_coefficients
 from frskd_plugin.core.resize import Size, max_pool_to, spatial_size, upsample_to
+
+
+def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, scale: Tensor | None = None) -> Tensor:
+    """``scale * BN(x)``, with the running statistics of a map that repeats each value of ``x``.
+
+    The scale goes into the layer's affine parameters, a vector each, and so costs no pass over the map. Repeating
+    values changes neither their mean nor their biased variance; only the unbiased variance that goes into the running
+    statistics depends on the count.
+
+    Args:
+        bn: an ``nn.BatchNorm2d``, or what SyncBN conversion made of it.
+        x: [B, C, H, W].
+        repeats: how often each value counts, >= 1.
+        scale: a scalar, or one for each channel, [C].
+    """
+    replaced = {} if scale is None else {"weight": bn.weight * scale, "bias": bn.bias * scale}
+    counts_repeats = bn.training and bn.track_running_stats and repeats != 1
+    if counts_repeats:
+        # The layer writes this batch's part, momentum * unbiased variance, into zeros: there it is rescaled.
+        replaced["running_var"] = torch.zeros_like(bn.running_var)
+    y = torch.func.functional_call(bn, replaced, (x,)) if replaced else bn(x)
+    if counts_repeats:
+        _count_repeats(bn, replaced["running_var"], x.numel() // x.shape[1], repeats)
+    return y
+
+
+@torch.no_grad()
+def _count_repeats(bn: nn.Module, update: Tensor, count: int, repeats: float) -> None:
+    """Enter the update of the running variance as if each of ``count`` values had come ``repeats`` times."""
+    count *= torch.distributed.get_world_size() if isinstance(bn, nn.SyncBatchNorm) else 1
+    rescale = (count - 1) / count * (count * repeats) / (count * repeats - 1)
+    momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
+    bn.running_var.mul_(1 - momentum).add_(update, alpha=rescale)
 
 
 class ConvBNReLU(nn.Module):
@@ -25,9 +56,12 @@ class ConvBNReLU(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, H, W] -> [B, C_out, H, W]."""
-        return F.relu(self.bn(self.conv(x)), inplace=True)
+    def forward(self, x: Tensor, scale: Tensor | None = None, repeats: float = 1.0) -> Tensor:
+        """``scale`` times the map, [B, C_in, H, W] -> [B, C_out, H, W]; see `batch_norm`.
+
+        A scale that is not negative passes through ReLU, so it is applied before it, where it is free.
+        """
+        return F.relu(batch_norm(self.bn, self.conv(x), repeats, scale), inplace=True)
 
 
 class SeparableConvBN(nn.Sequential):
@@ -47,7 +81,8 @@ class SeparableConvBN(nn.Sequential):
 class FusionNode(nn.Module):
     """A node of the fusion graph: fast normalized fusion, then ``depth`` separable convolutions (Conv of Eq. 2).
 
-    ReLU stands between the convolutions and not after the last: the node hands out a pre-activation.
+    The maps arrive multiplied by their `coefficients`: whoever makes one can do that for less. ReLU stands between the
+    convolutions and not after the last: the node hands out a pre-activation.
 
     Args:
         channels: channels of the maps that are fused, and of the result.
@@ -61,50 +96,28 @@ class FusionNode(nn.Module):
         self.convs = nn.ModuleList(SeparableConvBN(channels) for _ in range(depth))
 
     @property
+    def coefficients(self) -> Tensor:
+        """The factor of each map, not negative, [num_inputs]."""
+        return fusion_coefficients(self.fusion_weights)
+
+    @property
     def norm(self) -> nn.Module:
         """The batch normalisation that the node's output leaves."""
         return self.convs[-1].bn  # type: ignore[return-value]
 
-    def forward(self, feats: Sequence[Tensor]) -> Tensor:
-        """``num_inputs`` maps [B, C, H, W] -> [B, C, H, W]."""
-        x = fast_normalized_fusion(self.fusion_weights, feats)
-        first, *others = self.convs
-        x = first(x)
-        for conv in others:
-            x = conv(F.relu(x, inplace=True))
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """``num_inputs`` maps [B, C, H, W], multiplied by their coefficients -> [B, C, H, W]."""
+        x = sum(others, start=first)
+        for index, conv in enumerate(self.convs):
+            x = conv(F.relu(x, inplace=True) if index else x)
         return x
-
-
-def batch_norm_of_repeats(bn: nn.Module, x: Tensor, repeats: float) -> Tensor:
-    """Batch normalisation of ``x``, with the running statistics of a map that repeats each of its values.
-
-    Repeating values changes neither their mean nor their biased variance; only the unbiased variance that goes into the
-    running statistics depends on the count.
-
-    Args:
-        bn: an ``nn.BatchNorm2d``, or what SyncBN conversion made of it.
-        x: [B, C, H, W].
-        repeats: how often each value counts, >= 1.
-    """
-    if not (bn.training and bn.track_running_stats) or repeats == 1:
-        return bn(x)
-    # The layer writes this batch's part, momentum * unbiased variance, into a buffer of zeros: there it is rescaled.
-    update = torch.zeros_like(bn.running_var)
-    y = torch.func.functional_call(bn, {"running_var": update}, (x,))
-    with torch.no_grad():
-        world_size = torch.distributed.get_world_size() if isinstance(bn, nn.SyncBatchNorm) else 1
-        count = x.numel() // x.shape[1] * world_size
-        rescale = (count - 1) / count * (count * repeats) / (count * repeats - 1)
-        momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-        bn.running_var.mul_(1 - momentum).add_(update, alpha=rescale)
-    return y
 
 
 class UpsampleConv(nn.Module):
     """Nearest up-sampling and a projection to the neighbour's width, ``CBR(UP(x))``, computed as ``UP(CBR(x))``.
 
     Nearest up-sampling repeats values, and a 1x1 convolution, batch statistics and ReLU do not mind the order: result
-    and gradients are the same for a quarter of the work, once `batch_norm_of_repeats` counts the repeated values.
+    and gradients are the same for a quarter of the work, once `batch_norm` counts the repeated values.
 
     Args:
         in_channels: channels of the lower-resolution map.
@@ -115,40 +128,36 @@ class UpsampleConv(nn.Module):
         super().__init__()
         self.project = ConvBNReLU(in_channels, out_channels)
 
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, C_in, h, w] -> [B, C_out, *size]."""
+    def forward(self, x: Tensor, size: Size, scale: Tensor) -> Tensor:
+        """``scale`` times the resized map, [B, C_in, h, w] -> [B, C_out, *size]."""
         height, width = spatial_size(x)
         repeats = max(1.0, size[0] * size[1] / (height * width))
-        projected = batch_norm_of_repeats(self.project.bn, self.project.conv(x), repeats)
-        return upsample_to(F.relu(projected, inplace=True), size, "nearest")
+        return upsample_to(self.project(x, scale, repeats), size, "nearest")
 
 
-class BilinearUpsample(nn.Module):
-    """Bilinear up-sampling, then a 1x1 conv + BN + ReLU where the widths differ (Section 3.1 as the paper words it).
+class Upsample(nn.Module):
+    """Up-sampling, then a projection (CBR) where ``project`` is set.
 
     Args:
+        mode: 'nearest' or 'bilinear' (Section 3.1 as the paper words it).
         in_channels: channels of the lower-resolution map.
         out_channels: channels of the level it goes to.
+        project: whether a CBR follows.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, mode: str, in_channels: int, out_channels: int, project: bool) -> None:
         super().__init__()
-        self.project = ConvBNReLU(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        self.mode = mode
+        self.project = ConvBNReLU(in_channels, out_channels) if project else None
 
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, C_in, h, w] -> [B, C_out, *size]."""
-        return self.project(upsample_to(x, size, "bilinear"))
-
-
-class NearestUpsample(nn.Module):
-    """Nearest up-sampling of a map that has the neighbour's width already."""
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, C, h, w] -> [B, C, *size]."""
-        return upsample_to(x, size, "nearest")
+    def forward(self, x: Tensor, size: Size, scale: Tensor) -> Tensor:
+        """``scale`` times the resized map, [B, C_in, h, w] -> [B, C_out, *size]."""
+        if self.project is None:
+            return upsample_to(x * scale, size, self.mode)
+        return self.project(upsample_to(x, size, self.mode), scale)
 
 
-class MaxPoolConv(nn.Module):
+class Downsample(nn.Module):
     """3x3 stride-2 max-pooling, then a projection (CBR) where ``project`` is set.
 
     Args:
@@ -159,8 +168,9 @@ class MaxPoolConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, project: bool) -> None:
         super().__init__()
-        self.project = ConvBNReLU(in_channels, out_channels) if project else nn.Identity()
+        self.project = ConvBNReLU(in_channels, out_channels) if project else None
 
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, C_in, H, W] -> [B, C_out, *size]."""
-        return self.project(max_pool_to(x, size))
+    def forward(self, x: Tensor, size: Size, scale: Tensor) -> Tensor:
+        """``scale`` times the resized map, [B, C_in, H, W] -> [B, C_out, *size]."""
+        pooled = max_pool_to(x, size)
+        return pooled * scale if self.project is None else self.project(pooled, scale)

@@ -23,6 +23,7 @@ class SelfTeacher(nn.Module):
         repeat: number of layers.
         variant: 'published' or 'equations'.
         preactivation: hand out the maps before ReLU; the logits are the same.
+        rectify_input: see `SelfTeacherNeck`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -45,10 +46,18 @@ class SelfTeacher(nn.Module):
         repeat: int = 1,
         variant: str = "published",
         preactivation: bool = False,
+        rectify_input: bool = True,
     ) -> None:
         super().__init__()
         self.neck = SelfTeacherNeck(
-            in_channels, width, channels, depth=depth, repeat=repeat, variant=variant, preactivation=preactivation
+            in_channels,
+            width,
+            channels,
+            depth=depth,
+            repeat=repeat,
+            variant=variant,
+            preactivation=preactivation,
+            rectify_input=rectify_input,
         )
         self.head = nn.Linear(self.neck.out_channels[-1], check_positive_int("num_classes", num_classes))
 

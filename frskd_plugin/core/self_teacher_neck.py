@@ -38,6 +38,7 @@ class SelfTeacherNeck(nn.Module):
             forms of `BiFPN`.
         end_level: level that the classifier or head reads, at which the graph ends; None is the last one.
         preactivation: hand out the maps before their last ReLU (overhaul distillation).
+        rectify_input: 'published' takes relu(F_i). False saves that pass where the student's maps leave a ReLU anyway.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -60,6 +61,7 @@ class SelfTeacherNeck(nn.Module):
         variant: str = "published",
         end_level: int | None = None,
         preactivation: bool = False,
+        rectify_input: bool = True,
     ) -> None:
         super().__init__()
         self.in_channels = check_in_channels(in_channels)
@@ -91,6 +93,7 @@ class SelfTeacherNeck(nn.Module):
                     repeated=index > 0,
                     end_level=self.end_level if is_last else num_levels - 1,
                     preactivation=preactivation and is_last,
+                    rectify_input=rectify_input,
                 )
             )
         self.layers = nn.Sequential(*layers)

@@ -71,7 +71,7 @@ def node(module, maps: list[Tensor]) -> Tensor:
 
 
 def project(resize, x: Tensor) -> Tensor:
-    return conv_bn_relu(x, resize.project) if hasattr(resize.project, "conv") else x
+    return x if resize.project is None else conv_bn_relu(x, resize.project)
 
 
 def refined_maps(layer, feats: list[Tensor]) -> list[Tensor]:

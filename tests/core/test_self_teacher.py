@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
-from frskd_plugin.core.blocks import ConvBNReLU, UpsampleConv, batch_norm_of_repeats
+from frskd_plugin.core.blocks import ConvBNReLU, UpsampleConv, batch_norm
 from frskd_plugin.core.resize import max_pool_to, subsample_to, upsample_to
 from tests.core.equations import refined_maps
 from tests.helpers.model_tester import ModelTester
@@ -129,7 +129,7 @@ def test_features_are_not_detached():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_projecting_first_counts_the_repeats(frozen):
-    """UP(CBR(x)) with `batch_norm_of_repeats` equals CBR(UP(x)), running statistics included."""
+    """UP(CBR(x)) with `batch_norm` equals CBR(UP(x)), running statistics included."""
     torch.manual_seed(0)
     moved = UpsampleConv(6, 4).double().train()
     plain = ConvBNReLU(6, 4).double().train()
@@ -139,7 +139,7 @@ def test_projecting_first_counts_the_repeats(frozen):
         moved.project.bn.eval()
         plain.bn.eval()
     expected = plain(F.interpolate(x, (4, 6), mode="nearest"))
-    torch.testing.assert_close(moved(x, (4, 6)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moved(x, (4, 6), torch.tensor(1.0)), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(moved.project.bn.running_var, plain.bn.running_var, rtol=1e-12, atol=0)
     torch.testing.assert_close(moved.project.bn.running_mean, plain.bn.running_mean, rtol=1e-12, atol=1e-15)
     assert moved.project.bn.num_batches_tracked == plain.bn.num_batches_tracked
@@ -149,7 +149,7 @@ def test_repeats_with_cumulative_average():
     cumulative, plain = (nn.BatchNorm2d(3, momentum=None).double().train() for _ in range(2))
     for seed in range(3):
         x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        batch_norm_of_repeats(cumulative, x, 4)
+        batch_norm(cumulative, x, repeats=4)
         plain(F.interpolate(x, scale_factor=2, mode="nearest"))
     torch.testing.assert_close(cumulative.running_var, plain.running_var, rtol=1e-12, atol=0)
 
@@ -164,6 +164,17 @@ def test_max_pool_pads_below_and_right():
     assert max_pool_to(x, (6, 6)) is x and upsample_to(x, (6, 6), "nearest") is x and subsample_to(x, (6, 6)) is x
     assert torch.equal(subsample_to(x, (3, 3)), x[..., ::2, ::2])
     assert torch.equal(upsample_to(x, (3, 3), "nearest"), max_pool_to(x, (3, 3)))
+
+
+def test_rectified_maps_need_no_second_relu():
+    torch.manual_seed(0)
+    neck = SelfTeacherNeck(CHANNELS).eval()
+    spared = SelfTeacherNeck(CHANNELS, rectify_input=False).eval()
+    spared.load_state_dict(neck.state_dict())
+    feats = make_feats(CHANNELS, [8, 4, 2])
+    rectified = [feat.relu() for feat in feats]
+    assert all(torch.equal(a, b) for a, b in zip(neck(rectified), spared(rectified), strict=True))
+    assert not torch.equal(neck(feats)[0], spared(feats)[0])
 
 
 def test_one_convolution_makes_both_laterals():
