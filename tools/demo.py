@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SCENES, VAL_SCENES, SCENE_SIZE = 160, 24, "80x96"
 CROP = "(80,96)"
 BATCH, EPOCHS, WARMUP = 8, 9, 6  # warm-up: two thirds of the epochs, as on VOC
-# What the demo writes into its folder, and clears away when it starts again.
+# What the demo writes into its folder, and clears away when it starts again; only a folder with the marker is its own.
 FOLDERS = ("VOCdevkit", "baseline", "frskd", "student")
+MARKER = ".frskd_demo"
 
 
 def reduced_size() -> list[str]:
@@ -121,8 +122,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: work_dirs/demo")
     work_dir = parser.parse_args(argv).work_dir.resolve()
     start = time.monotonic()
-    for folder in FOLDERS:
-        shutil.rmtree(work_dir / folder, ignore_errors=True)
+    taken = [folder for folder in FOLDERS if (work_dir / folder).exists()]
+    if taken and not (work_dir / MARKER).exists():
+        parser.error(
+            f"--work-dir {work_dir} holds {', '.join(taken)}, which the demo did not write: give another folder"
+        )
+    for folder in taken:
+        shutil.rmtree(work_dir / folder)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / MARKER).touch()
     devkit, student = work_dir / "VOCdevkit", work_dir / "student" / "student.pth"
     student.parent.mkdir(parents=True)
     try:

@@ -11,8 +11,9 @@ from frskd_plugin.mmengine.export import export_student
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Export, and say what was written."""
     parser = argparse.ArgumentParser(
-        description="Write the plain student of an FRSKD checkpoint: no self-teacher, no optimizer, and its config beside it"
+        description="Write the plain student of an FRSKD checkpoint (no self-teacher, no optimizer) and its config"
     )
     parser.add_argument("source", metavar="IN", help="checkpoint of a run with an FRSKD config (.pth)")
     parser.add_argument("target", metavar="OUT", help="file to write (.pth); the plain config goes to OUT with .py")

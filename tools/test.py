@@ -17,6 +17,7 @@ from frskd_plugin.mmengine.resume import allow_checkpoint_globals
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint on the test set of a config")
     parser.add_argument("config", help="config file the checkpoint was trained with, or the one export_student wrote")
     parser.add_argument("checkpoint", help="checkpoint file (.pth)")
@@ -89,6 +90,7 @@ def _enable_painting(config: Config, args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate as the command line says."""
     args = parse_args(argv)
     config = build_config(args)
     init_distributed(args.launcher)

@@ -18,12 +18,17 @@ from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a segmentor, plain or with feature-refinement self-distillation")
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train a segmentor, plain or with feature-refinement self-distillation"
+    )
     parser.add_argument("config", help="config file, such as configs/frskd_voc_effdet_d0.py")
     parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
     parser.add_argument("--data-root", help="folder of the data set; sets every data_root in the config")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest whole checkpoint in the work folder, if there is one"
+        "--resume",
+        action="store_true",
+        help="go on from the newest whole checkpoint in the work folder, if there is one",
     )
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU"
@@ -100,6 +105,7 @@ def set_resume(config: Config, explicit: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says."""
     args = parse_args(argv)
     config = build_config(args)
     init_distributed(args.launcher)

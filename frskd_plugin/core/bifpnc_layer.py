@@ -93,13 +93,14 @@ class BiFPNcLayer(nn.Module):
         return nodes[str(level)].norm  # type: ignore[return-value]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """n maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
+        """N maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
         top = len(feats) - 1
         sizes = [spatial_size(feat) for feat in feats]
         # r_td[i], r_bu[i]: the coefficients of level i's nodes; each map is multiplied where that is cheapest
         r_td = {i: self.td_nodes[str(i)].coefficients.unbind() for i in range(top)}
         r_bu = {i: self.bu_nodes[str(i)].coefficients.unbind() for i in range(1, self.end_level + 1)}
-        td_terms, bu_terms = zip(*(self._lateral_terms(i, f, r_td.get(i), r_bu.get(i)) for i, f in enumerate(feats)))
+        terms = [self._lateral_terms(i, feat, r_td.get(i), r_bu.get(i)) for i, feat in enumerate(feats)]
+        td_terms, bu_terms = [td for td, _ in terms], [bu for _, bu in terms]
 
         p = list(td_terms)  # at the top P is the lateral itself
         outputs = list(p)
@@ -127,12 +128,12 @@ class BiFPNcLayer(nn.Module):
         A path without a node at this level has no coefficients: the top-down term is then the lateral itself.
         """
         feat = F.relu(feat) if self.rectify_input else feat
-        lateral = self.laterals[str(level)] if str(level) in self.laterals else None
+        if self.published and self.repeated:  # the top-down path takes the maps as they are
+            return _times(feat, r_td), None if r_bu is None else self.laterals[str(level)](feat, r_bu[0])
+        lateral = self.laterals[str(level)]
         if not self.published:  # one lateral for both paths
             made = lateral(feat)
             return _times(made, r_td), None if r_bu is None else _times(made, r_bu)
-        if self.repeated:  # the top-down path takes the maps as they are
-            return _times(feat, r_td), None if r_bu is None else lateral(feat, r_bu[0])
         if r_bu is None:
             return lateral(feat, None if r_td is None else r_td[0]), None
         d = self.out_channels[level]

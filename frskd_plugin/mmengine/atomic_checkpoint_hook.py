@@ -28,6 +28,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Raises:
         ValueError: `max_keep_ckpts` is neither -1 (keep all) nor at least 2.
+        TypeError: an argument is none of `CheckpointHook`.
     """
 
     def __init__(self, *args: Any, max_keep_ckpts: int = -1, **kwargs: Any) -> None:
@@ -38,6 +39,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 f"Set default_hooks.checkpoint.max_keep_ckpts=2"
             )
         super().__init__(*args, max_keep_ckpts=max_keep_ckpts, **kwargs)
+        if self.args:  # mmengine would notice at the first checkpoint only
+            raise TypeError(f"AtomicCheckpointHook got an unexpected keyword argument {next(iter(self.args))!r}")
 
     def before_run(self, runner: Any) -> None:
         """Choose the checkpoint of an automatic resume, before the runner looks for one."""
@@ -76,7 +79,6 @@ class AtomicCheckpointHook(CheckpointHook):
                 meta=meta,
                 by_epoch=self.by_epoch,
                 backend_args=self.backend_args,
-                **self.args,
             )
             if is_main_process():
                 atomic_write(Path(runner.work_dir) / LAST_CHECKPOINT, str(self.last_ckpt).encode())

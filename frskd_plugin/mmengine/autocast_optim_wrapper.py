@@ -25,9 +25,7 @@ class AutocastOptimWrapper(OptimWrapper):
         device_type: 'cpu', 'cuda', ...; None is the device on which mmengine trains.
     """
 
-    def __init__(
-        self, dtype: str | torch.dtype = "bfloat16", device_type: str | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, dtype: str | torch.dtype = "bfloat16", device_type: str | None = None, **kwargs: Any) -> None:
         resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if resolved is torch.float16:
             raise ValueError(

@@ -103,7 +103,9 @@ def explained_build(name: str) -> Iterator[None]:
     Raises:
         ValueError: in place of the `TypeError` or `KeyError` of the registry.
     """
-    hint = f"Check the spelling; a config of a later version needs that version (frskd_plugin {__version__} is installed)"
+    hint = (
+        f"Check the spelling; a config of a later version needs that version (frskd_plugin {__version__} is installed)"
+    )
     try:
         yield
     except TypeError as error:

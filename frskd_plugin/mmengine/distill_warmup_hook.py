@@ -35,7 +35,8 @@ class DistillWarmupHook(Hook):
         """Check that there is something to drive.
 
         Raises:
-            ValueError: if the model has no `FRSKDLoss`, the loop counts iterations only, or the ramp ends before it begins.
+            ValueError: if the model has no `FRSKDLoss`, the loop counts iterations only, or the ramp ends before it
+                begins.
         """
         if not self._losses(runner):
             raise ValueError(

@@ -90,7 +90,9 @@ def _complete_environment(launcher: str) -> None:
         environ.setdefault("WORLD_SIZE", environ["OMPI_COMM_WORLD_SIZE"])
         environ["LOCAL_RANK"] = environ["OMPI_COMM_WORLD_LOCAL_RANK"]
         environ.setdefault("MASTER_PORT", "29500")
-    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    missing = [
+        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ
+    ]
     if missing:
         raise ValueError(
             f"--launcher {launcher} expects the environment variables of its launcher, but {', '.join(missing)} "

@@ -71,8 +71,8 @@ def student_checkpoint(checkpoint: dict[str, Any], name: str = "the checkpoint")
     weights, meta = checkpoint["state_dict"], checkpoint.get("meta") or {}
     if not any(key.startswith(TEACHER_PREFIX) for key in weights):
         raise ValueError(
-            f"{name} is not an FRSKD checkpoint: it has no weights under '{TEACHER_PREFIX}'. Expected an epoch_*.pth or "
-            f"best_*.pth of a run with an FRSKD config; the checkpoint of a plain model needs no export"
+            f"{name} is not an FRSKD checkpoint: it has no weights under '{TEACHER_PREFIX}'. Expected an epoch_*.pth "
+            f"or best_*.pth of a run with an FRSKD config; the checkpoint of a plain model needs no export"
         )
     if not isinstance(meta.get("cfg"), str):
         raise ValueError(

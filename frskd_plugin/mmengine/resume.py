@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class BrokenCheckpointError(ValueError):
 def checkpoint_globals() -> list[type | Callable[..., Any]]:
     """What checkpoints of mmengine hold besides tensors: its log buffers and numpy numbers (a best score, for one)."""
     core = getattr(np, "_core", None) or np.core
-    dtypes = [getattr(np.dtypes, f"{name}DType") for name in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")]
+    dtypes = [
+        getattr(np.dtypes, f"{name}DType") for name in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")
+    ]
     # `getattr` is what pickle writes for the methods that a HistoryBuffer holds.
     return [HistoryBuffer, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar, getattr, *dtypes]
 
@@ -90,6 +93,7 @@ def _find_whole_checkpoint(work_dir: Path) -> tuple[Path, dict[str, Any]] | None
     for path in candidates:
         try:
             checkpoint = load_checkpoint(path)
+            _check_sums(path)
             if "optimizer" not in checkpoint or "message_hub" not in checkpoint:
                 raise BrokenCheckpointError(f"{path} holds weights only, nothing to resume from")
         except BrokenCheckpointError as error:
@@ -105,6 +109,14 @@ def _find_whole_checkpoint(work_dir: Path) -> tuple[Path, dict[str, Any]] | None
         )
     print_log(f"No checkpoint in {work_dir}: training starts from the beginning.", logger="current")
     return None
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the stored bytes with their checksums, which `torch.load` does not do."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BrokenCheckpointError(f"checkpoint {path} is damaged: the checksum of {damaged} in it is wrong")
 
 
 def _candidates(work_dir: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def draw_picture(
         attentions: title -> a map [H, W] in 0..1 a level.
         palette: RGB colour of each class, 0..255.
     """
-    colours = np.zeros((256, 3), np.uint8)
+    colours: np.ndarray = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = np.asarray(palette, np.uint8)
     rows = [[("image", image), *((title, colours[label]) for title, label in labels.items())]]
     for network, panels in attentions.items():

@@ -210,8 +210,8 @@ def train(config: Config, work_dir: Path, **settings: Any) -> Runner:
     config.merge_from_dict({name.replace("__", "."): value for name, value in settings.items()})
     config.work_dir = str(work_dir)
     config.launcher = "none"
-    # mmengine shares logger and message hub between runs of one name.
-    config.experiment_name = f"tiny_{uuid.uuid4().hex}"
+    # mmengine shares logger, message hub and visualizer between runs of one name.
+    config.experiment_name = config.visualizer.name = f"tiny_{uuid.uuid4().hex}"
     runner = Runner.from_cfg(config)
     runner.train()
     return runner
@@ -233,7 +233,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **extra}
 
 
-def run_tool(*command: object, check: bool = True, timeout: int = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_tool(
+    *command: object, check: bool = True, timeout: int = 300, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command line of tools/ and return its output (stdout and stderr together)."""
     done = subprocess.run(
         [*map(str, command)],

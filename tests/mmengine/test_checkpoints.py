@@ -120,7 +120,7 @@ def test_damaged_newest_is_reported_and_the_one_before_used(
     monkeypatch.setattr(resume, "print_log", lambda text, logger, level: logged.append((text, level)))
     assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
     (reason, level), (instead, _) = logged
-    assert reason.startswith("Not resuming from epoch_4.pth: ") and "truncated, damaged" in reason
+    assert reason.startswith("Not resuming from epoch_4.pth: ") and "damaged" in reason
     assert level == logging.WARNING and instead == "Resuming from epoch_3.pth instead."
 
 

@@ -16,7 +16,7 @@ TRAIN = "tools/train.py"
 
 @pytest.fixture
 def config_file(data_root: Path, tmp_path: Path) -> Path:
-    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=3))
+    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=3, frskd=True))
 
 
 def built(config_file: Path, *options: object) -> Config:
@@ -38,7 +38,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     assert "resumed epoch: 1, iter: 4" in resumed.stdout
     assert "weights_only=False" not in resumed.stdout
 
-    train(tiny_config(data_root, epochs=3), tmp_path / "whole")
+    train(tiny_config(data_root, epochs=3, frskd=True), tmp_path / "whole")
     expected, weights = final_weights(tmp_path / "whole", 3), final_weights(work_dir, 3)
     assert expected.keys() == weights.keys()
     assert all(torch.equal(expected[key], weights[key]) for key in expected)
@@ -92,9 +92,7 @@ def test_resume_takes_the_seed_of_the_checkpoint(config_file: Path, tmp_path: Pa
         (["{config}", "--launcher", "dask"], "invalid choice: 'dask'"),
     ],
 )
-def test_bad_options(
-    options: list[str], message: str, config_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_options(options: list[str], message: str, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         load_tool("train").parse_args([option.format(config=config_file) for option in options])
     assert message in capsys.readouterr().err
@@ -109,7 +107,10 @@ def test_config_of_a_later_version(config_file: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("default_hooks.checkpoint.new_key=1", "unexpected keyword argument 'new_key'. Check the spelling; a config of"),
+        (
+            "default_hooks.checkpoint.new_key=1",
+            "unexpected keyword argument 'new_key'. Check the spelling; a config of",
+        ),
         ("model.backbone.type=BackboneOfTomorrow", "BackboneOfTomorrow is not in the .* registry.*Check the spelling"),
     ],
 )

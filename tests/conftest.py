@@ -1,3 +1,5 @@
+"""Fixtures that several folders share."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,0 +1,102 @@
+"""Several processes: tools/dist_train.sh with gloo, two nodes on loopback, and the step against the joined batch."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from frskd_plugin.mmengine.distributed import SyncBNDataParallel, init_distributed, set_model_wrapper
+from tests.helpers.tiny_mmseg import run_tool, tiny_config, write_config
+
+DIST_TRAIN = "tools/dist_train.sh"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def config_file(data_root: Path, tmp_path: Path) -> Path:
+    """FRSKD, with DDP's check that every parameter gets a gradient (`find_unused_parameters` is off)."""
+    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=2, workers=0, frskd=True))
+
+
+def assert_ranks_agree(work_dir: Path) -> None:
+    first, second = (torch.load(work_dir / f"rank_{rank}.pth", weights_only=True) for rank in range(2))
+    assert first.keys() == second.keys()
+    assert any(key.startswith("self_teacher.") for key in first)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(config_file: Path, tmp_path: Path) -> None:
+    done = run_tool(DIST_TRAIN, config_file, 2, "--work-dir", tmp_path / "run", PORT=str(free_port()))
+    assert "self_teacher.loss_feat" in done.stdout
+    assert_ranks_agree(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_nodes_end_with_the_same_weights(config_file: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+
+    def node(rank: int) -> subprocess.CompletedProcess[str]:
+        settings = dict(NNODES="2", NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1", PORT=port)
+        return run_tool(DIST_TRAIN, config_file, 1, "--work-dir", tmp_path / "run", **settings)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(node, range(2)))
+    assert_ranks_agree(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_step_equals_the_joined_batch(tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    run_tool(sys.executable, *launcher, "tests/helpers/joined_step.py", tmp_path / "two.pth")
+    run_tool(sys.executable, "tests/helpers/joined_step.py", tmp_path / "one.pth")
+    two, one = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("two", "one"))
+    torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-12, atol=0)
+    assert all(grad is not None for grad in two["grads"].values())
+    for name, grad in one["grads"].items():
+        torch.testing.assert_close(two["grads"][name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_missing_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="RANK, WORLD_SIZE, .* are not set; start with tools/dist_train.sh"):
+        init_distributed("pytorch")
+
+
+def test_wrong_number_of_processes_is_refused(config_file: Path) -> None:
+    done = run_tool(DIST_TRAIN, config_file, "many", check=False)
+    assert done.returncode == 2 and "N must be a number of processes, 1 or more; got 'many'" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_sync_bn_without_cuda_is_refused(data_root: Path) -> None:
+    config = tiny_config(data_root)
+    config.sync_bn = "torch"
+    with pytest.raises(ValueError, match="sync_bn='torch' needs CUDA.*remove it from the config"):
+        set_model_wrapper(config)
+    with pytest.raises(ValueError, match="sync_bn needs CUDA, but the model is on the CPU"):
+        SyncBNDataParallel(nn.Linear(1, 1), sync_bn=True)
+
+
+def test_wrapper_follows_the_config(data_root: Path) -> None:
+    config = tiny_config(data_root)
+    config.find_unused_parameters = True
+    set_model_wrapper(config)
+    assert config.model_wrapper_cfg.type == "SyncBNDataParallel"
+    assert config.model_wrapper_cfg.find_unused_parameters
+    config.model_wrapper_cfg = dict(type="Mine")
+    set_model_wrapper(config)
+    assert config.model_wrapper_cfg == dict(type="Mine")
