@@ -29,9 +29,7 @@ def read_scores(work_dir: Path) -> dict[str, dict[int, float]]:
                 if key in line:
                     scores.setdefault(key, {})[line["step"]] = line[key]
     if not scores:
-        raise ValueError(
-            f"{work_dir} holds no log with a validation (*/vis_data/scalars.json); expected a work folder."
-        )
+        raise ValueError(f"{work_dir} holds no log with a validation (*/vis_data/scalars.json); expected a run.")
     return scores
 
 

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.mmengine.config_tools import explained_build, read_config, set_data_root
-from frskd_plugin.mmengine.distributed import init_distributed, prepare_distributed
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals
 
 
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     allow_checkpoint_globals()
     with explained_build(args.config):
         Runner.from_cfg(config).test()
+    end_distributed()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, read_config, set_data_root
-from frskd_plugin.mmengine.distributed import init_distributed, prepare_distributed
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
 
 
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explained_build(args.config):
         runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
         runner.train()
+    end_distributed()
 
 
 if __name__ == "__main__":

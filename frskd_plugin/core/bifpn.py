@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_feats, check_in_channels, check_level, check_one_of, check_positive_int
+from frskd_plugin.core.checks import (
+    check_batch_statistics,
+    check_feats,
+    check_in_channels,
+    check_level,
+    check_one_of,
+    check_positive_int,
+)
 from frskd_plugin.core.fusion import fast_normalized_fusion
 from frskd_plugin.core.resize import max_pool_to, spatial_size, subsample_to, upsample_to
 
@@ -185,10 +192,13 @@ class BiFPN(nn.Module):
         """Maps [B, c_i, H_i, W_i] -> ``num_levels`` maps [B, channels, H_i, W_i].
 
         Raises:
-            ValueError: if the maps' number, rank or channels are not those of ``in_channels``.
+            ValueError: if the maps' number, rank or channels are not those of ``in_channels``, or a level of the pyramid
+                holds one value a channel in train mode.
         """
         check_feats(feats, self.in_channels, type(self).__name__)
+        check_batch_statistics(feats, self.training, type(self).__name__)
         maps = self._make_pyramid(feats)
+        check_batch_statistics(maps, self.training, f"{type(self).__name__}, pyramid")
         for layer in self.layers:
             maps = layer(maps)
         return tuple(maps)

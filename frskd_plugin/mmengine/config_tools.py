@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,19 +54,14 @@ def check_version(config: Config, name: str = "the config") -> None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Leading release numbers: '1.2.0rc1' -> (1, 2, 0)."""
-    numbers = []
-    for part in version.split("."):
-        digits = "".join(char for char in part if char.isdigit()) if part[:1].isdigit() else ""
-        if not digits:
-            break
-        numbers.append(int(digits if part.isdigit() else part[: len(part) - len(part.lstrip("0123456789"))]))
-    return tuple(numbers)
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(number) for number in release.group().split(".")) if release else ()
 
 
 def set_data_root(config: Any, data_root: str | Path) -> int:
     """Set every `data_root` in a config, at any depth; returns how many there were."""
     changed = 0
-    if isinstance(config, dict) or isinstance(config, Config):
+    if isinstance(config, (dict, Config)):
         for key, value in config.items():
             if key == "data_root":
                 config[key] = str(data_root)

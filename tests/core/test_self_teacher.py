@@ -256,6 +256,11 @@ FEATS = make_feats(CHANNELS, [8, 4, 2])
             r"feature map 2 must have 32 channels, got 2 .*\(NCHW\)",
         ),
         (
+            lambda: BiFPN([8, 16], channels=8)(make_feats([8, 16], [4, 2], batch=1)),
+            ValueError,
+            r"BiFPN, pyramid: feature map 2 has a single value per channel \(shape \[1, 8, 1, 1\]\)",
+        ),
+        (
             lambda: SelfTeacherNeck([8, 16])([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)]),
             ValueError,
             r"feature map 1 has a single value per channel \(shape \[1, 16, 1, 1\]\)",

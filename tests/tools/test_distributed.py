@@ -63,10 +63,11 @@ def test_step_equals_the_joined_batch(tmp_path: Path) -> None:
     run_tool(sys.executable, *launcher, "tests/helpers/joined_step.py", tmp_path / "two.pth")
     run_tool(sys.executable, "tests/helpers/joined_step.py", tmp_path / "one.pth")
     two, one = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("two", "one"))
-    torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-12, atol=0)
+    # not closer: mmseg adds an epsilon to the number of valid pixels, on each rank
+    torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-9, atol=0)
     assert all(grad is not None for grad in two["grads"].values())
     for name, grad in one["grads"].items():
-        torch.testing.assert_close(two["grads"][name], grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(two["grads"][name], grad, rtol=1e-8, atol=1e-10)
 
 
 def test_missing_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
