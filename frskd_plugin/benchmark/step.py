@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,11 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive_int, help="image height and width (the model's own; segmentors 512)")
     parser.add_argument("--threads", type=positive_int, help="CPU threads (PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument("--amp", choices=sorted(AMP_DTYPES), help="autocast to this type; fp16 scales the loss")
+    parser.add_argument(
+        "--amp", nargs="?", const="bf16", choices=sorted(AMP_DTYPES), help="autocast to bf16, or to this type"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
     parser.add_argument("--channels-last", action="store_true", help="channels_last layout for both networks")
     parser.add_argument("--repeat", type=positive_int, default=10, help="steps of each kind that are timed (10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as a JSON list")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="also write the rows as a JSON list; alone: to stdout"
+    )
     parser.set_defaults(run=run)
 
 
@@ -83,13 +89,17 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = StepSettings(args.batch, args.size, args.device, args.amp, args.compile, args.channels_last)
-    rows = []
+    rows: list[dict[str, object]] = []
+    to_stdout = args.json == "-"
     for name in args.model:
         rows.append(measure_step(name, settings, args.repeat))
-        print(describe(rows[-1]), flush=True)
-        if args.json:  # after each model: a long run that is stopped keeps what it has
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        print(describe(rows[-1]), flush=True, file=sys.stderr if to_stdout else sys.stdout)
+        if args.json and not to_stdout:  # after each model: a long run that is stopped keeps what it has
+            file = Path(args.json)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(rows, indent=2) + "\n")
+    if to_stdout:
+        print(json.dumps(rows, indent=2))
 
 
 def check_device(device: str) -> None:
@@ -101,7 +111,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used here: {reason}. `--device cpu` always works.") from error
 
 
-def describe(row: dict) -> str:
+def describe(row: dict[str, Any]) -> str:
     """A few lines for a reader."""
     settings = [f"batch {row['batch']}", row["device"], f"{row['threads']} CPU thread(s)"]
     settings += [key for key in ("compile", "channels_last") if row[key]] + ([row["amp"]] if row["amp"] else [])

@@ -55,6 +55,14 @@ def test_channels_last_and_amp(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "channels_last, bf16" in capsys.readouterr().out
 
 
+def test_json_alone_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["step", "--model", "wrn_16_2", *TINY, "--size", "16", "--amp", "--json"]) == 0
+    printed = capsys.readouterr()
+    (row,) = json.loads(printed.out)
+    assert row.keys() >= KEYS and row["amp"] == "bf16"
+    assert "wrn_16_2: batch" in printed.err
+
+
 def test_segmentor(tmp_path: Path) -> None:
     pytest.importorskip("mmseg", reason="the segmentor needs mmsegmentation")
     file = tmp_path / "cost.json"
