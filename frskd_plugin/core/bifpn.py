@@ -192,8 +192,8 @@ class BiFPN(nn.Module):
         """Maps [B, c_i, H_i, W_i] -> ``num_levels`` maps [B, channels, H_i, W_i].
 
         Raises:
-            ValueError: if the maps' number, rank or channels are not those of ``in_channels``, or a level of the pyramid
-                holds one value a channel in train mode.
+            ValueError: if the maps' number, rank or channels are not those of ``in_channels``, or a level of the
+                pyramid holds one value a channel in train mode.
         """
         check_feats(feats, self.in_channels, type(self).__name__)
         check_batch_statistics(feats, self.training, type(self).__name__)

@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import distributed, nn
 
-from frskd_plugin.mmengine.distributed import SyncBNDataParallel, init_distributed
+from frskd_plugin.mmengine.distributed import SyncBNDataParallel, end_distributed, init_distributed
 from tests.helpers.segmentors import make_batch
 from tests.helpers.tiny_mmseg import MODELS, tiny_config
 
@@ -49,6 +49,7 @@ def main(out: str) -> None:
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     if rank == 0:
         torch.save({"loss": loss / world_size, "grads": grads}, out)
+    end_distributed()
 
 
 if __name__ == "__main__":

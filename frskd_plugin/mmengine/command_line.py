@@ -1,0 +1,55 @@
+"""What tools/train.py and tools/test.py share of their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from frskd_plugin.mmengine.config_tools import read_config, set_data_root
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """``config`` and the options that every command line of mmseg has, with ``--data-root``."""
+    parser.add_argument("config", help="config file, such as configs/frskd_voc_effdet_d0.py")
+    parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
+    parser.add_argument("--data-root", help="folder of the data set; sets every data_root in the config")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="settings that override the config: key=value, nested as a.b=value, lists as key='[a,b]' or key=a,b",
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
+
+
+def check_common_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a message when the config or the data folder is not there."""
+    if args.data_root is not None and not Path(args.data_root).is_dir():
+        parser.error(f"--data-root: {args.data_root} is not a folder; expected the data set's root folder")
+    if not Path(args.config).is_file():
+        parser.error(f"config {args.config} not found; expected a config file, such as configs/frskd_voc_effdet_d0.py")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config file with the shared options in it.
+
+    Raises:
+        ValueError: ``--data-root`` for a config without one, or a config of a later version.
+    """
+    config = read_config(args.config)
+    config.launcher = args.launcher
+    if args.data_root is not None and set_data_root(config, args.data_root) == 0:
+        raise ValueError(f"--data-root: {args.config} has no data_root to set; set the paths with --cfg-options")
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    # Command line, then config, then the name of the config: the order that mmseg's users know.
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get("work_dir") is None:
+        config.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+    return config
