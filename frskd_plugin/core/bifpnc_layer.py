@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frskd_plugin.core.blocks import ConvBNReLU, Downsample, FusionNode, Upsample, UpsampleConv
-from frskd_plugin.core.resize import spatial_size
+from frskd_plugin.core.resize import fast_layout, spatial_size
 
 
 class BiFPNcLayer(nn.Module):
@@ -127,7 +127,7 @@ class BiFPNcLayer(nn.Module):
 
         A path without a node at this level has no coefficients: the top-down term is then the lateral itself.
         """
-        feat = F.relu(feat) if self.rectify_input else feat
+        feat = fast_layout(F.relu(feat) if self.rectify_input else feat)
         if self.published and self.repeated:  # the top-down path takes the maps as they are
             return _times(feat, r_td), None if r_bu is None else self.laterals[str(level)](feat, r_bu[0])
         lateral = self.laterals[str(level)]

