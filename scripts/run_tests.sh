@@ -11,8 +11,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 # One process per core and one thread per process; a file stays in one process, so that its fixtures are made once.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+JOBS="${JOBS:-2}"
 workers=()
-[ "${JOBS:-2}" -gt 1 ] && workers=(-n "$JOBS" --dist loadfile)
+[ "$JOBS" -gt 1 ] && workers=(-n "$JOBS" --dist loadfile)
 
 "$python" -m pytest ${workers[@]+"${workers[@]}"} "$@"
 status=$?

@@ -16,6 +16,8 @@ from frskd_plugin.timm.feature_indices import default_out_indices
 
 NUM_CLASSES = 100
 DEFAULT_BATCH = {"resnet18_cifar": 16}
+# networks of this package whose maps leave a ReLU, so that the self-teacher need not rectify them again
+RECTIFIED = ("resnet18_cifar", "resnet34_cifar", "wrn_16_2", "wrn_16_2_published")
 
 
 class PlainClassifier(nn.Module):
@@ -33,12 +35,12 @@ class PlainClassifier(nn.Module):
 class FRSKDClassifier(nn.Module):
     """Equation 5 with a timm model as the student."""
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, rectify_input: bool) -> None:
         super().__init__()
         self.student = student
         self.indices = list(default_out_indices(student.feature_info))
         channels = [student.feature_info[i]["num_chs"] for i in self.indices]
-        self.self_teacher = SelfTeacher(channels, num_classes=NUM_CLASSES, rectify_input=False)
+        self.self_teacher = SelfTeacher(channels, num_classes=NUM_CLASSES, rectify_input=rectify_input)
         self.distill = FRSKDLoss(alpha=2.0, beta=100.0, temperature=4.0)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -67,6 +69,6 @@ def classification_steps(name: str, settings: StepSettings) -> tuple[TrainingSte
     inputs = (images, torch.randint(NUM_CLASSES, (batch,), device=settings.device))
     return (
         TrainingStep(PlainClassifier(plain), inputs, settings),
-        TrainingStep(FRSKDClassifier(frskd), inputs, settings),
+        TrainingStep(FRSKDClassifier(frskd, rectify_input=name not in RECTIFIED), inputs, settings),
         batch,
     )

@@ -97,7 +97,7 @@ class BiFPNLayer(nn.Module):
         )
 
     def forward(self, feats: Sequence[Tensor]) -> list[Tensor]:
-        """N maps [B, C, H_i, W_i] -> n maps of the same shapes."""
+        """Maps [B, C, H_i, W_i] -> as many maps of the same shapes."""
         top = len(feats) - 1
         up_mode, down_to = ("bilinear", subsample_to) if self.published else ("nearest", max_pool_to)
 

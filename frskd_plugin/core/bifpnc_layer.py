@@ -93,7 +93,7 @@ class BiFPNcLayer(nn.Module):
         return nodes[str(level)].norm  # type: ignore[return-value]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """N maps [B, c_i, H_i, W_i] -> n maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
+        """Maps [B, c_i, H_i, W_i] -> as many maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
         top = len(feats) - 1
         sizes = [spatial_size(feat) for feat in feats]
         # r_td[i], r_bu[i]: the coefficients of level i's nodes; each map is multiplied where that is cheapest

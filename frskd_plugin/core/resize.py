@@ -27,7 +27,7 @@ def spatial_size(feat: Tensor) -> Size:
 
 
 def max_pool_to(feat: Tensor, size: Size) -> Tensor:
-    """Down-sample a non-negative map by max-pooling to exactly ``size``.
+    """Down-sample a map by max-pooling to exactly ``size``.
 
     A halving, of an even or an odd size, is a 3x3 pooling with stride 2 and TensorFlow's "same" padding; other ratios
     pool adaptively. Padding acts as -inf, which equals zero padding on rectified maps.

@@ -62,7 +62,7 @@ class SelfTeacher(nn.Module):
         self.head = nn.Linear(self.neck.out_channels[-1], check_positive_int("num_classes", num_classes))
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """N maps [B, c_i, H_i, W_i] -> n refined maps [B, d_i, H_i, W_i] and logits [B, num_classes].
+        """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i] and logits [B, num_classes].
 
         Raises:
             ValueError: if the maps disagree with ``in_channels``.

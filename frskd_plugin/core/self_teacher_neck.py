@@ -80,6 +80,7 @@ class SelfTeacherNeck(nn.Module):
         if variant in SEGMENTOR_VARIANTS:
             self.layers = nn.Sequential(self._make_bifpn(channels, depth, repeat))
             return
+        depth = check_positive_int("depth", DEFAULT_DEPTH[variant] if depth is None else depth)
         layers = []
         for index in range(repeat):
             is_last = index == repeat - 1
@@ -87,7 +88,7 @@ class SelfTeacherNeck(nn.Module):
                 BiFPNcLayer(
                     self.out_channels if index else self.in_channels,
                     self.out_channels,
-                    depth=check_positive_int("depth", DEFAULT_DEPTH[variant] if depth is None else depth),
+                    depth=depth,
                     variant=variant,
                     constant_width=constant_width,
                     repeated=index > 0,
@@ -128,7 +129,7 @@ class SelfTeacherNeck(nn.Module):
         return [last_layer.output_norm(level) for level in range(len(self.in_channels))]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """N maps [B, c_i, H_i, W_i] -> n refined maps [B, d_i, H_i, W_i].
+        """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i].
 
         Raises:
             TypeError: if ``feats`` is not a list of tensors.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_plugin.timm.feature_indices import check_out_indices
+from frskd_plugin.timm.wrn_settings import group_channels, num_blocks
 
 # How timm's features_only=True takes the maps: through forward_intermediates, so that they are rectified.
 FEATURE_CFG = {"out_indices": (0, 1, 2), "feature_cls": "getter"}
 
 
 class CifarClassifier(nn.Module):
-    """Base of the wide ResNets: a subclass sets ``stem`` and ``group1`` .. ``group3`` and says how a group ends.
+    """Base of the wide ResNets WRN-``depth``-``k``: a stem and ``group1`` .. ``group3``, which a subclass makes.
 
     The features of a group, as handed out, are rectified (`rectify`); what feeds the next group is the group's output.
     """
@@ -26,9 +27,16 @@ class CifarClassifier(nn.Module):
     num_groups = 3
 
     def __init__(
-        self, channels: Sequence[int], num_classes: int, in_chans: int, global_pool: str, drop_rate: float
+        self,
+        depth: int,
+        k: int,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        channels, blocks = group_channels(k), num_blocks(depth)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -38,6 +46,13 @@ class CifarClassifier(nn.Module):
             {"num_chs": c, "reduction": 2**i, "module": f"group{i + 1}"} for i, c in enumerate(channels)
         ]
         self.global_pool, self.fc = create_classifier(channels[-1], num_classes, pool_type=global_pool)
+        self.stem = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        for i, (before, after) in enumerate(pairwise((16, *channels))):
+            self.add_module(f"group{i + 1}", self.make_group(before, after, blocks, stride=2 if i else 1))
+
+    def make_group(self, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Module:
+        """A group of ``blocks`` blocks, the first of which changes channels and resolution."""
+        raise NotImplementedError
 
     def rectify(self, x: Tensor, group: int) -> Tensor:
         """Feature map of group ``group`` (from 0) as it is handed out, from that group's output ``[B, C, H, W]``."""

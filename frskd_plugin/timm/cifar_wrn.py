@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from frskd_plugin.timm.cifar_cfg import cifar_cfg
 from frskd_plugin.timm.cifar_classifier import FEATURE_CFG, CifarClassifier
-from frskd_plugin.timm.wrn_settings import group_channels, num_blocks
 
 __all__ = ["WideResNet"]
 
@@ -49,28 +48,19 @@ class WideResNet(CifarClassifier):
         ValueError: A depth that is not 6n + 4, or k below 1.
     """
 
-    def __init__(
-        self,
-        depth: int = 16,
-        k: int = 2,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-    ) -> None:
-        channels = group_channels(k)
-        super().__init__(channels, num_classes, in_chans, global_pool, drop_rate)
-        self.stem = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        in_channels = 16
-        for i, out_channels in enumerate(channels):
-            group = nn.Sequential()
-            for block in range(num_blocks(depth)):
-                stride = 2 if i > 0 and block == 0 else 1
-                group.add_module(f"block{block}", WideBlock(in_channels, out_channels, stride))
-                in_channels = out_channels
-            self.add_module(f"group{i + 1}", group)
-        self.norm = nn.BatchNorm2d(channels[-1])
+    def __init__(self, depth: int = 16, k: int = 2, **kwargs: Any) -> None:
+        super().__init__(depth, k, **kwargs)
+        self.norm = nn.BatchNorm2d(self.num_features)
         self.init_weights()
+
+    def make_group(self, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Module:
+        """Blocks alone."""
+        group = nn.Sequential()
+        for i in range(blocks):
+            group.add_module(
+                f"block{i}", WideBlock(in_channels if i == 0 else channels, channels, stride if i == 0 else 1)
+            )
+        return group
 
     def init_weights(self) -> None:
         """He initialisation of the convolutions (fan-out), zero classifier bias, PyTorch's defaults elsewhere."""

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from frskd_plugin.timm.cifar_cfg import cifar_cfg
 from frskd_plugin.timm.cifar_classifier import FEATURE_CFG, CifarClassifier
-from frskd_plugin.timm.wrn_settings import group_channels, num_blocks
 
 __all__ = ["WideResNetPublished"]
 
@@ -63,24 +62,13 @@ class WideResNetPublished(CifarClassifier):
         ValueError: A depth that is not 6n + 4, or k below 1.
     """
 
-    def __init__(
-        self,
-        depth: int = 16,
-        k: int = 2,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-    ) -> None:
-        channels = group_channels(k)
-        super().__init__(channels, num_classes, in_chans, global_pool, drop_rate)
-        self.stem = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        in_channels = 16
-        for i, out_channels in enumerate(channels):
-            group = PublishedGroup(in_channels, out_channels, num_blocks(depth), stride=1 if i == 0 else 2)
-            self.add_module(f"group{i + 1}", group)
-            in_channels = out_channels
+    def __init__(self, depth: int = 16, k: int = 2, **kwargs: Any) -> None:
+        super().__init__(depth, k, **kwargs)
         self.init_weights()
+
+    def make_group(self, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Module:
+        """Blocks and the batch norm behind them."""
+        return PublishedGroup(in_channels, channels, blocks, stride)
 
     def init_weights(self) -> None:
         """Convolutions from N(0, 2 / (k^2 c_out)), zero classifier bias, PyTorch's defaults elsewhere (section 11)."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,9 @@ import frskd_plugin.timm  # noqa: F401  (registers the networks)
 from frskd_plugin.timm.cifar_wrn import WideResNet
 from frskd_plugin.timm.cifar_wrn_published import WideResNetPublished
 from tests.helpers.model_tester import ModelTester
+from tests.helpers.published_student import published_state, published_student
+from tests.helpers.reference import DATA, assert_close
 
-DATA = Path(__file__).parents[1] / "data"
 NAMES = ["resnet18_cifar", "wrn_16_2", "wrn_16_2_published"]
 
 
@@ -50,34 +50,6 @@ def step() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def published_state(step: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
-    """Arrays of the file under our names: only the running statistics are called differently."""
-    state = {}
-    for key, value in step.items():
-        if key.startswith(prefix):
-            name = key.removeprefix(prefix)
-            for theirs, ours in ((".mean", ".running_mean"), (".var", ".running_var")):
-                name = name.removesuffix(theirs) + ours if name.endswith(theirs) else name
-            state[name] = torch.from_numpy(np.asarray(value)).double()
-    return state
-
-
-def published_student(step: dict[str, np.ndarray], dtype: torch.dtype) -> WideResNetPublished:
-    student = WideResNetPublished(depth=10, k=1, num_classes=10)
-    prefix = "p.student." if any(key.startswith("p.student.") for key in step) else "student."
-    state = published_state(step, prefix)
-    expected = {key for key in student.state_dict() if not key.endswith("num_batches_tracked")}
-    assert set(state) == expected
-    student.load_state_dict(state, strict=False)
-    return student.to(dtype)
-
-
-def assert_near(got: torch.Tensor, reference: torch.Tensor | np.ndarray, tolerance: float) -> None:
-    reference = torch.as_tensor(reference).double()
-    assert got.shape == reference.shape
-    assert (got.double() - reference).abs().max() <= tolerance * max(0.01, reference.abs().max().item())
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 6e-6)])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_published_network_equals_the_reference(step, mode: str, dtype: torch.dtype, tolerance: float) -> None:
@@ -85,19 +57,19 @@ def test_published_network_equals_the_reference(step, mode: str, dtype: torch.dt
     image = torch.from_numpy(step["image"]).to(dtype)
     last, feats = student.forward_intermediates(image)
     logits = student.forward_head(last)
-    assert_near(logits.detach(), step[f"{mode}.logits_student"], tolerance)
+    assert_close(logits.detach(), step[f"{mode}.logits_student"], tolerance)
     loss = F.cross_entropy(logits, torch.from_numpy(step["labels"]))
-    assert_near(loss.detach(), step[f"{mode}.loss.ce_student"], tolerance)
+    assert_close(loss.detach(), step[f"{mode}.loss.ce_student"], tolerance)
     for i, feat in enumerate(feats):
         attention = F.normalize(feat.square().mean(1).flatten(1), dim=1)
-        assert_near(attention.detach(), step[f"{mode}.map_student.{i}"], tolerance)
+        assert_close(attention.detach(), step[f"{mode}.map_student.{i}"], tolerance)
     if mode == "train":
         for i, feat in enumerate(feats):
-            assert_near(feat[0].detach(), step[f"train.feat_student0.{i}"], tolerance)
+            assert_close(feat[0].detach(), step[f"train.feat_student0.{i}"], tolerance)
         after = published_state(step, "train.after.student.")
         assert len(after) == 12
         for name, value in after.items():
-            assert_near(student.state_dict()[name], value, tolerance)
+            assert_close(student.state_dict()[name], value, tolerance)
 
 
 def test_published_network_has_the_gradients_of_the_reference(step) -> None:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from frskd_plugin.core import FRSKDLoss, SelfTeacher, attention_map
-from frskd_plugin.timm.cifar_wrn_published import WideResNetPublished
+from tests.helpers.published_student import published_student
 from tests.helpers.reference import DATA, assert_close, grads, load_reference, statistics
 
 TOL = 2e-7  # float64 against numbers stored as float32
-STATISTICS = {".mean": ".running_mean", ".var": ".running_var"}
 
 
 @pytest.fixture
@@ -25,18 +24,8 @@ def arrays():
 @pytest.fixture
 def networks(arrays):
     """Student and self-teacher with the stored weights, in float64."""
-    student, teacher = WideResNetPublished(depth=10, k=1, num_classes=10), SelfTeacher([16, 32, 64], num_classes=10)
-    state = {}
-    for key, value in arrays.items():
-        if key.startswith("student."):
-            name = key.removeprefix("student.")
-            for theirs, ours in STATISTICS.items():
-                name = name.replace(theirs, ours) if name.endswith(theirs) else name
-            state[name] = torch.from_numpy(value)
-    left_out = student.load_state_dict(state, strict=False)
-    assert left_out.unexpected_keys == []
-    assert all(key.endswith("num_batches_tracked") for key in left_out.missing_keys)
-    return student.double(), load_reference(teacher.double(), arrays, prefix="teacher.")
+    teacher = load_reference(SelfTeacher([16, 32, 64], num_classes=10).double(), arrays, prefix="teacher.")
+    return published_student(arrays, torch.float64), teacher
 
 
 def forward(student, teacher, image):
