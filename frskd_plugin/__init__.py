@@ -16,6 +16,9 @@ from frskd_plugin.version import __version__
 # PEP 562: the subpackage `frskd_plugin.timm` is never imported before somebody asks for a name of it.
 _LAZY_NAMES = {
     "TimmFeatureExtractor": "frskd_plugin.timm.feature_extractor",
+    "wrap": "frskd_plugin.timm.wrap",
+    "unwrap": "frskd_plugin.timm.wrap",
+    "FRSKDTask": "frskd_plugin.timm.task",
 }
 
 __all__ = ["__version__", *_LAZY_NAMES]

@@ -24,6 +24,7 @@ class SelfTeacher(nn.Module):
         variant: 'published' or 'equations'.
         preactivation: hand out the maps before ReLU; the logits are the same.
         rectify_input: see `SelfTeacherNeck`.
+        max_channels: see `SelfTeacherNeck`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -47,6 +48,7 @@ class SelfTeacher(nn.Module):
         variant: str = "published",
         preactivation: bool = False,
         rectify_input: bool = True,
+        max_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.neck = SelfTeacherNeck(
@@ -58,6 +60,7 @@ class SelfTeacher(nn.Module):
             variant=variant,
             preactivation=preactivation,
             rectify_input=rectify_input,
+            max_channels=max_channels,
         )
         self.head = nn.Linear(self.neck.out_channels[-1], check_positive_int("num_classes", num_classes))
 

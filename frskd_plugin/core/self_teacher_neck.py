@@ -39,6 +39,7 @@ class SelfTeacherNeck(nn.Module):
         end_level: level that the classifier or head reads, at which the graph ends; None is the last one.
         preactivation: hand out the maps before their last ReLU (overhaul distillation).
         rectify_input: 'published' takes relu(F_i). False saves that pass where the student's maps leave a ReLU anyway.
+        max_channels: upper limit of the channels of each level, for students with many; not with an int as ``channels``.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -62,6 +63,7 @@ class SelfTeacherNeck(nn.Module):
         end_level: int | None = None,
         preactivation: bool = False,
         rectify_input: bool = True,
+        max_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = check_in_channels(in_channels)
@@ -73,8 +75,12 @@ class SelfTeacherNeck(nn.Module):
         constant_width = channels != "scaled"
         if constant_width:
             self.out_channels = [check_positive_int("channels", channels)] * num_levels
+            if max_channels is not None:
+                raise ValueError(f"`channels={channels}` is the width of every level: leave `max_channels` out.")
         else:
-            self.out_channels = [width * c for c in self.in_channels]
+            limit = width * max(self.in_channels)
+            limit = limit if max_channels is None else check_positive_int("max_channels", max_channels)
+            self.out_channels = [min(width * c, limit) for c in self.in_channels]
         self.preactivation = preactivation
 
         if variant in SEGMENTOR_VARIANTS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 NUM_PLAIN_MAPS = 4  # as many levels as the usual pyramid, taken from a model whose maps all have one stride
@@ -16,7 +16,11 @@ def default_out_indices(feature_info: Sequence[dict[str, Any]]) -> tuple[int, ..
     >>> default_out_indices([dict(reduction=16)] * 12)
     (2, 5, 8, 11)
     """
-    strides = [info["reduction"] for info in feature_info]
+    return last_of_each([info["reduction"] for info in feature_info])
+
+
+def last_of_each(strides: Sequence[Hashable]) -> tuple[int, ...]:
+    """Index of the last map of each stride (or size); where all are alike, four evenly spaced ones."""
     if len(set(strides)) == 1 and len(strides) > 1:
         num_maps = min(NUM_PLAIN_MAPS, len(strides))
         return tuple((i + 1) * len(strides) // num_maps - 1 for i in range(num_maps))

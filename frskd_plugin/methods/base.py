@@ -1,0 +1,59 @@
+"""What every training method offers, and what it is told about the network that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+# images [B, 3, H, W] -> (feats, logits [B, K]); feats as a list, level 0 = highest resolution
+StudentForward = Callable[[Tensor], tuple[list[Tensor], Tensor]]
+# (logits [B, K], targets) -> scalar; targets are labels [B] or soft labels [B, K]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StudentInfo:
+    """What a method may know of the student when it builds its own modules.
+
+    Attributes:
+        module: the network itself; to be looked at or copied, never changed or kept.
+        in_channels: channels of each map, level 0 = highest resolution.
+        map_sizes: height and width of each map at the network's usual image size.
+        num_classes: number of classes.
+        macs: multiply-accumulates of one image's forward pass at that size.
+    """
+
+    module: nn.Module
+    in_channels: Sequence[int]
+    map_sizes: Sequence[tuple[int, int]]
+    num_classes: int
+    macs: int
+
+
+class Method(nn.Module):
+    """A way of training a classifier: the terms of its loss, and the modules that exist for training alone.
+
+    A subclass takes a `StudentInfo` and its own settings, and overrides `forward`.
+    """
+
+    def __init__(self, student: StudentInfo) -> None:
+        super().__init__()
+
+    def forward(
+        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """The terms of the loss, whose names begin with ``loss_``, and the student's logits as ``output``.
+
+        Args:
+            student: the forward pass, images -> (feats, logits).
+            images: [B, C, H, W].
+            targets: labels [B] or soft labels [B, K].
+            criterion: the loss of logits against targets.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override forward")
+
+    def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor | None:
+        """Logits [B, K] of the method's own teacher on the student's maps; None where it has none."""
+        return None
