@@ -39,7 +39,7 @@ class SelfTeacherNeck(nn.Module):
         end_level: level that the classifier or head reads, at which the graph ends; None is the last one.
         preactivation: hand out the maps before their last ReLU (overhaul distillation).
         rectify_input: 'published' takes relu(F_i). False saves that pass where the student's maps leave a ReLU anyway.
-        max_channels: upper limit of the channels of each level, for students with many; not with an int as ``channels``.
+        max_channels: upper limit of each level's channels, for students with many; not with an int as ``channels``.
 
     Raises:
         TypeError: for arguments of the wrong type.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
@@ -55,20 +57,22 @@ class FRSKD(Method):
     ) -> None:
         super().__init__(student)
         self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, feature_loss)
-        teacher = {"depth": depth, "variant": variant, "rectify_input": rectify_input}
+        form: dict[str, Any] = {"depth": depth, "variant": variant, "rectify_input": rectify_input}
         auto = width == "auto"
         if auto:
-            width, max_channels = width_within(student, max_share, max_channels, **teacher)
-        self.width, self.max_channels = width, max_channels
+            chosen, max_channels = width_within(student, max_share, max_channels, **form)
+        else:
+            chosen = check_positive_int("width", width)
         self.self_teacher = SelfTeacher(
-            student.in_channels, student.num_classes, width, max_channels=max_channels, **teacher
+            student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
-        _tell_cost(teacher_share(student, width, max_channels, **teacher), width, max_channels, auto)
+        self.width, self.max_channels = chosen, max_channels
+        _tell_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
     ) -> dict[str, Tensor]:
-        """``loss_ce, loss_teacher_ce, loss_kd, loss_feat``, weighted; ``output`` and ``teacher_output``, logits [B, K]."""
+        """Weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output`` [B, K]."""
         feats, logits = student(images)
         refined_feats, teacher_logits = self.self_teacher(feats)  # not detached: its loss trains the trunk too
         return {

@@ -65,6 +65,8 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
             f"{name} has no {' and no '.join(missing)}: expected a classifier of timm, such as "
             f"timm.create_model('resnet18', num_classes=100)."
         )
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError(f"{name} has no classifier (num_classes=0): create it with the number of your classes.")
     size = _input_size(model, input_size)
     images = _random_images(model, size)
     with _evaluating(model), torch.no_grad():
@@ -115,9 +117,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _check_logits(name: str, logits: Tensor, split_logits: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"{name} must give logits [B, num_classes], got {got}: it needs a classifier (num_classes > 0)."
-        )
+        raise ValueError(f"{name} must give logits [B, num_classes] for images [B, C, H, W], got {got}.")
     if logits.is_meta:
         return
     tolerance = TOLERANCE.get(logits.dtype, 1e-4)

@@ -1,4 +1,4 @@
-"""The complete step of the method on the authors' network equals the authors' numbers (reference section 6)."""
+"""The complete step of a wrapped model equals the authors' numbers on their network (reference section 6)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from frskd_plugin.core import FRSKDLoss, SelfTeacher, attention_map
+import frskd_plugin
+from frskd_plugin.core import attention_map
 from tests.helpers.published_student import published_student
 from tests.helpers.reference import DATA, assert_close, grads, load_reference, statistics
 
@@ -22,39 +22,36 @@ def arrays():
 
 
 @pytest.fixture
-def networks(arrays):
+def model(arrays):
     """Student and self-teacher with the stored weights, in float64."""
-    teacher = load_reference(SelfTeacher([16, 32, 64], num_classes=10).double(), arrays, prefix="teacher.")
-    return published_student(arrays, torch.float64), teacher
+    model = frskd_plugin.wrap(published_student(arrays, torch.float64), alpha=2, beta=100, temperature=4, width=2)
+    load_reference(model.method.self_teacher, arrays, prefix="teacher.")
+    return model
 
 
-def forward(student, teacher, image):
-    last, feats = student.forward_intermediates(image, output_fmt="NCHW")
-    logits = student.forward_head(last)
-    refined_feats, teacher_logits = teacher(feats)
-    return feats, logits, refined_feats, teacher_logits
+def parts(model):
+    return model.student, model.method.self_teacher
 
 
-def step_losses(student, teacher, arrays, image=None):
-    """The four terms of Eq. 5, unweighted, and the total."""
+def step_losses(model, arrays, image=None):
+    """The four terms of Eq. 5, unweighted, and the total; the networks are in the mode that they were set to."""
     image = torch.from_numpy(arrays["image"]).double() if image is None else image
-    labels = torch.from_numpy(arrays["labels"])
-    feats, logits, refined_feats, teacher_logits = forward(student, teacher, image)
-    terms = FRSKDLoss(alpha=2, beta=100, temperature=4)(logits, teacher_logits, feats, refined_feats)
-    losses = {
-        "ce_student": F.cross_entropy(logits, labels),
-        "ce_teacher": F.cross_entropy(teacher_logits, labels),
-        "kd": terms["loss_kd"] / 2,
-        "feature": terms["loss_feat"] / 100,
+    model.training = True  # asks for the losses, whatever the mode of the networks
+    losses = model(image, torch.from_numpy(arrays["labels"]))
+    return {
+        "ce_student": losses["loss_ce"],
+        "ce_teacher": losses["loss_teacher_ce"],
+        "kd": losses["loss_kd"] / 2,
+        "feature": losses["loss_feat"] / 100,
+        "total": losses["loss"],
     }
-    return losses | {"total": losses["ce_student"] + losses["ce_teacher"] + sum(terms.values())}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_terms_and_gradients_equal_reference(networks, arrays, mode):
-    student, teacher = (network.train(mode == "train") for network in networks)
+def test_terms_and_gradients_equal_reference(model, arrays, mode):
+    student, teacher = parts(model.train(mode == "train"))
     image = torch.from_numpy(arrays["image"]).double().requires_grad_()
-    losses = step_losses(student, teacher, arrays, image)
+    losses = step_losses(model, arrays, image)
     losses["total"].backward()
     for name, value in losses.items():
         assert_close(value, arrays[f"{mode}.loss.{name}"], TOL, name)
@@ -70,9 +67,10 @@ def test_terms_and_gradients_equal_reference(networks, arrays, mode):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_outputs_equal_reference(networks, arrays, mode):
-    student, teacher = (network.train(mode == "train") for network in networks)
-    feats, logits, refined_feats, teacher_logits = forward(student, teacher, torch.from_numpy(arrays["image"]).double())
+def test_outputs_equal_reference(model, arrays, mode):
+    model.train(mode == "train")
+    feats, logits = model.student_forward(torch.from_numpy(arrays["image"]).double())
+    refined_feats, teacher_logits = model.method.self_teacher(feats)
     assert_close(logits, arrays[f"{mode}.logits_student"], TOL)
     assert_close(teacher_logits, arrays[f"{mode}.logits_teacher"], TOL)
     for i, (feat, refined_feat) in enumerate(zip(feats, refined_feats, strict=True)):
@@ -84,10 +82,10 @@ def test_outputs_equal_reference(networks, arrays, mode):
 
 
 @pytest.mark.parametrize("term", ["ce_student", "ce_teacher", "kd", "feature", "total"])
-def test_each_term_trains_who_it_should(networks, arrays, term):
+def test_each_term_trains_who_it_should(model, arrays, term):
     stored = json.loads((DATA / "frskd_step_gradnorms.json").read_text())["train"]["grad_norms"][term]
-    student, teacher = (network.train() for network in networks)
-    step_losses(student, teacher, arrays)[term].backward()
+    student, teacher = parts(model.train())
+    step_losses(model, arrays)[term].backward()
     student_grads = {name: p.grad for name, p in student.named_parameters()}
     check_norms(student_grads, stored["student"])
     teacher_grads = grads(teacher)
@@ -102,12 +100,11 @@ def check_norms(found, stored):
             assert found[name].norm().item() == pytest.approx(norm, rel=1e-6, abs=1e-9), name
 
 
-def test_five_sgd_steps_equal_reference(networks, arrays):
-    student, teacher = (network.train() for network in networks)
-    parameters = [*student.parameters(), *teacher.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01)
+def test_five_sgd_steps_equal_reference(model, arrays):
+    student, teacher = parts(model.train())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01)
     for k in range(5):
-        total = step_losses(student, teacher, arrays)["total"]
+        total = step_losses(model, arrays)["total"]
         assert total.item() == pytest.approx(float(arrays[f"traj.total.{k}"]), rel=1e-6)
         optimizer.zero_grad()
         total.backward()

@@ -1,0 +1,295 @@
+"""What `frskd_plugin.wrap` promises: losses in training, the plain model otherwise, and nothing of it is touched."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import frskd_plugin
+import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.core import attention_transfer_loss, soft_label_loss
+from frskd_plugin.methods import Method, method_names, register_method
+from tests.helpers.model_tester import without_gradient
+
+FAMILIES = {
+    "cnn": ("resnet18", (3, 64, 64)),
+    "vit": ("test_vit", (3, 160, 160)),
+    "cifar": ("wrn_16_2", (3, 32, 32)),
+}
+
+
+def make(family="cifar", num_classes=10, **settings):
+    name, size = FAMILIES[family]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=num_classes)
+    return model, frskd_plugin.wrap(model, input_size=size, **settings)
+
+
+def batch(family="cifar", size=4, num_classes=10):
+    torch.manual_seed(1)
+    return torch.randn(size, *FAMILIES[family][1]), torch.randint(num_classes, (size,))
+
+
+class TestTraining:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_total_is_equation_5(self, family):
+        _, model = make(family, alpha=3, beta=50, temperature=2)
+        images, targets = batch(family)
+        feats, logits = model.student_forward(images)
+        refined_feats, teacher_logits = model.method.self_teacher(feats)
+        losses = model(images, targets)
+        expected = F.cross_entropy(logits, targets) + F.cross_entropy(teacher_logits, targets)
+        expected = expected + 3 * soft_label_loss(logits, teacher_logits, 2)
+        expected = expected + 50 * sum(attention_transfer_loss(f, g) for f, g in zip(feats, refined_feats, strict=True))
+        torch.testing.assert_close(losses["loss"], expected)
+        torch.testing.assert_close(losses["loss"], sum(v for k, v in losses.items() if k.startswith("loss_")))
+        torch.testing.assert_close(losses["output"], logits)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_parameter_gets_a_gradient(self, family):
+        _, model = make(family)
+        model(*batch(family))["loss"].backward()
+        assert without_gradient(model) == []
+
+    def test_without_targets_says_what_to_do(self):
+        _, model = make()
+        with pytest.raises(ValueError, match=r"call model\(images, targets\).*model\.eval\(\)"):
+            model(batch()[0])
+
+    def test_soft_targets_of_one_hot_equal_labels(self):
+        _, model = make()
+        images, targets = batch()
+        soft = F.one_hot(targets, 10).float()
+        torch.testing.assert_close(model(images, soft)["loss"], model(images, targets)["loss"])
+
+    def test_criterion_serves_student_and_teacher(self):
+        _, model = make(criterion=nn.CrossEntropyLoss(label_smoothing=0.2))
+        images, targets = batch()
+        losses = model(images, targets)
+        for part, logits in (("loss_ce", "output"), ("loss_teacher_ce", "teacher_output")):
+            expected = F.cross_entropy(losses[logits], targets, label_smoothing=0.2)
+            torch.testing.assert_close(losses[part], expected)
+
+    def test_beta_0_is_soft_labels_alone(self):
+        _, model = make(beta=0)
+        losses = model(*batch())
+        assert losses["loss_feat"] == 0 and losses["loss_kd"] > 0
+
+    def test_baseline_is_the_plain_step(self):
+        student, model = make(method="baseline")
+        images, targets = batch()
+        losses = model(images, targets)
+        assert list(losses) == ["loss", "loss_ce", "output"]
+        torch.testing.assert_close(losses["loss"], F.cross_entropy(student(images), targets))
+        assert model.teacher_logits(images) is None
+        assert list(model.method.state_dict()) == []
+
+    def test_variant_equations_is_the_paper_as_written(self):
+        _, model = make(variant="equations")
+        images, targets = batch()
+        feats, logits = model.student_forward(images)
+        refined_feats, teacher_logits = model.method.self_teacher(feats)
+        p, q = (logits / 4).softmax(1), (teacher_logits / 4).softmax(1)
+        losses = model(images, targets)
+        torch.testing.assert_close(losses["loss_kd"], 2 * (p * (p / q).log()).sum(1).mean())
+        levels = [attention_transfer_loss(f, g, "equations") for f, g in zip(feats, refined_feats, strict=True)]
+        torch.testing.assert_close(losses["loss_feat"], 100 * sum(levels))
+
+
+class TestInference:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_logits_are_the_plain_models_and_the_teacher_sleeps(self, family, monkeypatch):
+        student, model = make(family)
+        model(*batch(family))["loss"].backward()
+        model.eval()
+        monkeypatch.setattr(model.method, "forward", lambda *_: pytest.fail("the method ran"))
+        monkeypatch.setattr(model.method.self_teacher, "forward", lambda *_: pytest.fail("the self-teacher ran"))
+        images, _ = batch(family)
+        assert torch.equal(model(images), student.eval()(images))
+
+    def test_unwrap_gives_the_very_model_and_its_file_loads_strictly(self):
+        student, model = make()
+        assert frskd_plugin.unwrap(model) is student
+        twin = timm.create_model("wrn_16_2", num_classes=10)
+        twin.load_state_dict(frskd_plugin.unwrap(model).state_dict(), strict=True)
+        images, _ = batch()
+        assert torch.equal(twin.eval()(images), model.eval()(images))
+
+    def test_state_dict_holds_student_and_method_apart(self):
+        student, model = make()
+        keys = set(model.state_dict())
+        assert {k.removeprefix("student.") for k in keys if k.startswith("student.")} == set(student.state_dict())
+        assert all(k.startswith(("student.", "method.self_teacher.")) for k in keys)
+
+    def test_teacher_logits_are_the_self_teachers(self):
+        _, model = make()
+        model.eval()
+        images, _ = batch()
+        expected = model.method.self_teacher(model.student_forward(images)[0])[1]
+        assert torch.equal(model.teacher_logits(images), expected)
+
+
+class TestNothingIsTouched:
+    def test_weights_statistics_modes_and_random_numbers_stay(self):
+        model = timm.create_model("resnet18", num_classes=10)
+        model.layer1.eval()
+        model.conv1.weight.requires_grad_(False)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        modes = [m.training for m in model.modules()]
+        wrapped = frskd_plugin.wrap(model, "baseline", input_size=(3, 64, 64))
+        torch.manual_seed(7)
+        frskd_plugin.wrap(model, "baseline", input_size=(3, 64, 64))
+        drawn = torch.rand(1)
+        torch.manual_seed(7)
+        assert torch.equal(drawn, torch.rand(1))
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert [m.training for m in model.modules()] == modes
+        assert wrapped.training and not model.conv1.weight.requires_grad
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_a_model_in_eval_mode_stays_in_it(self):
+        model = timm.create_model("wrn_16_2", num_classes=10).eval()
+        wrapped = frskd_plugin.wrap(model)
+        assert not any(m.training for m in wrapped.modules())
+
+    def test_teacher_takes_the_models_dtype(self):
+        model = timm.create_model("wrn_16_2", num_classes=10).to(torch.float64)
+        wrapped = frskd_plugin.wrap(model)
+        assert {p.dtype for p in wrapped.method.parameters()} == {torch.float64}
+
+
+class TestWidth:
+    def share(self, model, size):
+        """Counted on the real training pass, apart from the code that chooses."""
+        images = torch.randn(1, *size)
+        model.eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as plain:
+            model.student(images)
+        with torch.no_grad(), FlopCounterMode(display=False) as both:
+            model.teacher_logits(images)
+        return both.get_total_flops() / plain.get_total_flops() - 1
+
+    @pytest.mark.parametrize(("name", "width", "limited"), [("wrn_16_2", 2, False), ("resnet26", 1, True)])
+    def test_auto_keeps_the_teacher_below_its_share_and_says_so_once(self, name, width, limited, caplog):
+        model = timm.create_model(name, num_classes=10)
+        with caplog.at_level(logging.WARNING):
+            wrapped = frskd_plugin.wrap(model, width="auto")
+        size = model.pretrained_cfg["input_size"]
+        share = self.share(wrapped, size)
+        assert 0.4 < share <= 0.75
+        assert wrapped.method.width == width and (wrapped.method.max_channels is not None) == limited
+        assert [f"{share:.2f} of the student's MACs" in r.getMessage() for r in caplog.records] == [True]
+
+    def test_limit_of_the_channels_reaches_every_level(self):
+        _, model = make("cnn", max_channels=96, out_indices=(1, 2, 3, 4))
+        assert model.method.self_teacher.neck.out_channels == [96, 96, 96, 96]
+        _, model = make("cnn", width="auto", max_share=0.2, max_channels=64)
+        assert max(model.method.self_teacher.neck.out_channels) <= 64
+        assert self.share(model, (3, 64, 64)) <= 0.2
+
+    def test_a_dear_teacher_is_pointed_out(self, caplog):
+        make("cnn", width=4)
+        assert ["width='auto'" in r.getMessage() for r in caplog.records] == [True]
+
+    def test_an_impossible_share_is_refused(self):
+        with pytest.raises(ValueError, match="even 8 channels a level cost .*max_share=1e-05"):
+            make(width="auto", max_share=1e-5)
+        with pytest.raises(ValueError, match="`max_share` must be > 0"):
+            make(width="auto", max_share=0)
+
+
+class TestLevels:
+    def test_default_is_the_last_map_of_each_resolution(self):
+        _, model = make("cnn")
+        assert model.out_indices == (0, 1, 2, 3, 4)
+        assert make("cifar")[1].out_indices == (0, 1, 2)
+
+    def test_plain_vit_gives_evenly_spaced_blocks(self):
+        student, model = make("vit")
+        assert len(student.blocks) == 6
+        assert model.out_indices == (0, 2, 3, 5)
+
+    def test_chosen_levels_count_from_the_end_too(self):
+        _, model = make("cnn", out_indices=(-2, -1))
+        assert model.out_indices == (3, 4)
+        feats, _ = model.student_forward(batch("cnn")[0])
+        assert [f.shape[1] for f in feats] == [256, 512]
+
+
+class TestErrors:
+    def test_no_timm_model(self):
+        with pytest.raises(TypeError, match="Sequential has no forward_intermediates and no forward_head"):
+            frskd_plugin.wrap(nn.Sequential())
+
+    def test_no_classifier(self):
+        with pytest.raises(ValueError, match="num_classes=0"):
+            frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=0))
+
+    def test_wrapped_already(self):
+        with pytest.raises(ValueError, match="is wrapped already"):
+            frskd_plugin.wrap(make()[1])
+
+    def test_split_that_gives_other_logits(self):
+        model = timm.create_model("wrn_16_2", num_classes=10)
+        plain = model.forward_head
+        model.forward_head = lambda x, **kwargs: plain(x, **kwargs) + 1
+        model.forward = lambda x: plain(model.forward_features(x))
+        with pytest.raises(ValueError, match="cannot be split.*another network than the one that is deployed"):
+            frskd_plugin.wrap(model)
+
+    def test_images_that_the_model_cannot_take(self):
+        with pytest.raises(ValueError, match=r"failed on images \[2, 3, 33, 33\].*give it as input_size"):
+            frskd_plugin.wrap(timm.create_model("test_vit", num_classes=10), input_size=(3, 33, 33))
+        with pytest.raises(ValueError, match=r"`input_size` must be \(channels, height, width\)"):
+            frskd_plugin.wrap(timm.create_model("test_vit", num_classes=10), input_size=(33, 33))
+
+    def test_unknown_method_setting_and_level(self):
+        with pytest.raises(ValueError, match="`method` must be one of 'baseline', 'frskd'.*got 'fskrd'"):
+            make(method="fskrd")
+        with pytest.raises(TypeError, match="'frskd' has no setting 'betta'; its settings are: alpha, beta,"):
+            make(betta=3)
+        with pytest.raises(TypeError, match="'baseline' has no setting 'alpha'; it has no settings"):
+            make(method="baseline", alpha=3)
+        with pytest.raises(ValueError, match=r"out_indices=\(0, 9\) does not fit"):
+            make(out_indices=(0, 9))
+        with pytest.raises(TypeError, match="`width` must be an int"):
+            make(width=1.5)
+
+    def test_unwrap_of_another_model(self):
+        with pytest.raises(TypeError, match="unwrap expects a model made by frskd_plugin.wrap, got Linear"):
+            frskd_plugin.unwrap(nn.Linear(1, 1))
+
+
+def test_a_users_own_method_is_ten_lines(monkeypatch):
+    monkeypatch.setattr("frskd_plugin.methods.registry._METHODS", {})
+
+    @register_method("confident")
+    class Confident(Method):
+        """Cross-entropy less the entropy of the prediction."""
+
+        def __init__(self, student, weight=0.1):
+            super().__init__(student)
+            self.weight = weight
+
+        def forward(self, student, images, targets, criterion):
+            _, logits = student(images)
+            entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+            return {"loss_ce": criterion(logits, targets), "loss_entropy": -self.weight * entropy, "output": logits}
+
+    assert method_names() == ["confident"]
+    _, model = make(method="confident", weight=0.5)
+    images, targets = batch()
+    losses = model(images, targets)
+    probabilities = losses["output"].softmax(1)
+    expected = F.cross_entropy(losses["output"], targets) + 0.5 * (probabilities * probabilities.log()).sum(1).mean()
+    torch.testing.assert_close(losses["loss"], expected)
+    with pytest.raises(ValueError, match="'confident' is there already"):
+        register_method("confident")(type("Other", (Method,), {}))
+    with pytest.raises(TypeError, match="expects a subclass of frskd_plugin.methods.Method"):
+        register_method("other")(nn.Linear)
