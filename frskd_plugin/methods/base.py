@@ -32,14 +32,46 @@ class StudentInfo:
     macs: int
 
 
+@dataclass(frozen=True)
+class DataNeeds:
+    """What a method asks of its batches beyond images and targets.
+
+    Attributes:
+        views: augmented views of each image; above 1, images come as [B, views, C, H, W].
+        order: 'any', 'class_pairs' (the second half of a batch holds partners of the first half's classes) or
+            'overlap' (the first half of a batch is the second half of the one before).
+        index: whether the samples' indices come along as ``index`` [B].
+    """
+
+    views: int = 1
+    order: str = "any"
+    index: bool = False
+
+
 class Method(nn.Module):
     """A way of training a classifier: the terms of its loss, and the modules that exist for training alone.
 
     A subclass takes a `StudentInfo` and its own settings, and overrides `forward`.
+
+    Attributes:
+        needs: what it asks of its batches.
+        progress: epochs trained so far and epochs in all, for weights that follow a schedule; see `set_progress`.
     """
+
+    needs = DataNeeds()
 
     def __init__(self, student: StudentInfo) -> None:
         super().__init__()
+        self.progress = (0.0, 1.0)
+
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """Tell the method how far training is; whoever trains calls it at the start of each epoch, also after a resume.
+
+        Args:
+            epoch: epochs trained so far.
+            max_epochs: epochs in all.
+        """
+        self.progress = (float(epoch), float(max_epochs))
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
 from torch import Tensor, nn
 
 from frskd_plugin.methods.base import Criterion, Method
@@ -30,12 +32,13 @@ class DistilledModel(nn.Module):
         ascending = sorted(self.out_indices)
         self._level_order = [ascending.index(i) for i in self.out_indices]
 
-    def forward(self, images: Tensor, targets: Tensor | None = None) -> dict[str, Tensor] | Tensor:
+    def forward(self, images: Tensor, targets: Tensor | None = None, **extra: Tensor) -> dict[str, Tensor] | Tensor:
         """Train mode: the losses of a batch. Eval mode: the plain student's logits [B, K]; the method is not run.
 
         Args:
             images: [B, C, H, W].
             targets: in train mode labels [B] or soft labels [B, K].
+            extra: in train mode what the method asks for beside them, see `DataNeeds`.
 
         Returns:
             In train mode ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits [B, K].
@@ -50,7 +53,7 @@ class DistilledModel(nn.Module):
                 "In training mode this model computes its losses: call model(images, targets). For predictions call "
                 "model.eval() first; frskd_plugin.unwrap(model) is the plain network."
             )
-        terms = self.method(self.student_forward, images, targets, self.criterion)
+        terms = self.method(self.student_forward, images, targets, self.criterion, **extra)
         parts = [value for name, value in terms.items() if name.startswith("loss_")]
         return {"loss": sum(parts[1:], parts[0]), **terms}
 
@@ -62,3 +65,18 @@ class DistilledModel(nn.Module):
     def teacher_logits(self, images: Tensor) -> Tensor | None:
         """Logits [B, K] of the method's own teacher; None where it has none."""
         return self.method.teacher_logits(self.student_forward(images)[0])
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the student keeps from weight decay; timm's optimizer factory asks for them."""
+        names = self.student.no_weight_decay() if hasattr(self.student, "no_weight_decay") else ()
+        return {f"student.{name}" for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Parameter's name -> its layer, for timm's layer-wise learning rates; the method's modules go with the head."""
+        if hasattr(self.student, "group_matcher"):
+            layers = group_parameters(self.student, self.student.group_matcher(coarse=coarse), reverse=True)
+        else:
+            layers = auto_group_layers(self.student)
+        numbers = {f"student.{name}": number for name, number in layers.items()}
+        head = max(numbers.values(), default=0)
+        return lambda name: numbers.get(name, head)
