@@ -120,6 +120,15 @@ def test_graph_ends_where_the_head_reads(variant, end_level):
         assert all(feat.grad is not None for feat in refined_feats)
 
 
+@pytest.mark.parametrize("variant", ["published", "equations"])
+def test_limit_of_the_channels_narrows_the_wide_levels_alone(variant):
+    neck = SelfTeacherNeck([8, 16, 32], width=2, max_channels=24, variant=variant)
+    feats = [torch.rand(2, c, s, s) for c, s in ((8, 8), (16, 4), (32, 2))]
+    assert [feat.shape[1] for feat in neck(feats)] == neck.out_channels == [16, 24, 24]
+    wide = SelfTeacherNeck([8, 16, 32], width=2, max_channels=64, variant=variant)
+    assert wide.out_channels == SelfTeacherNeck([8, 16, 32], width=2).out_channels
+
+
 def test_features_are_not_detached():
     feats = [feat.requires_grad_() for feat in make_feats(CHANNELS, [8, 4, 2])]
     _, logits = SelfTeacher(CHANNELS, num_classes=3)(feats)
@@ -233,6 +242,8 @@ FEATS = make_feats(CHANNELS, [8, 4, 2])
             ValueError,
             "`variant` must be one of 'published', 'equations'",
         ),
+        (lambda: SelfTeacherNeck(CHANNELS, max_channels=0), ValueError, "`max_channels` must be >= 1, got 0"),
+        (lambda: SelfTeacherNeck(CHANNELS, channels=8, max_channels=8), ValueError, "leave `max_channels` out"),
         (lambda: SelfTeacherNeck(CHANNELS, end_level=3), ValueError, r"`end_level` must be a level in 0..2"),
         (lambda: SelfTeacherNeck(CHANNELS, variant="efficientdet"), ValueError, "give `channels` as an int"),
         (lambda: SelfTeacherNeck(CHANNELS, channels=8, variant="efficientdet", depth=2), ValueError, "leave `depth`"),
