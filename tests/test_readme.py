@@ -1,4 +1,4 @@
-"""What README shows works: the loop runs, the config lines build, the files and commands it names exist."""
+"""What README shows works: the examples run, the config lines build, the files and commands it names exist."""
 
 from __future__ import annotations
 
@@ -6,21 +6,32 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from mmengine.config import Config
 
 from tests.helpers.segmentors import build, make_batch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-CONFIG_LINES, LOOP = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+WRAP, TASK, CONFIG_LINES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_loop_runs():
+def test_wrap_example_trains_and_leaves_the_plain_model():
     names: dict = {}
-    exec(LOOP, names)
-    assert set(names["losses"]) == {"loss_kd", "loss_feat"}
-    trained = [*names["student"].parameters(), *names["self_teacher"].parameters()]
-    assert all(parameter.grad is not None for parameter in trained)
+    exec(WRAP, names)
+    assert {"loss", "loss_ce", "loss_teacher_ce", "loss_kd", "loss_feat", "output"} <= set(names["losses"])
+    assert all(parameter.grad is not None for parameter in names["model"].parameters())
+    assert torch.equal(names["student"](names["images"]), names["logits"])
+
+
+def test_task_example_keeps_student_and_teacher_apart():
+    names: dict = {}
+    exec(TASK, names)
+    student = timm.create_model("resnet18", num_classes=10)
+    student.load_state_dict(names["checkpoint"]["state_dict"], strict=True)
+    assert set(names["plain"].state_dict()) == set(student.state_dict())
+    assert names["checkpoint"]["task_state"] and names["loss"] > 0
 
 
 def test_config_lines_turn_a_plain_config_into_an_frskd_one(tmp_path):

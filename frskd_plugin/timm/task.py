@@ -1,0 +1,215 @@
+"""``FRSKDTask``: training with a method of this package as one of timm's own training tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from frskd_plugin.timm.distilled_model import DistilledModel
+from frskd_plugin.timm.wrap import wrap
+
+_NEEDED = (
+    f"FRSKDTask needs timm >= 1.0.27, whose training tasks keep state of their own in a checkpoint; timm "
+    f"{timm.__version__} is installed. pip install -U 'timm>=1.0.27', or use frskd_plugin.wrap, which works without it."
+)
+
+try:
+    from timm.task import TrainingTask
+except ImportError as error:
+    raise ImportError(_NEEDED) from error
+if not hasattr(TrainingTask, "get_checkpoint_state"):  # tasks without state came first
+    raise ImportError(_NEEDED)
+
+_logger = logging.getLogger(__name__)
+
+
+class FRSKDTask(TrainingTask):
+    """Trains a timm classifier with a method of this package; what is validated and saved is the plain classifier.
+
+    The trainable module is the `DistilledModel` that `wrap` makes: student and self-teacher, to be given to the
+    optimizer, to DDP and to the EMA as one. The eval model, the EMA's too, is the student alone. A checkpoint has the
+    student's plain keys as ``state_dict``, which timm loads anywhere, and the self-teacher as ``task_state``.
+
+    Args:
+        model: a timm model with a classifier, or what `wrap` made of one.
+        criterion: loss of logits [B, K] against targets, for student and self-teacher. None: made by timm's
+            ``create_classification_loss``.
+        criterion_kwargs: arguments of ``create_classification_loss``, e.g. ``dict(smoothing=0.1)`` (timm >= 1.0.31).
+        method: name of the method, see `wrap`.
+        device: of the criterion and the evaluator; None: the model's.
+        dtype: kept for the task's own tensors, as in every timm task.
+        verbose: log what was set up.
+        settings: more arguments of `wrap`: ``out_indices``, ``input_size`` and the method's own.
+
+    Raises:
+        TypeError: settings for a model that is wrapped already, or one that `wrap` refuses.
+        ValueError: see `wrap`.
+
+    >>> import timm, torch
+    >>> model = timm.create_model("test_resnet", num_classes=10)
+    >>> task = FRSKDTask(model, criterion=torch.nn.CrossEntropyLoss(), width=1, input_size=(3, 32, 32))
+    >>> result = task(torch.rand(2, 3, 32, 32), torch.tensor([3, 7]))
+    >>> list(result)
+    ['loss', 'loss_ce', 'loss_teacher_ce', 'loss_kd', 'loss_feat', 'output', 'teacher_output']
+    >>> task.get_eval_model() is model
+    True
+    >>> list(task.get_checkpoint_state())
+    ['state_dict', 'task_state']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        method: str = "frskd",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        **settings: Any,
+    ) -> None:
+        if device is None:
+            device = next((p.device for p in model.parameters()), None)
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        if isinstance(model, DistilledModel):
+            _refuse_settings(criterion=criterion, criterion_kwargs=criterion_kwargs, method=method, **settings)
+        else:
+            criterion = _resolve_criterion(criterion, criterion_kwargs, self.device)
+            model = wrap(model, method, criterion=criterion, **settings)
+        self.trainable_module = model
+        if verbose:
+            criterion_name = getattr(model.criterion, "__name__", None) or type(model.criterion).__name__
+            _logger.info("FRSKDTask: method=%s, criterion=%s", type(model.method).__name__, criterion_name)
+
+    def forward(self, input: Tensor, target: Tensor, **extra: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch; in eval mode the plain student's alone.
+
+        Args:
+            input: [B, C, H, W].
+            target: labels [B] or soft labels [B, K].
+            extra: what the method asks for beside them, see `DataNeeds`.
+
+        Returns:
+            ``loss`` (the total), ``output`` (the student's logits [B, K]) and, in train mode, the parts ``loss_*``.
+        """
+        result = self.trainable_module(input, target, **extra)
+        if isinstance(result, Tensor):
+            return {"loss": unwrap_model(self.trainable_module).criterion(result, target), "output": result}
+        return result
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> FRSKDTask:
+        """Train in several processes: student and self-teacher go into one DistributedDataParallel.
+
+        Args:
+            device_ids: e.g. [local_rank].
+            ddp_kwargs: of DistributedDataParallel.
+        """
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile the training step, and the plain student for evaluation, which is returned."""
+        kwargs = {"backend": backend, "mode": mode, **compile_kwargs}
+        self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, **kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain student, compiled where it was compiled; with ``ema`` the averaged one; None without an EMA."""
+        model = super().get_eval_model(module=module, ema=ema)
+        inner = None if model is None else unwrap_model(model)
+        return inner.student if isinstance(inner, DistilledModel) else model
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Student and self-teacher; ``exclude_head`` leaves out the student's classifier, all of it if it has more."""
+        wrapped = unwrap_model(self.trainable_module)
+        head: set[nn.Parameter] = set()
+        if exclude_head:
+            classifiers = wrapped.student.get_classifier()
+            for classifier in classifiers if isinstance(classifiers, tuple) else (classifiers,):
+                head.update(classifier.parameters())
+        return [p for p in wrapped.parameters() if p not in head]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The method's state as ``{'method': state_dict}``; nothing where it has none (the baseline)."""
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        state = {} if module is None else unwrap_model(module).method.state_dict()
+        return {"method": state} if state else {}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Load what `get_task_state` gave.
+
+        A checkpoint without it comes from plain training: the student goes on from there, and with ``strict`` a
+        warning says that the method's modules begin anew.
+
+        Raises:
+            RuntimeError: the state is not that of this method and these settings, or there is no EMA to load it into.
+        """
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        if module is None:
+            raise RuntimeError("Cannot load an EMA's task state before setup_ema().")
+        method = unwrap_model(module).method
+        name = type(method).__name__
+        if not state:
+            if strict and method.state_dict():
+                _logger.warning(
+                    "The checkpoint has no task_state: the student is loaded, the modules of %s stay as they are.",
+                    name,
+                )
+            return
+        if "method" not in state:
+            if strict:
+                raise RuntimeError(
+                    f"The checkpoint's task_state has {', '.join(map(repr, state))} and no 'method': another task "
+                    f"wrote it. The student is loaded; with strict=False the modules of {name} stay as they are."
+                )
+            return
+        try:
+            method.load_state_dict(state["method"], strict=strict)
+        except RuntimeError as error:
+            first, *others = str(error).splitlines()[1:] or [str(error)]  # torch: a headline, a line for each entry
+            more = f" (and {len(others)} more)" if others else ""
+            raise RuntimeError(
+                f"The checkpoint's task_state does not fit {name} as it is set up here; method, out_indices, width, "
+                f"max_channels, depth and variant must be those of the checkpoint: {first.strip()}{more}"
+            ) from error
+
+
+def _refuse_settings(method: str, **settings: Any) -> None:
+    """What `wrap` has settled cannot be given again."""
+    given = [name for name, value in settings.items() if value is not None]
+    if method != "frskd":
+        given.append("method")
+    if given:
+        raise TypeError(
+            f"FRSKDTask got a model that is wrapped already, and {', '.join(given)} for it: give them to "
+            "frskd_plugin.wrap, or give FRSKDTask the plain timm model."
+        )
+
+
+def _resolve_criterion(
+    criterion: Callable[[Tensor, Tensor], Tensor] | None, kwargs: dict[str, Any] | None, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """As timm's own tasks do it; before timm 1.0.31 a criterion is given, or it is `wrap`'s cross-entropy."""
+    try:
+        from timm.task import resolve_classification_loss
+    except ImportError:
+        if kwargs:
+            raise TypeError(
+                f"criterion_kwargs needs timm >= 1.0.31, and timm {timm.__version__} is installed: give `criterion`."
+            ) from None
+        return criterion.to(device) if isinstance(criterion, nn.Module) else criterion
+    return resolve_classification_loss(criterion, device, criterion_kwargs=kwargs)

@@ -1,0 +1,420 @@
+"""`frskd_plugin.FRSKDTask` as timm's training script uses a task: what it trains, evaluates, saves, averages, clips."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import pytest
+import timm
+import timm.task
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver
+from torch import distributed, nn
+
+import frskd_plugin
+from tests.helpers.model_tester import same, without_gradient
+from tests.helpers.toy_classifier import ToyClassifier, TwoHeads, toy_batch
+
+SMOOTHING = 0.3
+
+
+def make_task(model=None, width=1, **settings):
+    torch.manual_seed(0)
+    model = ToyClassifier() if model is None else model
+    return frskd_plugin.FRSKDTask(model, verbose=False, width=width, **settings)
+
+
+def make_optimizer(task):
+    return create_optimizer_v2(task.get_trainable_module(), opt="momentum", lr=0.1, momentum=0.9, weight_decay=1e-3)
+
+
+def train(task, optimizer, steps):
+    """Steps by their numbers, which say what the batches are; until step 1 timm's EMA only copies."""
+    task.train()
+    for step in steps:
+        optimizer.zero_grad()
+        task(*toy_batch(seed=step))["loss"].backward()
+        optimizer.step()
+        task.update_ema(step=step)
+
+
+def save(task, folder, optimizer=None):
+    """A checkpoint as timm's training script writes it."""
+    path = folder / "checkpoint.pth.tar"
+    module = task.get_trainable_module()
+    optimizer = make_optimizer(task) if optimizer is None else optimizer
+    CheckpointSaver(module, optimizer, checkpoint_dir=folder, task=task)._save(path, epoch=1)
+    return path
+
+
+def clones(module):
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+@pytest.fixture
+def process_group():
+    """A group of this one process."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+class TestForward:
+    def test_losses_are_those_of_wrap(self):
+        settings = dict(alpha=3, beta=50, temperature=2)
+        task = make_task(**settings)
+        torch.manual_seed(0)
+        wrapped = frskd_plugin.wrap(ToyClassifier(), width=1, **settings)
+        result, expected = task(*toy_batch()), wrapped(*toy_batch())
+        assert list(result) == list(expected)
+        assert same(result, expected)
+
+    def test_every_parameter_gets_a_gradient(self):
+        task = make_task()
+        task(*toy_batch())["loss"].backward()
+        assert without_gradient(task.get_trainable_module()) == []
+
+    def test_eval_mode_is_the_criterion_of_the_plain_student(self):
+        task = make_task().eval()
+        task.get_trainable_module().method.register_forward_hook(lambda *_: pytest.fail("the method ran"))
+        images, targets = toy_batch()
+        result = task(images, targets)
+        assert torch.equal(result["output"], task.get_eval_model()(images))
+        assert torch.equal(result["loss"], F.cross_entropy(result["output"], targets))
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"criterion": nn.CrossEntropyLoss(label_smoothing=SMOOTHING)},
+            {"criterion_kwargs": {"smoothing": SMOOTHING}},
+        ],
+        ids=["criterion", "criterion_kwargs"],
+    )
+    def test_criterion_serves_student_and_teacher(self, given):
+        images, targets = toy_batch()
+        result = make_task(**given)(images, targets)
+        for part, logits in (("loss_ce", "output"), ("loss_teacher_ce", "teacher_output")):
+            expected = F.cross_entropy(result[logits], targets, label_smoothing=SMOOTHING)
+            torch.testing.assert_close(result[part], expected)
+
+    def test_soft_targets(self):
+        images, targets = toy_batch()
+        soft = 0.9 * F.one_hot(targets, 3) + 0.1 * F.one_hot(targets.flip(0), 3)
+        result = make_task(criterion_kwargs={"soft_targets": True})(images, soft)
+        torch.testing.assert_close(result["loss_ce"], F.cross_entropy(result["output"], soft))
+
+    def test_validation_goes_through_timms_evaluator(self):
+        task = make_task().eval()
+        logits = task.get_eval_model()(toy_batch()[0])
+        evaluator = task.create_evaluator()
+        evaluator.update(logits, logits.argmax(1))
+        assert evaluator.compute()["top1"] == 100
+
+
+class TestConstruction:
+    def test_a_wrapped_model_is_trained_as_it_is(self):
+        wrapped = frskd_plugin.wrap(ToyClassifier(), width=1)
+        task = frskd_plugin.FRSKDTask(wrapped, verbose=False)
+        assert task.get_trainable_module() is wrapped
+        assert task.get_eval_model() is wrapped.student
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"width": 2},
+            {"method": "baseline"},
+            {"criterion": F.cross_entropy},
+            {"criterion_kwargs": {"smoothing": 0.1}},
+        ],
+        ids=lambda given: next(iter(given)),
+    )
+    def test_a_wrapped_model_takes_no_settings(self, given):
+        wrapped = frskd_plugin.wrap(ToyClassifier(), width=1)
+        with pytest.raises(TypeError, match=f"is wrapped already, and {next(iter(given))} for it: give them to"):
+            frskd_plugin.FRSKDTask(wrapped, **given)
+
+    def test_criterion_and_its_arguments_exclude_each_other(self):
+        with pytest.raises(ValueError, match="criterion_kwargs, not both"):
+            make_task(criterion=nn.CrossEntropyLoss(), criterion_kwargs={"smoothing": 0.1})
+
+    def test_device_is_the_models_unless_it_is_given(self):
+        criterion = nn.CrossEntropyLoss(weight=torch.ones(3))
+        assert make_task(criterion=criterion).device == torch.device("cpu")
+        task = make_task(ToyClassifier().to("meta"), criterion=criterion)
+        assert task.device == task.get_trainable_module().criterion.weight.device == torch.device("meta")
+        assert make_task(device=torch.device("meta")).device == torch.device("meta")
+
+    def test_a_conversion_reaches_student_teacher_and_ema(self):
+        task = make_task()
+        task.setup_ema()
+        task.double()
+        images, targets = toy_batch()
+        assert task(images.double(), targets)["loss"].dtype == torch.float64
+        assert all(p.dtype == torch.float64 for p in task.parameters())
+
+    def test_verbose_says_what_was_set_up(self, caplog):
+        with caplog.at_level(logging.INFO, "frskd_plugin"):
+            frskd_plugin.FRSKDTask(ToyClassifier(), width=1)
+        assert "FRSKDTask: method=FRSKD, criterion=CrossEntropyLoss" in caplog.text
+
+
+class TestEvalModel:
+    def test_is_the_plain_student_and_the_emas_is_its_own(self):
+        model = ToyClassifier()
+        task = make_task(model)
+        assert task.get_eval_model() is model
+        assert not task.has_ema() and task.get_eval_model(ema=True) is None
+        ema = task.setup_ema()
+        assert task.has_ema() and task.get_eval_model(ema=True) is ema.module.student
+        assert task.get_eval_model(module=nn.DataParallel(task.get_trainable_module())) is model
+
+    def test_stays_so_in_ddp(self, process_group):
+        model = ToyClassifier()
+        task = make_task(model)
+        assert task.prepare_distributed(broadcast_buffers=False) is task
+        assert task.get_trainable_module().broadcast_buffers is False
+        assert task.get_eval_model() is model
+
+    @pytest.mark.parametrize("ema_first", [True, False])
+    def test_compiled(self, ema_first):
+        model = ToyClassifier()
+        task = make_task(model)
+        if ema_first:
+            task.setup_ema(decay=0.5)
+        compiled = task.compile(backend="eager")
+        if not ema_first:
+            task.setup_ema(decay=0.5)
+        assert task.get_eval_model() is compiled and compiled._orig_mod is model
+        compiled_ema = task.compile_ema(backend="eager")
+        train(task, make_optimizer(task), range(2, 4))
+        student = frskd_plugin.unwrap(task.get_trainable_module(ema=True))
+        assert task.get_eval_model(ema=True) is compiled_ema and compiled_ema._orig_mod is student
+        images = toy_batch()[0]
+        assert torch.equal(compiled.eval()(images), model.eval()(images))
+        assert torch.equal(compiled_ema.eval()(images), student.eval()(images))
+        assert not torch.equal(compiled(images), compiled_ema(images))
+
+    def test_compiled_step_equals_the_plain_one(self):
+        plain, compiled = make_task(), make_task()
+        compiled.compile(backend="aot_eager")
+        result, expected = (task.train()(*toy_batch()) for task in (compiled, plain))
+        assert list(result) == list(expected)
+        torch.testing.assert_close(result["loss"], expected["loss"])
+        for losses in (result, expected):
+            losses["loss"].backward()
+        for ours, theirs in zip(compiled.get_clip_parameters(), plain.get_clip_parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+class TestCheckpoint:
+    def test_state_dict_loads_into_the_timm_model(self, tmp_path):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=5)
+        task = make_task(model, input_size=(3, 32, 32))
+        task.setup_ema()
+        checkpoint = torch.load(save(task, tmp_path), weights_only=True)
+        for key in ("state_dict", "state_dict_ema"):
+            plain = timm.create_model("test_resnet", num_classes=5)
+            plain.load_state_dict(checkpoint[key], strict=True)
+            assert same(plain.state_dict(), model.state_dict())
+        from_file = timm.create_model(
+            "test_resnet", num_classes=5, checkpoint_path=str(tmp_path / "checkpoint.pth.tar")
+        )
+        assert same(from_file.state_dict(), model.state_dict())
+
+    def test_task_state_is_the_method(self):
+        task = make_task()
+        task.setup_ema()
+        method = task.get_trainable_module().method
+        state = task.get_checkpoint_state()
+        assert set(state) == {"state_dict", "task_state"}
+        assert set(state["task_state"]) == {"method"}
+        assert same(state["task_state"]["method"], method.state_dict())
+        assert set(task.get_checkpoint_state(ema=True)) == {"state_dict_ema", "task_state_ema"}
+
+    def test_a_method_without_state_leaves_none(self, caplog):
+        task = frskd_plugin.FRSKDTask(ToyClassifier(), method="baseline", verbose=False)
+        state = task.get_checkpoint_state()
+        assert set(state) == {"state_dict"}
+        task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+        assert not caplog.records
+
+    def test_wrappers_leave_no_trace_in_the_keys(self, process_group):
+        plain = make_task()
+        task = make_task()
+        task.setup_ema()
+        task.compile(backend="eager")
+        task.prepare_distributed()
+        task.compile_ema(backend="eager")
+        for ema in (False, True):
+            state = task.get_checkpoint_state(ema=ema)
+            states, expected = state.values(), plain.get_checkpoint_state().values()
+            assert [list(s.get("method", s)) for s in states] == [list(s.get("method", s)) for s in expected]
+        task.load_checkpoint_state(*plain.get_checkpoint_state().values())
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_resume_equals_the_uninterrupted_run(self, tmp_path, compiled):
+        def start():
+            task = make_task()
+            task.setup_ema(decay=0.6)
+            if compiled:
+                task.compile(backend="eager")
+                task.compile_ema(backend="eager")
+            return task, make_optimizer(task)
+
+        whole, optimizer = start()
+        train(whole, optimizer, range(2, 4))
+        path = save(whole, tmp_path, optimizer)
+        train(whole, optimizer, range(4, 7))
+
+        resumed, optimizer = start()
+        train(resumed, optimizer, [99])  # nothing of what it was must stay
+        assert resume_task_checkpoint(resumed, path, optimizer, log_info=False) == 2
+        load_task_ema_checkpoint(resumed, path)
+        train(resumed, optimizer, range(4, 7))
+        for ema in (False, True):
+            ours, expected = (task.get_trainable_module(ema=ema) for task in (resumed, whole))
+            assert same(ours.state_dict(), expected.state_dict())
+
+    def test_plain_checkpoint_loads_the_student_and_says_so(self, tmp_path, caplog):
+        torch.manual_seed(5)
+        plain = ClassificationTask(ToyClassifier(), verbose=False)
+        path = save(plain, tmp_path)
+        task = make_task()
+        before = clones(task.get_trainable_module().method)
+        resume_task_checkpoint(task, path, log_info=False)
+        assert same(task.get_eval_model().state_dict(), plain.get_eval_model().state_dict())
+        assert same(task.get_trainable_module().method.state_dict(), before)
+        assert "no task_state: the student is loaded, the modules of FRSKD stay as they are" in caplog.text
+        caplog.clear()
+        task.load_checkpoint_state(plain.get_checkpoint_state()["state_dict"], strict=False)
+        assert not caplog.records
+
+    def test_ema_begins_from_a_checkpoint_without_one(self, tmp_path):
+        trained = make_task()
+        train(trained, make_optimizer(trained), range(2))
+        path = save(trained, tmp_path)
+        task = make_task()
+        task.setup_ema()
+        load_task_ema_checkpoint(task, path)
+        ema = task.get_trainable_module(ema=True)
+        assert same(ema.module.state_dict(), trained.get_trainable_module().state_dict())
+
+    def test_state_of_other_settings_is_refused(self):
+        task_state = make_task(width=2).get_task_state()
+        with pytest.raises(RuntimeError, match="does not fit FRSKD as it is .*width.*size mismatch.*and 44 more"):
+            make_task(width=1).load_task_state(task_state)
+
+    def test_state_of_another_task_is_refused(self):
+        task = make_task()
+        before = clones(task.get_trainable_module().method)
+        with pytest.raises(RuntimeError, match="task_state has 'projection' and no 'method': another task wrote it"):
+            task.load_task_state({"projection": {}})
+        task.load_task_state({"projection": {}}, strict=False)
+        assert same(task.get_trainable_module().method.state_dict(), before)
+
+    def test_ema_state_needs_an_ema(self):
+        task = make_task()
+        with pytest.raises(RuntimeError, match=r"before setup_ema\(\)"):
+            task.load_task_state(task.get_task_state(), ema=True)
+        with pytest.raises(RuntimeError, match=r"before setup_ema\(\)"):
+            task.load_checkpoint_state(*task.get_checkpoint_state().values(), ema=True)
+
+
+class TestEma:
+    def test_student_and_teacher_follow_the_formula(self):
+        decay = 0.75
+        task = make_task()
+        ema = task.setup_ema(decay=decay)
+        average = clones(task.get_trainable_module())
+        optimizer = make_optimizer(task)
+        for step in range(3):
+            task.train()
+            task(*toy_batch(seed=step))["loss"].backward()
+            optimizer.step()
+            task.update_ema()
+            for name, value in task.get_trainable_module().state_dict().items():
+                if value.is_floating_point():
+                    average[name] = decay * average[name] + (1 - decay) * value
+                else:  # batch norm counts its batches
+                    average[name] = value
+        assert any(name.startswith("method.") for name in average)
+        for name, value in ema.module.state_dict().items():
+            torch.testing.assert_close(value, average[name], msg=name)
+        images = toy_batch()[0]
+        assert torch.equal(ema.eval()(images), task.get_eval_model(ema=True)(images))
+        assert not torch.equal(ema(images), task.get_eval_model().eval()(images))
+
+    def test_update_without_an_ema_does_nothing(self):
+        make_task().update_ema(step=1)
+
+
+class TestClipping:
+    def test_head_means_the_students_classifier(self):
+        task = make_task()
+        module = task.get_trainable_module()
+        names = {id(p): name for name, p in module.named_parameters()}
+        every = [names[id(p)] for p in task.get_clip_parameters()]
+        trunk = [names[id(p)] for p in task.get_clip_parameters(exclude_head=True)]
+        assert every == [name for name, _ in module.named_parameters()]
+        assert set(every) - set(trunk) == {"student.head.weight", "student.head.bias"}
+        assert "method.self_teacher.head.weight" in trunk
+
+    def test_every_classifier_of_the_student_is_its_head(self):
+        task = make_task(TwoHeads())
+        left_out = set(task.get_clip_parameters()) - set(task.get_clip_parameters(exclude_head=True))
+        student = task.get_eval_model()
+        assert left_out == {*student.head.parameters(), *student.head_dist.parameters()}
+
+    def test_wrappers_change_nothing(self, process_group):
+        task = make_task()
+        every, trunk = task.get_clip_parameters(), task.get_clip_parameters(exclude_head=True)
+        task.compile(backend="eager")
+        task.prepare_distributed()
+        for found, expected in ((task.get_clip_parameters(), every), (task.get_clip_parameters(True), trunk)):
+            assert [id(p) for p in found] == [id(p) for p in expected]
+
+
+class TestNoSync:
+    def test_is_ddps_own(self, process_group):
+        task = make_task()
+        with task.no_sync():
+            pass  # nothing to hold back in one process
+        task.prepare_distributed()
+        with task.no_sync():
+            assert not task.get_trainable_module().require_backward_grad_sync
+        assert task.get_trainable_module().require_backward_grad_sync
+
+
+class TestOlderTimm:
+    @pytest.fixture
+    def fresh(self, monkeypatch):
+        """The module is imported anew, as in an interpreter with another timm."""
+        monkeypatch.delitem(sys.modules, "frskd_plugin.timm.task", raising=False)
+
+    @pytest.mark.parametrize("lacks", ["timm.task", "get_checkpoint_state"])
+    def test_says_which_version_is_needed_and_what_works_without_it(self, monkeypatch, fresh, lacks):
+        if lacks == "timm.task":
+            monkeypatch.setitem(sys.modules, "timm.task", None)
+        else:
+            monkeypatch.delattr(timm.task.TrainingTask, lacks)
+        needed = rf"needs timm >= 1\.0\.27.*timm {timm.__version__} is installed.*use frskd_plugin\.wrap, which works"
+        with pytest.raises(ImportError, match=needed):
+            _ = frskd_plugin.FRSKDTask
+        with pytest.raises(ImportError, match=needed):
+            importlib.import_module("frskd_plugin.timm.task")
+        assert frskd_plugin.wrap(ToyClassifier(), width=1)(*toy_batch())["loss"].isfinite()
+
+    def test_before_1_0_31_the_criterion_is_given_or_cross_entropy(self, monkeypatch):
+        monkeypatch.delattr(timm.task, "resolve_classification_loss")
+        images, targets = toy_batch()
+        for criterion in (None, nn.CrossEntropyLoss()):
+            result = make_task(criterion=criterion)(images, targets)
+            assert torch.equal(result["loss_ce"], F.cross_entropy(result["output"], targets))
+        with pytest.raises(TypeError, match=r"criterion_kwargs needs timm >= 1\.0\.31.*give `criterion`"):
+            make_task(criterion_kwargs={"smoothing": 0.1})

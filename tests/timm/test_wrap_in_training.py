@@ -1,0 +1,271 @@
+"""A wrapped model inside what users train with: Mixup, their own losses, frozen layers, compile, AMP, EMA, FSDP."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import distributed
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+import frskd_plugin
+import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.core import attention_transfer_loss, soft_label_loss
+from tests.helpers.model_tester import same, without_gradient
+from tests.helpers.toy_classifier import NUM_CLASSES, ToyClassifier, toy_batch
+
+
+def make(student=None, width=1, **settings):
+    torch.manual_seed(0)
+    return frskd_plugin.wrap(ToyClassifier() if student is None else student, width=width, **settings)
+
+
+def make_timm(name="wrn_16_2", size=32, **kwargs):
+    """A model of timm's registry and a batch for it."""
+    torch.manual_seed(0)
+    student = timm.create_model(name, num_classes=NUM_CLASSES, **kwargs)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, size, size, generator=generator)
+    return make(student, input_size=(3, size, size)), (images, torch.tensor([0, 1, 2, 0]))
+
+
+def step(model, images, targets):
+    """Losses and gradients of one step."""
+    model.zero_grad()
+    losses = model(images, targets)
+    losses["loss"].backward()
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(found, expected, **tolerance):
+    (losses, grads), (expected_losses, expected_grads) = found, expected
+    assert list(losses) == list(expected_losses)
+    for name, value in expected_losses.items():
+        torch.testing.assert_close(losses[name], value, **tolerance, msg=name)
+    grads = {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(grads[name], grad, **tolerance, msg=name)
+
+
+class TestLosses:
+    @pytest.mark.parametrize("mixing", [{"mixup_alpha": 0.2}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}], ids=str)
+    def test_mixed_targets_give_equation_5(self, mixing):
+        model = make(alpha=3, beta=50, temperature=2)
+        images, soft = Mixup(**mixing, label_smoothing=0.1, num_classes=NUM_CLASSES)(*toy_batch())
+        feats, logits = model.student_forward(images)
+        refined_feats, teacher_logits = model.method.self_teacher(feats)
+        expected = -(soft * logits.log_softmax(1)).sum(1).mean() - (soft * teacher_logits.log_softmax(1)).sum(1).mean()
+        expected = expected + 3 * soft_label_loss(logits, teacher_logits, 2)
+        expected = expected + 50 * sum(attention_transfer_loss(f, g) for f, g in zip(feats, refined_feats, strict=True))
+        torch.testing.assert_close(model(images, soft)["loss"], expected)
+
+    @pytest.mark.parametrize("make_criterion", [LabelSmoothingCrossEntropy, BinaryCrossEntropy])
+    def test_a_users_criterion_serves_student_and_teacher(self, make_criterion):
+        images, targets = toy_batch()
+        losses = make(criterion=make_criterion(smoothing=0.2))(images, targets)
+        for part, logits in (("loss_ce", "output"), ("loss_teacher_ce", "teacher_output")):
+            torch.testing.assert_close(losses[part], make_criterion(smoothing=0.2)(losses[logits], targets))
+        assert not torch.isclose(losses["loss_ce"], F.cross_entropy(losses["output"], targets))
+
+
+class TestFrozenLayers:
+    def test_stay_as_they_are_and_the_rest_trains(self):
+        student = ToyClassifier()
+        student.stem.requires_grad_(False)
+        student.norm.requires_grad_(False).eval()
+        frozen = [student.stem, student.norm]
+        before = copy.deepcopy(frozen)
+        model = make(student)
+        assert not student.norm.training and student.body.training and model.training
+        optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=0.01)
+        start = copy.deepcopy(model.state_dict())
+        for seed in range(2):
+            step(model, *toy_batch(seed=seed))
+            optimizer.step()
+        assert all(p.grad is None for module in frozen for p in module.parameters())
+        assert all(same(module.state_dict(), kept.state_dict()) for module, kept in zip(frozen, before, strict=True))
+        assert without_gradient(model) == []
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert all(not torch.equal(start[name], model.state_dict()[name]) for name in trained)
+
+
+class TestOptimizerGroups:
+    """timm's optimizer factory asks a model which parameters are special; the wrapped model answers for its student."""
+
+    def test_weight_decay_leaves_out_what_the_student_leaves_out(self):
+        model, _ = make_timm("test_vit", img_size=32)
+        optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=0.2)
+        decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        assert model.student.no_weight_decay() >= {"pos_embed"}
+        assert decay[id(model.student.pos_embed)] == 0
+        assert decay[id(model.student.head.weight)] == decay[id(model.method.self_teacher.head.weight)] == 0.2
+
+    @pytest.mark.parametrize("has_matcher", [True, False])
+    def test_layer_decay_is_the_students_and_the_teacher_learns_at_full_rate(self, has_matcher):
+        if has_matcher:
+            model, _ = make_timm("test_vit", img_size=32)
+        else:
+            model = make()
+        scales = [
+            {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+            for optimizer in (
+                create_optimizer_v2(module, opt="sgd", lr=0.1, weight_decay=0.2, layer_decay=0.5)
+                for module in (model, model.student)
+            )
+        ]
+        assert len(set(scales[1].values())) > 1
+        assert {key: scales[0][key] for key in scales[1]} == scales[1]
+        assert {scales[0][id(p)] for p in model.method.parameters()} == {1.0}
+
+
+class TestCompile:
+    def test_step_and_eval_equal_eager(self):
+        model, compiled = make(), torch.compile(make(), backend="aot_eager")
+        images, targets = toy_batch()
+        assert_same_step(step(compiled, images, targets), step(model, images, targets), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled.eval()(images), model.eval()(images))
+
+    def test_traces_as_one_graph(self):
+        compiled = torch.compile(make(), backend="eager", fullgraph=True)
+        assert compiled(*toy_batch())["loss"].isfinite()
+
+    def test_unwrap_gives_the_model_itself(self):
+        student = ToyClassifier()
+        assert frskd_plugin.unwrap(torch.compile(make(student), backend="eager")) is student
+
+
+class TestLayoutAndPrecision:
+    def test_channels_last_gives_the_same_step(self):
+        model, (images, targets) = make_timm()
+        model, images = model.double(), images.double()  # the layouts add up in another order
+        other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        found = step(other, images.to(memory_format=torch.channels_last), targets)
+        assert_same_step(found, step(model, images, targets), rtol=1e-6, atol=1e-9)
+        assert other.student.stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+    def test_autocast_computes_the_distillation_in_float32(self):
+        model, (images, targets) = make_timm()
+        expected = model(images, targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(images, targets)
+        assert losses["output"].dtype == torch.bfloat16
+        assert losses["loss_kd"].dtype == losses["loss_feat"].dtype == torch.float32
+        for name in ("loss", "loss_ce", "loss_teacher_ce", "loss_feat"):
+            torch.testing.assert_close(losses[name].float(), expected[name], rtol=0.03, atol=0.03, msg=name)
+        losses["loss"].backward()
+        assert without_gradient(model) == []
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    def test_checkpointed_activations_change_nothing(self):
+        model, (images, targets) = make_timm()
+        expected = step(copy.deepcopy(model), images, targets)
+        calls = []
+        model.student.group1.register_forward_pre_hook(lambda *_: calls.append(1))
+        model.student.set_grad_checkpointing()
+        assert_same_step(step(model, images, targets), expected)
+        assert len(calls) == 2  # once more in the backward pass
+
+    @pytest.mark.parametrize(("name", "kwargs"), [("test_vit", {"img_size": 32}), ("test_resnet", {})])
+    def test_checkpointed_activations_of_timm_models(self, name, kwargs):
+        model, (images, targets) = make_timm(name, **kwargs)
+        expected = step(copy.deepcopy(model), images, targets)
+        model.student.set_grad_checkpointing()
+        assert_same_step(step(model, images, targets), expected)
+
+
+class TestEma:
+    def test_average_is_the_formula_and_predicts_as_a_plain_student(self):
+        decay = 0.75
+        model = make()
+        ema = ModelEmaV3(model, decay=decay)
+        average = copy.deepcopy(model.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for seed in range(3):
+            step(model, *toy_batch(seed=seed))
+            optimizer.step()
+            ema.update(model)
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    average[name] = decay * average[name] + (1 - decay) * value
+        for name, value in ema.module.state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, average[name], msg=name)
+
+        student = frskd_plugin.unwrap(ema)
+        assert student is ema.module.student and student is not model.student
+        images = toy_batch()[0]
+        plain = ToyClassifier().eval()
+        plain.load_state_dict(student.state_dict(), strict=True)
+        assert torch.equal(ema(images), plain(images))
+
+
+class TestCopies:
+    def test_a_deepcopy_is_independent(self):
+        model = make()
+        other = copy.deepcopy(model)
+        assert_same_step(step(other, *toy_batch()), step(copy.deepcopy(model), *toy_batch()), rtol=0, atol=0)
+        ours = {id(t) for t in (*model.parameters(), *model.buffers())}
+        assert not ours & {id(t) for t in (*other.parameters(), *other.buffers())}
+        assert frskd_plugin.unwrap(other) is other.student
+
+    @pytest.mark.parametrize("how", ["pickle", "torch.save"])
+    def test_a_stored_model_goes_on_training(self, how):
+        model, batch = make_timm()
+        if how == "pickle":
+            other = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            other = torch.load(file, weights_only=False)
+        assert_same_step(step(other, *batch), step(model, *batch), rtol=0, atol=0)
+
+    def test_a_state_dict_restores_student_and_teacher(self):
+        model, other = make(), make(ToyClassifier())
+        step(model, *toy_batch())  # the batch norms have seen a batch
+        file = io.BytesIO()
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+        assert {name.split(".")[0] for name in state} == {"student", "method"}
+        other.load_state_dict(state, strict=True)
+        assert same(other.state_dict(), model.state_dict())
+        assert_same_step(step(other, *toy_batch()), step(model, *toy_batch()), rtol=0, atol=0)
+
+
+class TestFullyShardedDataParallel:
+    """FSDP2 around blocks and the whole; the group of one process shows the path, not the communication."""
+
+    @pytest.fixture
+    def process_group(self):
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        yield
+        distributed.destroy_process_group()
+
+    @pytest.mark.parametrize("whole_student", [False, True])
+    def test_step_equals_the_plain_one(self, process_group, whole_student):
+        expected = step(make(), *toy_batch())
+        model = make()
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        if whole_student:  # in training its `forward` is not what is called, and FSDP2 must be told
+            fully_shard(model.student, mesh=mesh)
+            for name in ("forward_intermediates", "forward_head"):
+                register_fsdp_forward_method(model.student, name)
+        else:
+            fully_shard(model.student.body, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+        losses, grads = step(model, *toy_batch())
+        assert_same_step((losses, {name: grad.full_tensor() for name, grad in grads.items()}), expected)
+        assert model.eval()(toy_batch()[0]).shape == (4, NUM_CLASSES)
