@@ -38,13 +38,15 @@ LAYERS = {
     "": Layer(inside=frozenset({"version"}), allowed=frozenset()),
     "core": Layer(inside=frozenset(), allowed=frozenset({"torch"})),
     "methods": Layer(inside=frozenset({"core"}), allowed=frozenset({"torch"})),
-    "data": Layer(inside=frozenset(), allowed=frozenset({"torch", "torchvision", "numpy", "PIL"})),
+    "data": Layer(inside=frozenset(), allowed=frozenset({"torch", "torchvision", "numpy", "PIL", "scipy"})),
     "timm": Layer(inside=frozenset({"core", "methods", "data"}), forbidden=OPENMMLAB),
     "mmengine": Layer(
         inside=frozenset({"core", "methods", "data", "timm"}), forbidden=frozenset({"mmcv", "mmseg", "mmdet"})
     ),
     "mmseg": Layer(inside=frozenset({"core", "methods", "data", "timm", "mmengine"}), forbidden=frozenset({"mmdet"})),
     "mmdet": Layer(inside=frozenset({"core", "methods", "data", "timm", "mmengine"}), forbidden=frozenset({"mmseg"})),
+    # looks into models of any of them; nothing imports it
+    "doctor": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet"})),
     # measures all of them, so it may see all of them, and the root ("") that registers them; nothing imports it
     "benchmark": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet"})),
 }

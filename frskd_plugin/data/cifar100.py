@@ -1,0 +1,190 @@
+"""CIFAR-100 from its python archive, in any order of images, or from image folders.
+
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", University of Toronto, 2009.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from frskd_plugin.data.catalog import how_to_prepare
+from frskd_plugin.data.image_folder import check_complete, open_folder
+from frskd_plugin.data.plain_pickle import read_plain_pickle
+from frskd_plugin.data.transforms import Transforms, build_transforms, to_uint8
+
+ARCHIVE_FOLDER = "cifar-100-python"
+SPLITS = ("train", "test")
+SIDE = 32
+
+
+class ImageArrays(NamedTuple):
+    """A whole set: images uint8 [N, 3, H, W], targets int64 [N], and the names of the classes."""
+
+    images: Tensor
+    targets: Tensor
+    classes: list[str]
+
+
+def load_cifar100(
+    data_root: str | Path,
+    split: str = "train",
+    images_per_class: int | None = None,
+    expected_images: int | None = None,
+) -> ImageArrays:
+    """Read one split of CIFAR-100.
+
+    Args:
+        data_root: holds ``cifar-100-python/{train,test,meta}`` or ``{train,test}/<class>/*.png``, or is the folder
+            ``cifar-100-python`` itself.
+        split: 'train' or 'test'.
+        images_per_class: the first images of each class, in the order in which they are stored; None reads all.
+        expected_images: number of images of the whole split; any other is an error.
+
+    Raises:
+        FileNotFoundError: Says which files are expected where.
+        ValueError: A file is damaged, or the set is not complete or has too few images of a class.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    folder = find_archive_folder(data_root, split)
+    arrays = _read_images(Path(data_root), split) if folder is None else _read_archive(folder, split)
+    check_complete(
+        f"{data_root} ({split})", 0, len(arrays.targets), None, expected_images, how_to_prepare(data_root, "cifar100")
+    )
+    return arrays if images_per_class is None else first_of_each_class(arrays, images_per_class)
+
+
+def find_archive_folder(data_root: str | Path, split: str) -> Path | None:
+    """The folder of the python archive's files, or None where ``data_root`` holds image folders.
+
+    Raises:
+        FileNotFoundError: It holds neither; says what is expected.
+    """
+    root = Path(data_root)
+    for folder in (root / ARCHIVE_FOLDER, root):
+        if (folder / split).is_file() and (folder / "meta").is_file():
+            return folder
+    if (root / split).is_dir() and not (root / ARCHIVE_FOLDER).is_dir():
+        return None
+    raise FileNotFoundError(
+        f"CIFAR-100 ({split}) is not in {root}: expected the files {root / ARCHIVE_FOLDER}/{{train,test,meta}}, or "
+        f"images as {root / split}/<class>/<image>; {how_to_prepare(root, 'cifar100')}; `data_root` (tools/train.py "
+        "--data-root) names the folder"
+    )
+
+
+def first_of_each_class(arrays: ImageArrays, images_per_class: int) -> ImageArrays:
+    """The first images of each class, in the order of the set.
+
+    Raises:
+        ValueError: The number is not positive, or a class has fewer images.
+
+    Example:
+        >>> arrays = ImageArrays(torch.zeros(5, 3, 1, 1), torch.tensor([1, 0, 1, 1, 0]), ["a", "b"])
+        >>> first_of_each_class(arrays, 2).targets
+        tensor([1, 0, 1, 0])
+    """
+    if images_per_class < 1:
+        raise ValueError(f"images_per_class must be at least 1 or None for all, got {images_per_class}")
+    order = torch.argsort(arrays.targets, stable=True)
+    counts = torch.bincount(arrays.targets, minlength=len(arrays.classes))
+    if int(counts.min()) < images_per_class:
+        raise ValueError(
+            f"images_per_class={images_per_class}, but class {arrays.classes[int(counts.argmin())]!r} has "
+            f"{int(counts.min())} images; choose at most as many"
+        )
+    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # place within the class
+    kept = order[rank < images_per_class].sort().values
+    return ImageArrays(arrays.images[kept], arrays.targets[kept], arrays.classes)
+
+
+def _read_archive(folder: Path, split: str) -> ImageArrays:
+    """Read the pickles ``split`` and ``meta``, whose keys are bytes (Python 2) or text."""
+    content, meta = _read_dict(folder / split), _read_dict(folder / "meta")
+    try:
+        data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
+        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in meta["fine_label_names"]]
+    except KeyError as error:
+        raise ValueError(
+            f"{folder} is not CIFAR-100's python archive: {error} is missing; {split} must hold data and fine_labels, "
+            "meta fine_label_names"
+        ) from error
+    length = 3 * SIDE * SIDE
+    if data.dtype != np.uint8 or data.shape != (len(data), length) or labels.shape != (len(data),) or not len(data):
+        raise ValueError(
+            f"{folder / split} must hold data uint8 [N, {length}] and N fine_labels, got {data.dtype} "
+            f"{list(data.shape)} and {list(labels.shape)}; unpack the published archive again"
+        )
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"{folder / split} must hold fine_labels from 0 to {len(classes) - 1}, got others")
+    # copies: arrays out of a pickle may lie in memory that cannot be written
+    images = torch.from_numpy(data.reshape(-1, 3, SIDE, SIDE).copy())
+    return ImageArrays(images, torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    content = read_plain_pickle(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a dict, got {type(content).__name__}; unpack the published archive again")
+    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+def _read_images(data_root: Path, split: str) -> ImageArrays:
+    """Read the images of the class folders."""
+    folder = open_folder(data_root, split, "cifar100")
+    images = torch.empty(len(folder), 3, SIDE, SIDE, dtype=torch.uint8)
+    for number, (path, _) in enumerate(folder.samples):
+        image = to_uint8(folder.loader(path))
+        if image.shape != images.shape[1:]:
+            raise ValueError(
+                f"image {path} has {image.shape[2]}x{image.shape[1]} pixels, but those of CIFAR-100 have {SIDE}x{SIDE}"
+            )
+        images[number] = image
+    return ImageArrays(images, torch.tensor(folder.targets), folder.classes)
+
+
+class Cifar100Dataset(Dataset):
+    """CIFAR-100 for an ordinary `DataLoader`; `TensorCifar100` is the fast way.
+
+    Args:
+        data_root: as in `load_cifar100`.
+        split: 'train' or 'test'.
+        transforms: from a uint8 tensor [3, 32, 32] to another; see `build_transforms`.
+        images_per_class: the first images of each class only.
+        expected_images: number of images of the whole split; any other is an error.
+
+    Items are ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_cifar100`.
+    """
+
+    def __init__(
+        self,
+        data_root: str | Path,
+        split: str = "train",
+        transforms: Transforms = None,
+        images_per_class: int | None = None,
+        expected_images: int | None = None,
+    ) -> None:
+        self._images, targets, self.classes = load_cifar100(data_root, split, images_per_class, expected_images)
+        self.targets: list[int] = targets.tolist()
+        self._transform = build_transforms(transforms)
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Names of the classes, as OpenMMLab's data sets give them."""
+        return {"classes": tuple(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        # a copy, so that no transform in place writes into the set
+        return {"inputs": to_uint8(self._transform(self._images[index].clone())), "targets": self.targets[index]}

@@ -1,0 +1,260 @@
+"""CIFAR-100 and image folders as training reads them: pixels, labels, reduced sets, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from frskd_plugin.data.cifar100 import Cifar100Dataset, load_cifar100
+from frskd_plugin.data.image_folder import ImageFolderDataset
+from frskd_plugin.data.plain_pickle import read_plain_pickle
+from frskd_plugin.data.transforms import STANDARD_TRANSFORMS, build_transforms, standard_transforms
+
+CLASSES = ["apple", "bear", "clock"]
+
+
+def draw(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size=(count, 3, 32, 32), dtype=np.uint8)
+
+
+def write_archive(root: Path, images: np.ndarray, labels: list[int], keys: type = str, protocol: int = 2) -> Path:
+    """The files of the python archive; ``keys=bytes`` is what Python 2 wrote."""
+
+    def text(value: str) -> str | bytes:
+        return value.encode() if keys is bytes else value
+
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    content = {text("data"): images.reshape(len(images), -1), text("fine_labels"): labels}
+    for split in ("train", "test"):
+        (folder / split).write_bytes(pickle.dumps(content, protocol))
+    (folder / "meta").write_bytes(pickle.dumps({text("fine_label_names"): [text(c) for c in CLASSES]}, protocol))
+    return root
+
+
+def write_folders(
+    root: Path, images: np.ndarray, labels: list[int], splits: tuple[str, ...] = ("train", "test")
+) -> Path:
+    for split in splits:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = root / split / CLASSES[label] / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    return root
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+@pytest.mark.parametrize("keys", [str, bytes])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_archive_is_read_in_its_own_order(tmp_path, keys, protocol):
+    images, labels = draw(5), [2, 0, 1, 0, 2]
+    write_archive(tmp_path, images, labels, keys, protocol)
+    for root in (tmp_path, tmp_path / "cifar-100-python"):
+        loaded = load_cifar100(root, "test")
+        assert torch.equal(loaded.images, torch.from_numpy(images))
+        assert loaded.targets.tolist() == labels
+        assert loaded.targets.dtype == torch.int64
+        assert loaded.classes == CLASSES
+
+
+def test_folders_give_the_archive_images_sorted_by_class(tmp_path):
+    images, labels = draw(5), [2, 0, 1, 0, 2]
+    loaded = load_cifar100(write_folders(tmp_path, images, labels), "train")
+    assert loaded.targets.tolist() == [0, 0, 1, 2, 2]
+    assert torch.equal(loaded.images, torch.from_numpy(images[[1, 3, 2, 0, 4]]))
+    assert loaded.classes == CLASSES
+
+
+def test_images_per_class_takes_the_first_of_each(tmp_path):
+    images, labels = draw(8), [2, 0, 1, 0, 2, 1, 0, 2]
+    write_archive(tmp_path, images, labels)
+    loaded = load_cifar100(tmp_path, "train", images_per_class=2)
+    assert loaded.targets.tolist() == [2, 0, 1, 0, 2, 1]
+    assert torch.equal(loaded.images, torch.from_numpy(images[:6]))
+    with pytest.raises(ValueError, match="images_per_class=3, but class 'bear' has 2 images"):
+        load_cifar100(tmp_path, "train", images_per_class=3)
+    with pytest.raises(ValueError, match="must be at least 1 or None for all, got 0"):
+        load_cifar100(tmp_path, "train", images_per_class=0)
+
+
+def test_missing_cifar_says_what_is_expected_where(tmp_path):
+    expected = rf"expected the files {tmp_path}/cifar-100-python/.*train,test,meta.*prepare_data.py cifar100 SRC"
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_cifar100(tmp_path)
+    write_archive(tmp_path, draw(3), [0, 1, 2])
+    (tmp_path / "cifar-100-python" / "meta").unlink()
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_cifar100(tmp_path)
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
+        load_cifar100(tmp_path, "val")
+
+
+def test_incomplete_cifar_is_refused(tmp_path):
+    write_archive(tmp_path, draw(3), [0, 1, 2])
+    assert len(Cifar100Dataset(tmp_path, expected_images=3)) == 3
+    with pytest.raises(ValueError, match="is not the whole set: expected 50000 images, found 3; .*prepare_data.py"):
+        Cifar100Dataset(tmp_path, expected_images=50000)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": np.zeros((2, 3072), np.uint8)}, "'fine_labels' is missing"),
+        ({"data": np.zeros((2, 3072)), "fine_labels": [0, 1]}, r"must hold data uint8 \[N, 3072\].*got float64"),
+        ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, r"got uint8 \[2, 3072\] and \[1\]"),
+        ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 3]}, "fine_labels from 0 to 2, got others"),
+        ([1, 2], "must hold a dict, got list"),
+    ],
+)
+def test_archive_that_holds_something_else(tmp_path, content, message):
+    write_archive(tmp_path, draw(3), [0, 1, 2])
+    (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_cifar100(tmp_path)
+
+
+def test_a_pickle_runs_no_code(tmp_path, capsys):
+    path = tmp_path / "train"
+    path.write_bytes(pickle.dumps({"data": Harmful()}))
+    with pytest.raises(ValueError, match="train cannot be read .*builtins.print, which is not data"):
+        read_plain_pickle(path)
+    assert capsys.readouterr().out == ""
+    path.write_bytes(pickle.dumps({"data": draw(1)})[:-100])
+    with pytest.raises(ValueError, match="cannot be read as a pickle .*unpack the published archive again"):
+        read_plain_pickle(path)
+
+
+def test_plain_pickle_gives_python_2_text_as_bytes(tmp_path):
+    """`(dp0\\nS'data'...` is what Python 2 writes in protocol 0."""
+    path = tmp_path / "train"
+    path.write_bytes(b"(dp0\nS'labels'\np1\n(lp2\nI7\nas.")
+    assert read_plain_pickle(path) == {b"labels": [7]}
+    path.write_bytes(pickle.dumps({"raw": b"\xff\x00"}, protocol=2))  # bytes through _codecs.encode
+    assert read_plain_pickle(path) == {"raw": b"\xff\x00"}
+
+
+def test_cifar_items_pass_through_the_transforms(tmp_path):
+    images = draw(3)
+    write_archive(tmp_path, images, [0, 1, 2])
+    plain = Cifar100Dataset(tmp_path)
+    assert torch.equal(plain[1]["inputs"], torch.from_numpy(images[1]))
+    assert plain[1]["targets"] == 1
+    assert plain.targets == [0, 1, 2]
+    assert plain.metainfo == {"classes": tuple(CLASSES)}
+    flipped = Cifar100Dataset(tmp_path, transforms=[dict(type="RandomHorizontalFlip", p=1.0)])
+    assert torch.equal(flipped[1]["inputs"], torch.from_numpy(images[1]).flip(-1))
+    zeroed = Cifar100Dataset(tmp_path, transforms=lambda image: image.zero_())
+    assert not zeroed[1]["inputs"].any()
+    assert torch.equal(zeroed._images[1], torch.from_numpy(images[1]))
+
+
+def test_image_folder_items(tmp_path):
+    images = draw(3)
+    write_folders(tmp_path, images, [1, 0, 2], splits=("train", "val"))
+    grey = Image.fromarray(images[0, 0])
+    grey.save(tmp_path / "val" / "apple" / "zero.png")
+    dataset = ImageFolderDataset(tmp_path, "val", expected_classes=3, expected_images=4)
+    assert dataset.classes == CLASSES
+    assert dataset.targets == [0, 0, 1, 2]
+    assert dataset.metainfo == {"classes": tuple(CLASSES)}
+    assert torch.equal(dataset[0]["inputs"], torch.from_numpy(images[1]))
+    assert torch.equal(dataset[1]["inputs"], torch.from_numpy(images[0, :1]).expand(3, -1, -1))  # grey becomes RGB
+    assert dataset[3]["targets"] == 2
+
+
+def test_image_folder_loads_in_worker_processes(tmp_path):
+    write_folders(tmp_path, draw(4), [0, 1, 2, 2])
+    dataset = ImageFolderDataset(tmp_path, "train", standard_transforms("cub200", train=False))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1)
+    (batch,) = loader
+    assert batch["inputs"].shape == (4, 3, 224, 224)
+    assert batch["inputs"].dtype == torch.uint8
+    assert batch["targets"].tolist() == [0, 1, 2, 2]
+
+
+def test_missing_or_incomplete_folders_say_what_is_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/train/<class>/<image>; `python tools/prepare_data.py"):
+        ImageFolderDataset(tmp_path)
+    write_folders(tmp_path, draw(3), [0, 1, 2])
+    with pytest.raises(ValueError, match="expected 200 classes, found 3; .*prepare_data.py"):
+        ImageFolderDataset(tmp_path, expected_classes=200)
+    with pytest.raises(ValueError, match="expected 5994 images, found 3; .*set expected_images=None"):
+        ImageFolderDataset(tmp_path, expected_classes=3, expected_images=5994)
+    (tmp_path / "test" / "bear" / "001.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test is not complete \(Found no valid file for the classes bear"):
+        ImageFolderDataset(tmp_path, "test")
+    (tmp_path / "test" / "bear").rmdir()
+    with pytest.raises(ValueError, match=r"do not have the same class folders \(bear\), so their labels would differ"):
+        ImageFolderDataset(tmp_path, "test")
+    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
+        ImageFolderDataset(tmp_path, "dev")
+
+
+def test_broken_image_is_named(tmp_path):
+    write_folders(tmp_path, draw(2), [0, 1])
+    path = tmp_path / "train" / "bear" / "001.png"
+    path.write_bytes(path.read_bytes()[:300])
+    dataset = ImageFolderDataset(tmp_path)
+    with pytest.raises(ValueError, match=f"image {path} cannot be decoded .*restore the file or remove it"):
+        dataset[1]
+    Image.new("RGB", (30, 32)).save(path)
+    with pytest.raises(ValueError, match=f"image {path} has 30x32 pixels, but those of CIFAR-100 have 32x32"):
+        load_cifar100(tmp_path)
+
+
+def test_transforms_equal_those_of_torchvision():
+    image = torch.from_numpy(draw(1)[0])
+    config = [
+        dict(type="RandomApply", transforms=[dict(type="RandomVerticalFlip", p=1.0)], p=1.0),
+        dict(type="Resize", size=12, interpolation="nearest"),
+    ]
+    before = repr(config)
+    ours = build_transforms(config)(image)
+    nearest = v2.Resize(12, interpolation=v2.InterpolationMode.NEAREST)
+    assert torch.equal(ours, nearest(image.flip(-2)))
+    assert repr(config) == before
+    assert torch.equal(build_transforms(None)(image), image)
+    assert torch.equal(build_transforms([])(image), image)
+    assert torch.equal(build_transforms(dict(type="RandomHorizontalFlip", p=1.0))(image), image.flip(-1))
+
+
+def test_wrong_transforms_say_why():
+    with pytest.raises(ValueError, match="got 'RandomCorp'; did you mean RandomCrop"):
+        build_transforms([dict(type="RandomCorp", size=32)])
+    with pytest.raises(ValueError, match="got None; such as RandomCrop"):
+        build_transforms([dict(size=32)])
+    with pytest.raises(ValueError, match="transform RandomCrop: .*padd.*see torchvision.transforms.v2.RandomCrop"):
+        build_transforms([dict(type="RandomCrop", size=32, padd=4)])
+    with pytest.raises(TypeError, match=r"must be a dict .* or a callable, got 'Resize' \(str\)"):
+        build_transforms(["Resize"])
+
+
+def test_normalised_images_are_refused(tmp_path):
+    write_archive(tmp_path, draw(3), [0, 1, 2])
+    dataset = Cifar100Dataset(tmp_path, transforms=[dict(type="ConvertImageDtype", dtype=torch.float32)])
+    with pytest.raises(TypeError, match=r"must end with a uint8 image .*got torch.float32 \[3, 32, 32\]"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("name", list(STANDARD_TRANSFORMS))
+def test_standard_transforms_give_one_size(name):
+    side = 32 if name in ("cifar100", "tinyimagenet") else 224
+    size = (32, 32) if name == "cifar100" else (64, 64) if name == "tinyimagenet" else (70, 90)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(*size, 3), dtype=np.uint8))
+    for train in (True, False):
+        assert build_transforms(standard_transforms(name, train))(image).size == (side, side)
+
+
+def test_standard_transforms_of_an_unknown_set():
+    with pytest.raises(ValueError, match="expected a data set out of cifar100, .*, got 'svhn'"):
+        standard_transforms("svhn", train=True)
