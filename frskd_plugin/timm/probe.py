@@ -69,7 +69,7 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
         raise ValueError(f"{name} has no classifier (num_classes=0): create it with the number of your classes.")
     size = _input_size(model, input_size)
     images = _random_images(model, size)
-    with _evaluating(model), torch.no_grad():
+    with _evaluating(model):
         try:
             logits = model(images)
             with FlopCounterMode(display=False) as counter:
@@ -86,9 +86,14 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
 
 
 def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int, int, int]:
+    """The user's, or that of the entry in timm, as the arguments in_chans=... and img_size=... have changed it."""
     if input_size is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
-        input_size = cfg.get("input_size", DEFAULT_INPUT_SIZE)
+        channels, *size = cfg.get("input_size", DEFAULT_INPUT_SIZE)
+        # whichever module was made for one image size keeps it: the model itself, or the first layer that cuts patches
+        made_for = (getattr(module, "img_size", None) for module in model.modules())
+        size = next((pair for pair in made_for if isinstance(pair, tuple) and len(pair) == 2), size)
+        input_size = (getattr(model, "in_chans", channels), *size)
     if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
         raise ValueError(f"`input_size` must be (channels, height, width), e.g. (3, 32, 32), got {input_size!r}.")
     channels, height, width = input_size
@@ -104,12 +109,22 @@ def _random_images(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a block; every module gets its own mode back, whatever mixture they were in."""
+    """Eval mode without gradients for a block; every module and parameter gets its own state back.
+
+    The parameters themselves must not ask for a gradient: torch's FLOP counter hooks each input of a module that does,
+    which fails under ``no_grad`` where a model hands a parameter to a module (CaIT's and PiT's class token).
+    """
     training = [module for module in model.modules() if module.training]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
-        yield
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for module in training:
             module.training = True
 
