@@ -1,4 +1,4 @@
-"""Write the plain student of an FRSKD checkpoint: ``python tools/export_student.py IN OUT``."""
+"""Write the plain student of a training checkpoint: ``python tools/export_student.py IN OUT``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 
 import frskd_plugin  # noqa: F401
 from frskd_plugin.mmengine.export import export_student
+from frskd_plugin.mmengine.export_classifier import create_call
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, and say what was written."""
     parser = argparse.ArgumentParser(
-        description="Write the plain student of an FRSKD checkpoint (no self-teacher, no optimizer) and its config"
+        description="Write the plain student of a checkpoint, without self-teacher and optimizer: of a classifier "
+        "timm's own state_dict, of an FRSKD segmentor a checkpoint and the plain config"
     )
-    parser.add_argument("source", metavar="IN", help="checkpoint of a run with an FRSKD config (.pth)")
-    parser.add_argument("target", metavar="OUT", help="file to write (.pth); the plain config goes to OUT with .py")
+    parser.add_argument("source", metavar="IN", help="checkpoint of a classifier, or of an FRSKD segmentor (.pth)")
+    parser.add_argument(
+        "target", metavar="OUT", help="file to write (.pth); a segmentor's plain config goes to OUT with .py"
+    )
     args = parser.parse_args(argv)
     try:
         target, config = export_student(args.source, args.target)
@@ -24,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     before, after = Path(args.source).stat().st_size, target.stat().st_size
     print(f"student: {target} ({after / 2**20:.1f} MiB; the training checkpoint has {before / 2**20:.1f} MiB)")
-    print(f"config:  {config}")
+    if config is None:
+        print(f"python:  {create_call(args.source, target)}")
+    else:
+        print(f"config:  {config}")
 
 
 if __name__ == "__main__":

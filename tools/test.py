@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``, with the options of mmsegmentation."""
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``, with the options of OpenMMLab."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
-from frskd_plugin.mmengine.command_line import add_common_options, check_common_options, config_of
-from frskd_plugin.mmengine.config_tools import explained_build
+from frskd_plugin.mmengine.command_line import (
+    add_common_options,
+    check_common_options,
+    config_of,
+    ends_in_one_line,
+    open_data,
+)
+from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals
 
@@ -46,6 +52,8 @@ def build_config(args: argparse.Namespace) -> Config:
         config.tta_model.module = config.model
         config.model = config.tta_model
     if args.out is not None:
+        if is_classifier(config):
+            raise ValueError("--out writes the label maps of a segmentor; leave it out for a classifier")
         config.test_evaluator.output_dir = args.out
         config.test_evaluator.keep_results = True
     if args.launcher != "none":
@@ -70,11 +78,15 @@ def _enable_painting(config: Config, args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
     args = parse_args(argv)
-    config = build_config(args)
+    with ends_in_one_line(ValueError, FileNotFoundError):
+        config = build_config(args)
     init_distributed(args.launcher)
     allow_checkpoint_globals()
     with explained_build(args.config):
-        Runner.from_cfg(config).test()
+        runner = Runner.from_cfg(config)
+        with ends_in_one_line(ValueError, FileNotFoundError):
+            open_data(runner, "test")
+        runner.test()
     end_distributed()
 
 

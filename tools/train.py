@@ -1,4 +1,4 @@
-"""Train a segmentor: ``python tools/train.py CONFIG [--resume] [--amp] ...``, with the options of mmsegmentation."""
+"""Train a classifier or a segmentor: ``python tools/train.py CONFIG [--resume] [--amp] ...``, as in OpenMMLab."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
-from frskd_plugin.mmengine.command_line import add_common_options, check_common_options, config_of
-from frskd_plugin.mmengine.config_tools import enable_amp, explained_build
+from frskd_plugin.mmengine.command_line import (
+    add_common_options,
+    check_common_options,
+    config_of,
+    ends_in_one_line,
+    open_data,
+)
+from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, set_for_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train a segmentor, plain or with feature-refinement distillation")
+    parser = argparse.ArgumentParser(
+        description="Train a classifier or a segmentor, plain or with feature-refinement distillation"
+    )
     add_common_options(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint in the work folder, if any"
@@ -27,6 +35,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU"
     )
+    parser.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
+    parser.add_argument("--channels-last", action="store_true", help="that memory format (classifiers; for GPUs)")
+    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile (classifiers)")
     parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same run")
     parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms only (slower on CUDA)")
     args = parser.parse_args(argv)
@@ -39,8 +50,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's settings in it."""
     config = config_of(args)
-    if args.amp:
-        enable_amp(config)
+    if args.amp or args.amp_dtype:
+        enable_amp(config, args.amp_dtype)
+    if args.channels_last:
+        set_for_classifier(config, "--channels-last", "channels_last")
+    if args.compile:
+        set_for_classifier(config, "--compile", "compile")
     randomness = dict(config.get("randomness") or {})
     if args.seed is not None:
         randomness["seed"] = args.seed
@@ -79,11 +94,14 @@ def set_resume(config: Config, explicit: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_args(argv)
-    config = build_config(args)
+    with ends_in_one_line(ValueError, FileNotFoundError):
+        config = build_config(args)
     init_distributed(args.launcher)
     allow_checkpoint_globals()
     with explained_build(args.config):
         runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+        with ends_in_one_line(ValueError, FileNotFoundError):
+            open_data(runner, "train", "val")
         runner.train()
     end_distributed()
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
 from frskd_plugin.mmengine.config_tools import read_config, set_data_root
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """``config`` and the options that every command line of mmseg has, with ``--data-root``."""
+    """``config`` and the options that every command line of OpenMMLab has, with ``--data-root``."""
     parser.add_argument("config", help="config file, such as configs/frskd_voc_effdet_d0.py")
     parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
     parser.add_argument("--data-root", help="folder of the data set; sets every data_root in the config")
@@ -53,3 +57,19 @@ def config_of(args: argparse.Namespace) -> Config:
     elif config.get("work_dir") is None:
         config.work_dir = str(Path("work_dirs") / Path(args.config).stem)
     return config
+
+
+def open_data(runner: Runner, *loops: str) -> None:
+    """Open the data sets of a runner's loops ('train', 'val', 'test'), so that one that is missing shows at once."""
+    for loop in loops:
+        getattr(runner, f"{loop}_loop")  # the property builds it
+
+
+@contextmanager
+def ends_in_one_line(*errors: type[Exception]) -> Iterator[None]:
+    """End the program with status 2 and the text of the error, without a traceback, where one of `errors` is raised."""
+    try:
+        yield
+    except errors as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

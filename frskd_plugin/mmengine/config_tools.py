@@ -73,23 +73,55 @@ def set_data_root(config: Any, data_root: str | Path) -> int:
     return changed
 
 
-def enable_amp(config: Config) -> None:
-    """Turn on mixed precision: mmengine's `AmpOptimWrapper` on CUDA, bfloat16 autocast on the CPU.
+def enable_amp(config: Config, dtype: str | None = None) -> None:
+    """Turn on mixed precision.
+
+    Args:
+        config: is changed.
+        dtype: 'fp16': mmengine's `AmpOptimWrapper`, which scales the loss; 'bf16': autocast alone; None: 'fp16' on CUDA
+            and 'bf16' on the CPU.
 
     Raises:
-        ValueError: the config has an optimizer wrapper of another kind.
+        ValueError: the config has an optimizer wrapper of another kind, or 'fp16' is asked for without CUDA.
     """
     wrapper = config.optim_wrapper
     kind = wrapper.get("type", "OptimWrapper")
+    cuda = torch.cuda.is_available()
+    dtype = dtype or ("fp16" if cuda else "bf16")
     if kind in ("AmpOptimWrapper", "AutocastOptimWrapper"):
         print_log(f"--amp: the config already trains with {kind}.", logger="current", level=logging.WARNING)
         return
     if kind != "OptimWrapper":
         raise ValueError(f"--amp needs optim_wrapper.type='OptimWrapper' in the config, got {kind!r}")
-    if torch.cuda.is_available():
+    if dtype == "fp16" and not cuda:
+        raise ValueError("--amp-dtype fp16 needs CUDA, which is not available here; use --amp-dtype bf16")
+    if dtype == "fp16":
         wrapper.type, wrapper.loss_scale = "AmpOptimWrapper", "dynamic"
     else:
         wrapper.type, wrapper.dtype = "AutocastOptimWrapper", "bfloat16"
+
+
+def set_for_classifier(config: Config, option: str, setting: str) -> None:
+    """Turn on a `setting` of `TimmClassifier`, for the command line's `option`.
+
+    Raises:
+        ValueError: the config's model is another one.
+    """
+    if not is_classifier(config):
+        raise ValueError(
+            f"{option} is for classifiers (model.type='TimmClassifier'), but the config's model is "
+            f"{config.get('model', {}).get('type')!r}; leave it out"
+        )
+    config.model[setting] = True
+
+
+def is_classifier(config: Config) -> bool:
+    """Whether a config trains a classifier of this package.
+
+    >>> is_classifier(Config(dict(model=dict(type="TimmClassifier"))))
+    True
+    """
+    return config.get("model", {}).get("type") == "TimmClassifier"
 
 
 @contextmanager

@@ -41,7 +41,8 @@ class DistillWarmupHook(Hook):
         if not self._losses(runner):
             raise ValueError(
                 "DistillWarmupHook found no FRSKDLoss in the model. Give the model a `self_teacher` with "
-                "`loss_distill=dict(type='FRSKDLoss', ...)`, or take the hook out of `custom_hooks`."
+                "`loss_distill=dict(type='FRSKDLoss', ...)` (a classifier: `method=dict(name='frskd', ...)`), or take "
+                "the hook out of `custom_hooks`."
             )
         if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError(

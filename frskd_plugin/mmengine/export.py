@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 
 from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.mmengine.export_classifier import classifier_weights
 from frskd_plugin.mmengine.registration import COMPONENTS
 from frskd_plugin.mmengine.resume import load_checkpoint
 
@@ -34,32 +35,41 @@ _EXTRA_SETTINGS = {
 }
 
 
-def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path]:
-    """Write the plain student of checkpoint `source` to `target` and its config beside it (`target` with `.py`).
+def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path | None]:
+    """Write the plain student of checkpoint `source` to `target`, without self-teacher, optimizer and logs.
 
-    The new file has no `self_teacher.` weights, no optimizer and no logs, and loads with `strict=True` into the plain
-    config. Nothing of `source` changes.
+    Of a segmentor it is a checkpoint that loads with `strict=True` into the plain config, which goes beside it
+    (`target` with `.py`). Of a classifier it is timm's own state_dict. Nothing of `source` changes.
 
     Returns:
-        The paths of the checkpoint and of the config.
+        The paths of the written file and of the config; None in its place for a classifier.
 
     Raises:
         FileNotFoundError: `source` is missing.
-        ValueError: `source` is no FRSKD checkpoint, or `target` is the same file or has another suffix than `.pth`.
+        ValueError: `source` is neither of a classifier nor of FRSKD, or `target` is the same file or has another suffix
+            than `.pth`.
     """
     source, target = Path(source), Path(target)
     if target.suffix != ".pth":
-        raise ValueError(f"the exported checkpoint must be a .pth file (its config goes beside it), got {target}")
+        raise ValueError(f"the exported checkpoint must be a .pth file, got {target}")
     if target.resolve() == source.resolve():
         raise ValueError(f"export would overwrite its own input {source}; give another output file")
     checkpoint = load_checkpoint(source)
+    weights = classifier_weights(checkpoint)
+    if weights:
+        _save(weights, target)
+        return target, None
     student, config = student_checkpoint(checkpoint, str(source))
-    buffer = io.BytesIO()
-    torch.save(student, buffer)
     config_path = target.with_suffix(".py")
     atomic_write(config_path, config.pretty_text.encode())
-    atomic_write(target, buffer.getvalue())
+    _save(student, target)
     return target, config_path
+
+
+def _save(content: dict[str, Any], target: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    atomic_write(target, buffer.getvalue())
 
 
 def student_checkpoint(checkpoint: dict[str, Any], name: str = "the checkpoint") -> tuple[dict[str, Any], Config]:

@@ -13,6 +13,8 @@ from mmengine import registry
 # registry of mmengine -> {name in configs: module that defines it}
 COMPONENTS: dict[str, dict[str, str]] = {
     "MODELS": {
+        "TimmClassifier": "frskd_plugin.mmengine.classifier",
+        "ImagePreprocessor": "frskd_plugin.mmengine.image_preprocessor",
         "TimmFeatureExtractor": "frskd_plugin.timm.feature_extractor",
         "BiFPN": "frskd_plugin.core.bifpn",
         "SelfTeacherNeck": "frskd_plugin.core.self_teacher_neck",
@@ -26,10 +28,14 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "AtomicCheckpointHook": "frskd_plugin.mmengine.atomic_checkpoint_hook",
         "StepSeedHook": "frskd_plugin.mmengine.step_seed_hook",
         "SelfTeacherValidationHook": "frskd_plugin.mmengine.self_teacher_validation_hook",
+        "BestAndLastHook": "frskd_plugin.mmengine.best_and_last_hook",
         "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
     },
     "DATASETS": {
         "SeededDataset": "frskd_plugin.mmengine.seeded_dataset",
+        "ImageFolderDataset": "frskd_plugin.data.image_folder",
+        "Cifar100Dataset": "frskd_plugin.data.cifar100",
+        "TensorCifar100": "frskd_plugin.data.tensor_images",
         "CamVidDataset": "frskd_plugin.mmseg.camvid",
         "CheckedPascalVOCDataset": "frskd_plugin.mmseg.voc",
     },
@@ -40,8 +46,14 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "TRANSFORMS": {
         "LoadCheckedImage": "frskd_plugin.mmseg.checked_loading",
         "LoadCheckedAnnotations": "frskd_plugin.mmseg.checked_loading",
+        "Mixup": "frskd_plugin.data.mixing",
+        "CutMix": "frskd_plugin.data.mixing",
+    },
+    "FUNCTIONS": {
+        "take_batch": "frskd_plugin.data.tensor_images",
     },
     "METRICS": {
+        "TopKAccuracyMetric": "frskd_plugin.mmengine.top_k_accuracy_metric",
         "SelfTeacherIoUMetric": "frskd_plugin.mmseg.self_teacher_iou_metric",
     },
     "OPTIM_WRAPPERS": {

@@ -19,6 +19,8 @@ class SelfTeacherValidationHook(Hook):
     It costs a second pass through the network. Without it, or with ``enabled=False``, the teacher is never run outside
     training.
 
+    It serves every model that has the attribute ``predict_self_teacher``: `FRSKDEncoderDecoder`, `TimmClassifier`.
+
     Args:
         enabled: the switch.
     """

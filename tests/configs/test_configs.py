@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAVES = sorted(path.name for path in CONFIGS.glob("*.py"))
+SEGMENTORS = [name for name in LEAVES if name.split("_")[1] in ("voc", "camvid")]
 MODELS = ("effdet_d0", "effdet_d1", "fcn_r18")
 DATA_SETS = ("voc", "camvid")
 
@@ -140,7 +141,7 @@ def test_stock_model_needs_no_network(data):
     assert model.self_teacher.neck == dict(type="SelfTeacherNeck", in_channels=[64, 128, 256, 512], width=1)
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("name", SEGMENTORS)
 def test_checkpoints_and_logs(name):
     config = load(name)
     checkpoint = config.default_hooks.checkpoint

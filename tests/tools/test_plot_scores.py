@@ -1,4 +1,4 @@
-"""tools/plot_miou.py reads the logs of a run and of its resumed part."""
+"""tools/plot_scores.py reads the logs of a run and of its resumed part."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ def test_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "frskd"
     write_log(run / "1", [{"loss": 1.0, "step": 1}, {"mIoU": 10.0, "self_teacher.mIoU": 12.0, "step": 1}])
     write_log(run / "2", [{"mIoU": 30.0, "self_teacher.mIoU": 11.0, "step": 2}])
-    load_tool("plot_miou").main([str(run), "-o", str(tmp_path / "curves.png")])
+    load_tool("plot_scores").main([str(run), "-o", str(tmp_path / "curves.png")])
     printed = capsys.readouterr().out
     assert "frskd: 30.00 at epoch 2, best 30.00" in printed
     assert "frskd, self-teacher: 11.00 at epoch 2, best 12.00" in printed
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_seeds_become_one_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, top1 in ((0, 60.0), (1, 64.0)):
+        lines = [{"top1": 10.0, "step": 1}, {"top1": top1, "teacher_top1": top1 + 1, "step": 2}]
+        write_log(tmp_path / f"frskd_seed{seed}" / "1", lines)
+    runs = [str(tmp_path / f"frskd_seed{seed}") for seed in (0, 1)]
+    load_tool("plot_scores").main([*runs, "-o", str(tmp_path / "curves.png")])
+    printed = capsys.readouterr().out
+    assert "frskd: 62.00 +- 2.00 (2 runs) at epoch 2" in printed
+    assert "frskd, self-teacher: 63.00 +- 2.00 (2 runs) at epoch 2" in printed
+
+
 def test_folder_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_tool("plot_miou").main([str(tmp_path)])
+        load_tool("plot_scores").main([str(tmp_path)])
     assert "holds no log with a validation" in capsys.readouterr().err

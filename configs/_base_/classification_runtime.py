@@ -1,0 +1,22 @@
+# default_runtime for classifiers: it needs neither mmcv nor mmseg.
+_base_ = "./default_runtime.py"
+
+default_scope = "mmengine"
+visualizer = dict(type="Visualizer")
+
+default_hooks = dict(
+    _delete_=True,
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=100),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="top1", rule="greater"),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
+
+custom_hooks = [
+    dict(type="StepSeedHook"),
+    # Scores the teacher beside the student, where the method has one; enabled=False saves that time.
+    dict(type="SelfTeacherValidationHook", enabled=True),
+    # WORK_DIR/result.json: every epoch's scores, the last one and the best one.
+    dict(type="BestAndLastHook", metric="top1"),
+]

@@ -1,0 +1,3 @@
+_base_ = "./frskd_cifar100_resnet18_cifar.py"
+
+model = dict(mix=dict(type="Mixup", alpha=0.2))

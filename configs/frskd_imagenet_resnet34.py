@@ -1,0 +1,3 @@
+_base_ = "./baseline_imagenet_resnet34.py"
+
+model = dict(method=dict(name="frskd", temperature=4.0, width=2, **_base_.frskd))

@@ -1,0 +1,186 @@
+"""Mixup and CutMix as the paper's Table 8 uses them (reference section 8).
+
+Both mix each image of a batch with a partner and give soft targets ``lam * y + (1 - lam) * y[index]``: a cross-entropy
+with them equals ``lam * CE(p, y) + (1 - lam) * CE(p, y[index])``, of the student's logits and of the teacher's alike.
+
+`timm.data.Mixup` makes the same images and targets of the same partners, ``lam`` and box. Its draws differ:
+
+* Partners: image ``i`` meets image ``B - 1 - i`` (the flipped batch, of an even size); here a random permutation.
+* Box: an odd height or width stays odd (``size // 2`` before the centre, ``(size + 1) // 2`` after it); here one less.
+* Targets: ``label_smoothing=0.1`` unless it is told otherwise; here none. Soft targets need ``multi_label=True``.
+* State: it draws from numpy's and writes into the batch it was given; here torch's state, and new tensors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Box = tuple[int, int, int, int]
+
+
+def mixup(images: Tensor, lam: float, index: Tensor) -> Tensor:
+    """Blend each image with its partner: ``lam * x + (1 - lam) * x[index]``.
+
+    Args:
+        images: floats [B, C, H, W].
+        lam: share of the image itself.
+        index: partners [B], on the images' device.
+
+    Raises:
+        TypeError: The images are not floats.
+    """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"Mixup blends float images, got {images.dtype}, whose values would be cut off: normalise before mixing."
+        )
+    return lam * images + (1 - lam) * images[index]
+
+
+def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[Box, float]:
+    """The box (row0, row1, column0, column1) of about a share ``1 - lam`` of the image, and the ``lam`` that is left.
+
+    Sizes are truncated and halved, so that an odd size gives a box of one pixel less; the box is clipped at the
+    borders, and the second value is the share of the image that lies outside the clipped box.
+
+    Args:
+        lam: share of the image itself, as drawn.
+        centre: (row, column) of the box.
+        height: rows of the image.
+        width: columns of the image.
+
+    Example:
+        >>> cutmix_box(0.6, (3, 5), 8, 8)
+        ((1, 5, 3, 7), 0.75)
+        >>> cutmix_box(0.2, (0, 7), 8, 8)
+        ((0, 3, 4, 8), 0.8125)
+    """
+    share = math.sqrt(1 - lam)
+    half_height, half_width = int(height * share) // 2, int(width * share) // 2
+    row, column = centre
+    row0, row1 = max(row - half_height, 0), min(row + half_height, height)
+    column0, column1 = max(column - half_width, 0), min(column + half_width, width)
+    return (row0, row1, column0, column1), 1 - (row1 - row0) * (column1 - column0) / (height * width)
+
+
+def cutmix(images: Tensor, box: Box, index: Tensor) -> Tensor:
+    """Copies of the images with the box taken from their partners.
+
+    Args:
+        images: [B, C, H, W], of any type.
+        box: (row0, row1, column0, column1).
+        index: partners [B], on the images' device.
+    """
+    row0, row1, column0, column1 = box
+    mixed = images.clone()
+    mixed[:, :, row0:row1, column0:column1] = images[:, :, row0:row1, column0:column1][index]
+    return mixed
+
+
+def mixed_targets(targets: Tensor, index: Tensor, lam: float, num_classes: int) -> Tensor:
+    """Soft targets ``lam * y + (1 - lam) * y[index]``.
+
+    Args:
+        targets: labels [B], or soft targets [B, K], which keep their type.
+        index: partners [B].
+        lam: share of the image's own target.
+        num_classes: K.
+
+    Returns:
+        Floats [B, K].
+
+    Raises:
+        ValueError: Another shape, another number of classes, or (looked at on the CPU only) a label outside 0..K-1.
+
+    Example:
+        >>> mixed_targets(torch.tensor([0, 2]), torch.tensor([1, 0]), lam=0.75, num_classes=3)
+        tensor([[0.7500, 0.0000, 0.2500],
+                [0.2500, 0.0000, 0.7500]])
+    """
+    if targets.ndim == 1 and not targets.is_floating_point():
+        # not on a GPU: reading the labels would make the host wait for it in every step
+        if targets.device.type == "cpu" and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
+            raise ValueError(
+                f"labels must be 0..{num_classes - 1}, got {targets.min()}..{targets.max()}: num_classes={num_classes} "
+                "does not fit the data set."
+            )
+        soft = F.one_hot(targets.long(), num_classes).to(torch.get_default_dtype())
+    elif targets.ndim == 2 and targets.is_floating_point() and targets.shape[1] == num_classes:
+        soft = targets
+    else:
+        raise ValueError(
+            f"targets must be labels [B] (integers) or soft targets [B, {num_classes}] (floats), got "
+            f"{list(targets.shape)} of {targets.dtype}."
+        )
+    return lam * soft + (1 - lam) * soft[index]
+
+
+class Mixup:
+    """Mixup of every batch: one ``lam ~ Beta(alpha, alpha)``, as drawn, and one random permutation.
+
+    Args:
+        alpha: of the Beta distribution; the paper has 0.2 and 0.3.
+        generator: a generator of the CPU; torch's global one by default.
+
+    Raises:
+        ValueError: ``alpha`` is not above 0.
+    """
+
+    def __init__(self, alpha: float = 0.2, generator: torch.Generator | None = None) -> None:
+        self.alpha = _check_alpha(alpha)
+        self.generator = generator
+
+    def __call__(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K] -> mixed images and soft targets [B, K]."""
+        lam = draw_beta(self.alpha, self.generator)
+        index = draw_partners(images, self.generator)
+        return mixup(images, lam, index), mixed_targets(targets, index, lam, num_classes)
+
+
+class CutMix:
+    """CutMix of every batch: one box, with ``lam ~ Beta(alpha, alpha)``, and one random permutation.
+
+    Args:
+        alpha: of the Beta distribution; the paper has 1.
+        generator: a generator of the CPU; torch's global one by default.
+
+    Raises:
+        ValueError: ``alpha`` is not above 0.
+    """
+
+    def __init__(self, alpha: float = 1.0, generator: torch.Generator | None = None) -> None:
+        self.alpha = _check_alpha(alpha)
+        self.generator = generator
+
+    def __call__(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K] -> mixed images and soft targets [B, K]."""
+        height, width = images.shape[2:]
+        lam = draw_beta(self.alpha, self.generator)
+        index = draw_partners(images, self.generator)
+        row, column = (int(torch.randint(size, (), generator=self.generator)) for size in (height, width))
+        box, lam = cutmix_box(lam, (row, column), height, width)
+        return cutmix(images, box, index), mixed_targets(targets, index, lam, num_classes)
+
+
+def draw_beta(alpha: float, generator: torch.Generator | None = None) -> float:
+    """A number from Beta(alpha, alpha) that follows from torch's random state.
+
+    `torch.distributions.Beta` takes no generator, so numpy draws it from a seed that torch draws.
+    """
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def draw_partners(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A random permutation [B] of the batch on its device, drawn on the CPU: the host never waits for a GPU."""
+    return torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
+
+
+def _check_alpha(alpha: float) -> float:
+    if not alpha > 0:
+        raise ValueError(f"`alpha` of Beta(alpha, alpha) must be above 0, got {alpha}. To mix nothing, leave it out.")
+    return float(alpha)

@@ -1,0 +1,228 @@
+"""Small images as one tensor on the device that trains: a batch is one gather, its random crops and flips included.
+
+An ordinary data set makes a sample at a time, on the CPU. One like CIFAR-100 fits whole into the memory
+of any device, where a batch of random crops is a single indexing operation on a view of it::
+
+    dataset = TensorImages(images, targets, augment=True, device="cuda")
+    loader = DataLoader(dataset, batch_size=128, sampler=sampler, num_workers=0, collate_fn=take_batch)
+
+The loader asks `TensorImages.__getitems__` for the whole batch, so that its sampler, and with it the order of the
+images, the parts of several processes and the resume of a run, stay those of any other data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import get_worker_info
+
+from frskd_plugin.data.cifar100 import load_cifar100
+
+
+def draw_crops(count: int, padding: int, seed: int, epoch: int) -> Tensor:
+    """Crop and flip of every image of a pass: (top, left, flip), each a number, as int64 [N, 3].
+
+    ``top`` and ``left`` lie in 0..2 * padding, ``flip`` is 0 or 1. The numbers follow from the seed and the epoch alone
+    and are drawn on the CPU: they are the same on every device, in every process and after a resume.
+
+    Raises:
+        ValueError: A negative seed or epoch.
+
+    Example:
+        >>> bool((draw_crops(100, 4, seed=0, epoch=3) == draw_crops(100, 4, seed=0, epoch=3)).all())
+        True
+    """
+    if seed < 0 or epoch < 0:
+        raise ValueError(f"seed and epoch must not be negative, got seed={seed}, epoch={epoch}.")
+    rng = np.random.default_rng([seed, epoch])
+    return torch.from_numpy(rng.integers([2 * padding + 1, 2 * padding + 1, 2], size=(count, 3)))
+
+
+def mirrored_canvas(images: Tensor, padding: int) -> Tensor:
+    """Each image [H, W] on a black canvas [H + 2p, 2W + 3p], its mirror image to the right of it.
+
+    Any crop of the padded image, flipped or not, is then a window [H, W] of the canvas. It holds more than twice
+    the bytes of the images (456 MB for the 50000 of CIFAR-100), and makes a batch in one operation instead of four.
+
+    Args:
+        images: [N, C, H, W].
+        padding: p, pixels on each side and between the two.
+    """
+    return torch.cat([F.pad(images, [padding] * 4), F.pad(images.flip(-1), [0, padding, padding, padding])], dim=-1)
+
+
+def crop_windows(canvas: Tensor, index: Tensor, crops: Tensor, size: Sequence[int]) -> Tensor:
+    """The crops of a batch: equal to torchvision's `crop` of the padded image at (top, left), and `hflip` after it.
+
+    Args:
+        canvas: [N, C, H + 2p, 2W + 3p] of `mirrored_canvas`.
+        index: which images, int64 [B].
+        crops: (top, left, flip) of each, int64 [B, 3].
+        size: (H, W).
+
+    Returns:
+        New tensor [B, C, H, W].
+    """
+    height, width = size
+    windows = canvas.unfold(2, height, 1).unfold(3, width, 1)  # a view [N, C, tops, lefts, H, W]
+    top, left, flip = crops.unbind(1)
+    last = windows.shape[3] - 1  # the window of the mirror image that belongs to left = 0
+    return windows[index, :, top, torch.where(flip == 1, last - left, left)]
+
+
+class TensorImages:
+    """A map-style data set of small images that lies on one device as a whole and hands out batches.
+
+    In training, indices that carry ``epoch`` and ``seed`` (`frskd_plugin.mmengine.SeededSampler` makes them) draw crop
+    and flip from these and the index alone. A plain int draws from torch's global generator.
+
+    Args:
+        images: uint8 [N, C, H, W], tensor or array; it is copied.
+        targets: integers [N].
+        augment: a random crop of the image padded by black, and a horizontal flip of half of the images.
+        padding: pixels on each side before the crop.
+        device: where the images are kept and the batches made.
+        classes: names of the classes, for `metainfo`.
+
+    Raises:
+        TypeError: Images are not uint8, targets not integers.
+        ValueError: Shapes do not fit, there is no image, or the padding is negative.
+
+    Example:
+        >>> dataset = TensorImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10), augment=True)
+        >>> batch = dataset.__getitems__([3, 1])
+        >>> list(batch["inputs"].shape), batch["targets"]
+        ([2, 3, 8, 8], tensor([3, 1]))
+    """
+
+    def __init__(
+        self,
+        images: Tensor | np.ndarray,
+        targets: Tensor | np.ndarray | Sequence[int],
+        augment: bool = False,
+        padding: int = 4,
+        device: str | torch.device = "cpu",
+        classes: Sequence[str] = (),
+    ) -> None:
+        images, targets = torch.as_tensor(images), torch.as_tensor(targets)
+        _check_images(images, targets, padding)
+        self.augment = augment
+        self.padding = padding
+        self.device = torch.device(device)
+        self.classes = tuple(classes)
+        self.size = tuple(images.shape[-2:])
+        images = images.to(self.device)
+        self._images = mirrored_canvas(images, padding) if augment else images.clone()
+        self._targets = targets.to(self.device, torch.int64, copy=True)
+        self._crops: dict[tuple[int, int], Tensor] = {}  # (seed, epoch) -> [N, 3]: the two passes used last
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Names of the classes, as OpenMMLab's data sets give them."""
+        return {"classes": self.classes}
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One sample: inputs uint8 [C, H, W] and its target."""
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch: inputs uint8 [B, C, H, W] and targets int64 [B], new tensors on the data set's device.
+
+        Raises:
+            ValueError: A worker process of a loader asks for images that lie on another device than the CPU.
+        """
+        if self.device.type != "cpu" and get_worker_info() is not None:
+            raise ValueError(
+                f"The images lie on {self.device}, which a worker process of the DataLoader cannot read: set "
+                "num_workers=0. Nothing is left for workers to do."
+            )
+        index = torch.tensor([int(i) for i in indices]).to(self.device, non_blocking=True)
+        if self.augment:
+            inputs = crop_windows(self._images, index, self._crops_of(indices, index), self.size)
+        else:
+            inputs = self._images[index]
+        return {"inputs": inputs, "targets": self._targets[index]}
+
+    def _crops_of(self, indices: Sequence[Any], index: Tensor) -> Tensor:
+        """Crop and flip [B, 3] of the indices, which say in which pass they were drawn, or do not."""
+        if not all(hasattr(i, "epoch") for i in indices):
+            high = 2 * self.padding + 1
+            draws = [torch.randint(bound, index.shape) for bound in (high, high, 2)]
+            return torch.stack(draws, dim=1).to(self.device, non_blocking=True)
+        passes = [(i.seed, i.epoch) for i in indices]
+        if len(set(passes)) == 1:
+            return self._pass(*passes[0])[index]
+        return torch.stack([self._pass(*key)[i] for key, i in zip(passes, index, strict=True)])
+
+    def _pass(self, seed: int, epoch: int) -> Tensor:
+        """The table [N, 3] of a pass; a batch of an endless sampler may lie in two of them."""
+        key = (seed, epoch)
+        if key not in self._crops:
+            latest = dict(list(self._crops.items())[-1:])
+            self._crops = {**latest, key: draw_crops(len(self), self.padding, seed, epoch).to(self.device)}
+        return self._crops[key]
+
+
+class TensorCifar100(TensorImages):
+    """CIFAR-100 as `TensorImages`, for configs.
+
+    Args:
+        data_root: folder of the python archive or of image folders; see `load_cifar100`.
+        split: 'train' or 'test'.
+        augment: as in `TensorImages`; None augments the training images only.
+        padding: pixels on each side before the crop.
+        device: None takes the current GPU, or the CPU where there is none.
+        images_per_class: the first images of each class only.
+        expected_images: number of images of the whole split; any other is an error.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_cifar100`.
+    """
+
+    def __init__(
+        self,
+        data_root: str | Path,
+        split: str = "train",
+        augment: bool | None = None,
+        padding: int = 4,
+        device: str | torch.device | None = None,
+        images_per_class: int | None = None,
+        expected_images: int | None = None,
+    ) -> None:
+        loaded = load_cifar100(data_root, split, images_per_class, expected_images)
+        super().__init__(
+            loaded.images,
+            loaded.targets,
+            augment=split == "train" if augment is None else augment,
+            padding=padding,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            classes=loaded.classes,
+        )
+
+
+def take_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The collate function of a loader whose data set hands out whole batches: nothing is left to do."""
+    return batch
+
+
+def _check_images(images: Tensor, targets: Tensor, padding: int) -> None:
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 (0..255, not normalised), got {images.dtype}.")
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must be integers, got {targets.dtype}.")
+    if images.ndim != 4 or targets.shape != images.shape[:1] or not len(images):
+        raise ValueError(
+            f"images must be [N, C, H, W] and targets [N] with N >= 1, got {list(images.shape)} and "
+            f"{list(targets.shape)}."
+        )
+    if padding < 0:
+        raise ValueError(f"`padding` must not be negative, got {padding}. Use augment=False to switch the crop off.")

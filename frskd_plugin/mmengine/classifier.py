@@ -1,0 +1,140 @@
+"""A timm classifier, plain or with a training method, as a model of mmengine's Runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, TRANSFORMS
+from torch import Tensor, nn
+
+import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.wrap import wrap
+
+# Where the plain network's weights lie in a checkpoint.
+STUDENT_PREFIX = "network.student."
+
+
+class TimmClassifier(BaseModel):
+    """`frskd_plugin.wrap` of a timm model, driven by mmengine.
+
+    A batch is ``dict(inputs=uint8 [B, 3, H, W], targets=int64 [B])``. The plain network's weights alone, as timm names
+    them, load too: into the student.
+
+    Args:
+        student: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ...; ``pretrained`` is False by
+            default.
+        method: ``name`` of the method that trains it, and the method's settings; None is the plain network.
+        out_indices: which feature maps the method sees; see `frskd_plugin.wrap`.
+        criterion: config of a loss of logits against targets; None is cross-entropy.
+        input_size: (channels, height, width) of the images, where timm's entry for the model does not fit.
+        mix: config of what mixes a batch, `Mixup` or `CutMix`; None mixes nothing.
+        channels_last: keep weights and images in that memory format.
+        compile: run the network through ``torch.compile``; the names in a checkpoint stay. A dict holds its options.
+        data_preprocessor: config of `ImagePreprocessor`.
+
+    Attributes:
+        network: the `DistilledModel`.
+        predict_self_teacher: whether predictions hold the logits of the method's own teacher, if it has one;
+            `SelfTeacherValidationHook` switches it on while validating.
+
+    Raises:
+        ValueError: timm does not know the model, or it cannot be wrapped; `method` or `student` lack their name.
+        TypeError: the method has no such setting.
+    """
+
+    def __init__(
+        self,
+        student: dict[str, Any],
+        method: dict[str, Any] | None = None,
+        out_indices: Sequence[int] | None = None,
+        criterion: dict[str, Any] | None = None,
+        input_size: Sequence[int] | None = None,
+        mix: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        compile: bool | dict[str, Any] = False,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        method = dict(method or {"name": "baseline"})
+        if "name" not in method:
+            raise ValueError(f"TimmClassifier: `method` must have a name, such as dict(name='frskd'), got {method}")
+        network = wrap(
+            _create_student(**student),
+            method.pop("name"),
+            out_indices=out_indices,
+            criterion=None if criterion is None else MODELS.build(criterion),
+            input_size=input_size,
+            **method,
+        )
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
+        if compile:
+            self.network.compile(**(compile if isinstance(compile, dict) else {}))
+        self.mix = None if mix is None else TRANSFORMS.build(mix)
+        self.predict_self_teacher = False
+
+    def init_weights(self) -> None:
+        """Nothing: timm and the method have initialised their weights when they were made."""
+
+    def forward(self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor") -> Any:
+        """What mmengine asks for by ``mode``.
+
+        Args:
+            inputs: normalised images [B, 3, H, W].
+            targets: labels [B], for 'loss' and 'predict'.
+            mode: 'loss': the terms ``loss_*``, which mmengine sums, and ``train_top1`` of the student, in percent;
+                'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``;
+                'tensor': the plain network's logits [B, K].
+
+        Raises:
+            ValueError: another mode.
+        """
+        inputs = inputs.contiguous(memory_format=self.memory_format)
+        if mode == "loss":
+            return self.loss(inputs, targets)
+        if mode == "predict":
+            return self.predict(inputs, targets)
+        if mode == "tensor":
+            return self.network.student(inputs)
+        raise ValueError(f"TimmClassifier: mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The method's terms on a batch, mixed first where the config says so."""
+        if self.mix is not None:
+            inputs, targets = self.mix(inputs, targets, self.network.student.num_classes)
+        output = self.network(inputs, targets)
+        labels = targets.argmax(1) if targets.ndim == 2 else targets
+        terms = {name: value for name, value in output.items() if name.startswith("loss_")}
+        return {**terms, "train_top1": 100 * (output["output"].argmax(1) == labels).float().mean()}
+
+    def predict(self, inputs: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
+        """Logits of student and, if asked for, teacher, image by image."""
+        if self.predict_self_teacher:
+            feats, logits = self.network.student_forward(inputs)
+            teacher_logits = self.network.method.teacher_logits(feats)
+        else:
+            logits, teacher_logits = self.network(inputs), None
+        columns = {"logits": logits, "target": targets}
+        if teacher_logits is not None:
+            columns["teacher_logits"] = teacher_logits
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # torch and mmengine both hand over a copy of the caller's dict
+        if not any(key.startswith(f"{prefix}network.") for key in state_dict):
+            for name in self.network.student.state_dict():
+                if prefix + name in state_dict:
+                    state_dict[prefix + STUDENT_PREFIX + name] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _create_student(model_name: str | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    if model_name is None:
+        raise ValueError("TimmClassifier: `student` must have a model_name, such as dict(model_name='resnet18')")
+    check_model_name(model_name)
+    return timm.create_model(model_name, pretrained=pretrained, **kwargs)

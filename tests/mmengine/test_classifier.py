@@ -1,0 +1,380 @@
+"""`TimmClassifier` in mmengine's Runner: what it computes, and that an interrupted run goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
+from torch.nn import functional as F
+
+import frskd_plugin
+from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.schedule import distill_factor
+from frskd_plugin.data.cifar100 import load_cifar100
+from frskd_plugin.mmengine.config_tools import enable_amp
+from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
+from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
+from tests.helpers.tiny_classification import final_weights, tiny_config, train, write_cifar, write_image_folder
+
+STUDENT = dict(model_name="wrn_16_2", num_classes=5, depth=10, k=1)
+FRSKD = dict(name="frskd", alpha=3.0, beta=50.0, width=1)
+MIXUP = dict(type="Mixup", alpha=0.2)
+CUTMIX = dict(type="CutMix", alpha=1.0)
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cifar(tmp_path_factory.mktemp("cifar"))
+
+
+@pytest.fixture(scope="module")
+def finished(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of an FRSKD run of three epochs."""
+    work_dir = tmp_path_factory.mktemp("finished")
+    train(tiny_config(cifar), work_dir)
+    return work_dir
+
+
+def result(work_dir: Path) -> dict[str, Any]:
+    return json.loads((work_dir / "result.json").read_text())
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    (log,) = work_dir.glob("*/vis_data/scalars.json")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def classifier(seed: int = 0, **settings: Any) -> Any:
+    torch.manual_seed(seed)
+    preprocessor = dict(type="ImagePreprocessor", mean=[100.0] * 3, std=[50.0] * 3)
+    return MODELS.build(
+        {"type": "TimmClassifier", "student": STUDENT, "method": FRSKD, "data_preprocessor": preprocessor, **settings}
+    )
+
+
+def batch(size: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return dict(
+        inputs=torch.randint(256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        targets=torch.arange(size) % 5,
+    )
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, config: Config, work_dir: Path, at_iter: int, **settings: Any) -> None:
+    """Train up to an iteration in the middle of an epoch."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setenv("TINY_STOP_AT_ITER", str(at_iter))
+        train(config, work_dir, **settings)
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+def test_two_runs_with_one_seed_are_equal(cifar: Path, finished: Path, tmp_path: Path) -> None:
+    train(tiny_config(cifar), tmp_path)
+    assert_equal(final_weights(tmp_path, 3), final_weights(finished, 3))
+    assert result(tmp_path) == {**result(finished), "config": result(tmp_path)["config"]}
+
+
+def test_another_seed_is_another_run(cifar: Path, finished: Path, tmp_path: Path) -> None:
+    train(tiny_config(cifar, epochs=1, randomness__seed=4), tmp_path)
+    key = "network.student.stem.weight"
+    assert not torch.equal(final_weights(tmp_path, 1)[key], final_weights(finished, 1)[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "mix"),
+    [("baseline", None), ("frskd", None), ("frskd", MIXUP), ("baseline", CUTMIX)],
+    ids=["baseline", "frskd", "mixup", "cutmix"],
+)
+def test_resumed_run_equals_the_uninterrupted_one(
+    name: str, mix: dict | None, cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(cifar, f"{name}_cifar100_wrn_16_2", model__mix=mix)
+    train(config, tmp_path / "whole")
+    interrupt(monkeypatch, config, tmp_path / "resumed", at_iter=6)  # in the second of three epochs of 4 iterations
+    train(config, tmp_path / "resumed", resume=True)
+    assert_equal(final_weights(tmp_path / "whole", 3), final_weights(tmp_path / "resumed", 3))
+    assert result(tmp_path / "whole")["history"] == result(tmp_path / "resumed")["history"]
+
+
+def test_image_folders_resume_and_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_image_folder(tmp_path / "folders")
+    config = tiny_config(root, "frskd_cub200_resnet18", epochs=2, model__student=dict(STUDENT, _delete_=True))
+    config.merge_from_dict(dict(model=dict(out_indices=(0, 1, 2), input_size=(3, 32, 32))))
+    loader = config.train_dataloader
+    loader.dataset.dataset.transforms[0]["size"] = 32
+    config.val_dataloader.dataset.transforms[0]["size"] = 36
+    config.val_dataloader.dataset.transforms[1]["size"] = 32
+    for settings in (loader, config.val_dataloader):
+        settings.num_workers, settings.persistent_workers = 0, False
+    train(config, tmp_path / "whole")
+    interrupt(monkeypatch, config, tmp_path / "resumed", at_iter=3, train_dataloader__num_workers=2)
+    train(config, tmp_path / "resumed", resume=True)
+    assert_equal(final_weights(tmp_path / "whole", 2), final_weights(tmp_path / "resumed", 2))
+
+
+def test_scores_equal_an_independent_computation(cifar: Path, finished: Path) -> None:
+    config = tiny_config(cifar)
+    images, targets, *_ = load_cifar100(cifar, "test")
+    images, targets = torch.as_tensor(images).float(), np.asarray(targets)
+    mean, std = (torch.tensor(config.model.data_preprocessor[key])[:, None, None] for key in ("mean", "std"))
+
+    weights = final_weights(finished, 3)
+    model = frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=100, depth=10, k=1), width=1).eval()
+    model.load_state_dict({key.removeprefix("network."): value for key, value in weights.items()}, strict=True)
+    with torch.no_grad():
+        logits = model((images - mean) / std).numpy()
+        teacher_logits = model.teacher_logits((images - mean) / std).numpy()
+
+    def percent(values: np.ndarray, k: int) -> float:
+        best = np.argsort(-values, axis=1)[:, :k]
+        return 100 * float(np.mean([target in row for target, row in zip(targets, best, strict=True)]))
+
+    expected = dict(top1=percent(logits, 1), top5=percent(logits, 5))
+    expected |= dict(teacher_top1=percent(teacher_logits, 1), teacher_top5=percent(teacher_logits, 5))
+    assert result(finished)["last"] == pytest.approx(dict(epoch=3, **expected))
+    (logged,) = [line for line in scalars(finished) if "top1" in line and line["step"] == 3]
+    assert {key: logged[key] for key in expected} == pytest.approx(expected)
+
+
+def test_result_names_last_and_best_epoch(cifar: Path, finished: Path) -> None:
+    found = result(finished)
+    assert [entry["epoch"] for entry in found["history"]] == [1, 2, 3]
+    assert found["last"] == found["history"][-1]
+    assert found["best"]["top1"] == max(entry["top1"] for entry in found["history"])
+    assert (found["seed"], found["max_epochs"], found["metric"]) == (3, 3, "top1")
+    (best,) = finished.glob("best_top1_epoch_*.pth")
+    assert best.stem == f"best_top1_epoch_{found['best']['epoch']}"
+
+
+def test_epoch_that_was_killed_before_its_validation_is_validated_on_resume(cifar: Path, tmp_path: Path) -> None:
+    config = tiny_config(cifar, epochs=2)
+    train(config, tmp_path)
+    whole = result(tmp_path)
+    without_last = {**whole, "history": whole["history"][:-1], "last": whole["history"][0]}
+    (tmp_path / "result.json").write_text(json.dumps(without_last))
+    train(config, tmp_path, resume=True)
+    assert result(tmp_path)["history"] == whole["history"]
+
+
+def test_new_run_in_an_old_folder_forgets_the_old_scores(cifar: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes((finished / "result.json").read_bytes())
+    train(tiny_config(cifar, epochs=1), tmp_path)
+    assert [entry["epoch"] for entry in result(tmp_path)["history"]] == [1]
+
+
+def test_unknown_metric_is_refused(cifar: Path, tmp_path: Path) -> None:
+    config = tiny_config(cifar, epochs=1)
+    config.custom_hooks[2].metric = "mIoU"
+    with pytest.raises(ValueError, match="BestAndLastHook: metric must be one of top1, top5, .*; got 'mIoU'"):
+        train(config, tmp_path)
+
+
+def test_teacher_is_scored_on_request_and_never_otherwise(cifar: Path, tmp_path: Path) -> None:
+    config = tiny_config(cifar, epochs=1)
+    config.custom_hooks[1].enabled = False
+    train(config, tmp_path / "frskd")
+    assert set(result(tmp_path / "frskd")["last"]) == {"epoch", "top1", "top5"}
+    train(tiny_config(cifar, "baseline_cifar100_wrn_16_2", epochs=1), tmp_path / "baseline")
+    assert set(result(tmp_path / "baseline")["last"]) == {"epoch", "top1", "top5"}
+
+
+def test_loss_is_the_total_of_wrap(cifar: Path) -> None:
+    model = classifier()
+    torch.manual_seed(0)
+    reference = frskd_plugin.wrap(timm.create_model(**STUDENT), alpha=3.0, beta=50.0, width=1)
+    data = batch()
+    expected = reference((data["inputs"].float() - 100) / 50, data["targets"])
+    terms = model(**model.data_preprocessor(data), mode="loss")
+    assert set(terms) == {"loss_ce", "loss_teacher_ce", "loss_kd", "loss_feat", "train_top1"}
+    total, logged = model.parse_losses(terms)
+    assert torch.equal(total, expected["loss"]) and torch.equal(logged["loss"], expected["loss"])
+    correct = expected["output"].argmax(1) == data["targets"]
+    assert terms["train_top1"].item() == pytest.approx(100 * correct.float().mean().item())
+
+
+def test_criterion_of_the_config() -> None:
+    model = classifier(
+        method=dict(name="baseline"), criterion=dict(type=torch.nn.CrossEntropyLoss, label_smoothing=0.2)
+    )
+    data = model.data_preprocessor(batch())
+    terms = model(**data, mode="loss")
+    logits = model.train()(data["inputs"])
+    expected = F.cross_entropy(logits, data["targets"], label_smoothing=0.2)
+    assert terms["loss_ce"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_mixed_batch_has_the_loss_of_both_labels() -> None:
+    model = classifier(method=dict(name="baseline"), mix=CUTMIX)
+    data = model.data_preprocessor(batch())
+    torch.manual_seed(7)
+    terms = model(**data, mode="loss")
+    torch.manual_seed(7)
+    images, soft = model.mix(data["inputs"], data["targets"], 5)
+    expected = -(soft * model.train().network.student(images).log_softmax(1)).sum(1).mean()
+    assert terms["loss_ce"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_inference_is_the_plain_network() -> None:
+    model = classifier().eval()
+    plain = timm.create_model(**STUDENT).eval()
+    plain.load_state_dict(model.network.student.state_dict())
+    data = model.data_preprocessor(batch())
+    with torch.no_grad():
+        expected = plain(data["inputs"])
+        assert torch.equal(model(data["inputs"]), expected)
+        predictions = model(**data, mode="predict")
+        model.predict_self_teacher = True
+        both = model(**data, mode="predict")
+    assert [set(sample) for sample in predictions] == [{"logits", "target"}] * 4
+    assert [set(sample) for sample in both] == [{"logits", "target", "teacher_logits"}] * 4
+    for samples in (predictions, both):
+        assert torch.equal(torch.stack([sample["logits"] for sample in samples]), expected)
+        assert torch.equal(torch.stack([sample["target"] for sample in samples]), data["targets"])
+
+
+def test_student_starts_alike_with_every_method() -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model(**STUDENT).state_dict()
+    for method in (None, FRSKD):
+        model = classifier(method=method)
+        model.init_weights()  # as the runner does
+        assert_equal(model.network.student.state_dict(), plain)
+
+
+def test_plain_weights_load_into_the_student(tmp_path: Path) -> None:
+    plain = timm.create_model(**STUDENT).state_dict()
+    model = classifier(seed=5)
+    torch.save(plain, tmp_path / "plain.pth")
+    load_checkpoint(model, str(tmp_path / "plain.pth"))
+    assert_equal(model.network.student.state_dict(), plain)
+    baseline = classifier(seed=5, method=None)
+    baseline.load_state_dict(plain, strict=True)
+    assert_equal(baseline.network.student.state_dict(), plain)
+
+
+def test_channels_last_and_compile_change_neither_values_nor_names() -> None:
+    usual = classifier()
+    data = usual.data_preprocessor(batch())
+    expected = usual(**data, mode="loss")
+    for settings in (dict(channels_last=True), dict(compile=dict(backend="eager"))):
+        model = classifier(**settings)
+        assert model.state_dict().keys() == usual.state_dict().keys()
+        found = model(**data, mode="loss")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    weight = classifier(channels_last=True).network.student.group1.block0.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bfloat16_trains_on_the_cpu(cifar: Path, finished: Path, tmp_path: Path) -> None:
+    config = tiny_config(cifar, epochs=1)
+    enable_amp(config, "bf16")
+    train(config, tmp_path)
+    weights = final_weights(tmp_path, 1)
+    assert all(value.isfinite().all() for value in weights.values())
+    key = "network.student.stem.weight"
+    assert weights[key].dtype is torch.float32
+    assert not torch.equal(weights[key], final_weights(finished, 1)[key])
+
+
+def test_warm_up_drives_the_method(cifar: Path, tmp_path: Path) -> None:
+    config = tiny_config(cifar)
+    config.custom_hooks = [*config.custom_hooks, dict(type="DistillWarmupHook", begin=1)]
+    runner = train(config, tmp_path)
+    steps = [line for line in scalars(tmp_path) if "loss" in line]
+    assert [line["distill_factor"] for line in steps] == pytest.approx(
+        [distill_factor(line["epoch"] - 1, 1, 3) for line in steps]
+    )
+    assert all((line["loss_feat"] > 0) == (line["epoch"] > 1) for line in steps)
+    (loss,) = [module for module in runner.model.modules() if isinstance(module, FRSKDLoss)]
+    assert loss.factor == 1.0
+
+
+def test_training_accuracy_and_scores_have_names_of_their_own(finished: Path) -> None:
+    steps = [line for line in scalars(finished) if "loss" in line]
+    assert len(steps) == 12 and all("train_top1" in line and "top1" not in line for line in steps)
+    total = [sum(line[f"loss_{part}"] for part in ("ce", "teacher_ce", "kd", "feat")) for line in steps]
+    assert [line["loss"] for line in steps] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            dict(student=dict(model_name="wrn_16_3")),
+            ValueError,
+            r"timm .* has no model 'wrn_16_3'. Did you mean wrn_16_2",
+        ),
+        (dict(student=dict(num_classes=3)), ValueError, "`student` must have a model_name"),
+        (dict(method=dict(alpha=1.0)), ValueError, "`method` must have a name, such as dict"),
+        (dict(method=dict(name="frsdk")), ValueError, "`method` must be one of .*'frskd'.* got 'frsdk'"),
+        (dict(method=dict(name="frskd", gamma=1)), TypeError, "'frskd' has no setting 'gamma'"),
+    ],
+)
+def test_bad_settings(settings: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        classifier(**settings)
+
+
+def test_bad_mode() -> None:
+    with pytest.raises(ValueError, match="mode must be 'loss', 'predict' or 'tensor', got 'train'"):
+        classifier()(torch.zeros(2, 3, 32, 32), mode="train")
+
+
+def test_preprocessor_normalises_bytes() -> None:
+    preprocessor = ImagePreprocessor(mean=[0.0, 10.0, 20.0], std=[1.0, 2.0, 4.0])
+    data = dict(inputs=torch.full((1, 3, 1, 1), 30, dtype=torch.uint8), targets=torch.tensor([1]))
+    out = preprocessor(data, training=True)
+    assert out["inputs"].flatten().tolist() == [30.0, 10.0, 2.5] and out["inputs"].dtype is torch.float32
+    assert data["inputs"].dtype is torch.uint8 and out["targets"].tolist() == [1]
+    assert preprocessor.state_dict() == {}
+
+
+def test_preprocessor_refuses_what_it_would_normalise_twice() -> None:
+    preprocessor = ImagePreprocessor(mean=[0.0] * 3, std=[1.0] * 3)
+    with pytest.raises(ValueError, match=r"expects uint8 images \[B, 3, H, W\], got \[2, 3, 4, 4\] of torch.float32"):
+        preprocessor(dict(inputs=torch.zeros(2, 3, 4, 4)))
+    with pytest.raises(ValueError, match="as one tensor .* got list; set collate_fn=dict.type='default_collate'"):
+        preprocessor(dict(inputs=[torch.zeros(3, 4, 4)]))
+    with pytest.raises(ValueError, match="mean and std must have a number for each channel"):
+        ImagePreprocessor(mean=[0.0] * 3, std=[1.0, 1.0])
+    with pytest.raises(ValueError, match="std above 0"):
+        ImagePreprocessor(mean=[0.0], std=[0.0])
+
+
+def samples(logits: torch.Tensor, targets: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    return [dict(logits=row, target=target) for row, target in zip(logits, targets, strict=True)]
+
+
+def test_top_k_agrees_with_sorting() -> None:
+    logits, targets = torch.randn(50, 20), torch.randint(20, (50,))
+    order = np.argsort(-logits.numpy(), axis=1)
+    expected = [[target in row[:k] for k in (1, 5, 30)] for target, row in zip(targets.numpy(), order, strict=True)]
+    assert top_k_hits(logits, targets, (1, 5, 30)).tolist() == expected
+    assert all(row[2] for row in expected)
+
+
+def test_metric_counts_each_image_once() -> None:
+    metric = TopKAccuracyMetric()
+    logits = torch.eye(6)
+    metric.process(None, samples(logits, torch.tensor([0, 1, 2, 3, 0, 5])))
+    metric.process(None, samples(logits[:2], torch.tensor([5, 5])))  # repeated by a sampler
+    assert metric.evaluate(6) == pytest.approx({"top1": 500 / 6, "top5": 100.0})
+
+
+@pytest.mark.parametrize("top_k", [(), (0, 5)])
+def test_bad_top_k(top_k: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="top_k must be numbers of 1 or more, got"):
+        TopKAccuracyMetric(top_k=top_k)

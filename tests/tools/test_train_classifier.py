@@ -1,0 +1,194 @@
+"""tools/train.py, test.py and export_student.py with classifiers, as a user calls them; mmcv and mmseg are kept out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+
+import frskd_plugin.timm  # noqa: F401
+from frskd_plugin.mmengine.export import export_student
+from tests.helpers.tiny_classification import final_weights, tiny_config, train, write_cifar
+from tests.helpers.tiny_mmseg import load_tool, run_tool, write_config
+from tests.tools.test_distributed import free_port
+
+# A command line in a process where these packages cannot be imported, as where they are not installed.
+WITHOUT_MMSEG = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("mmcv", "mmseg", "mmdet", "mmpretrain")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cifar(tmp_path_factory.mktemp("cifar"))
+
+
+@pytest.fixture(scope="module")
+def run(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of an FRSKD run of three epochs."""
+    work_dir = tmp_path_factory.mktemp("run")
+    train(tiny_config(cifar), work_dir)
+    return work_dir
+
+
+@pytest.fixture
+def config_file(cifar: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "tiny.py", tiny_config(cifar))
+
+
+def built(config_file: Path, *options: object) -> Config:
+    """The config that tools/train.py makes of a file and its options."""
+    tool = load_tool("train")
+    return tool.build_config(tool.parse_args([str(config_file), *map(str, options)]))
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_run_equals_the_uninterrupted_one(run: Path, config_file: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / "killed"
+    command = [sys.executable, "-c", WITHOUT_MMSEG, "tools/train.py", config_file, "--work-dir", work_dir, "--seed", 3]
+    killed = run_tool(*command, check=False, TINY_KILL_AT_ITER="6")  # in the second of three epochs of 4 iterations
+    assert killed.returncode == -9, killed.stdout[-3000:]
+    assert (work_dir / "last_checkpoint").read_text().endswith("epoch_1.pth")
+    resumed = run_tool(*command, "--resume")
+    assert "resumed epoch: 1, iter: 4" in resumed.stdout
+    assert_equal(final_weights(run, 3), final_weights(work_dir, 3))
+    expected, found = (json.loads((folder / "result.json").read_text()) for folder in (run, work_dir))
+    assert found == {**expected, "config": "tiny"}
+    assert f"last epoch (3): top1 {found['last']['top1']:.2f}" in resumed.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_count_each_image_once(
+    config_file: Path, cifar: Path, tmp_path: Path
+) -> None:
+    work_dir = tmp_path / "two"
+    # 43 images: the sampler repeats one, so that both processes have 22
+    changes = ("val_dataloader.dataset.type=OddCifar100", "train_cfg.max_epochs=1")
+    options = ("--work-dir", work_dir, "--cfg-options", *changes)
+    run_tool("tools/dist_train.sh", config_file, 2, *options, PORT=str(free_port()))
+    first, second = (torch.load(work_dir / f"rank_{rank}.pth", weights_only=True) for rank in range(2))
+    assert_equal(first, second)
+
+    (found,) = json.loads((work_dir / "result.json").read_text())["history"]
+    config = tiny_config(cifar, val_dataloader__dataset__type="OddCifar100")
+    config.load_from = str(work_dir / "epoch_1.pth")
+    alone = score(config, tmp_path / "alone")
+    assert found["top1"] == pytest.approx(alone["top1"]) and found["top5"] == pytest.approx(alone["top5"])
+    assert (found["top5"] * 43 / 100) == pytest.approx(round(found["top5"] * 43 / 100))
+
+
+def score(config: Config, work_dir: Path) -> dict[str, float]:
+    """The scores of `config.load_from`, in one process."""
+    from mmengine.runner import Runner
+
+    config.work_dir, config.experiment_name = str(work_dir), f"score_{work_dir.name}"
+    config.test_dataloader = config.val_dataloader
+    return Runner.from_cfg(config).test()
+
+
+def test_options_reach_the_model(config_file: Path) -> None:
+    plain = built(config_file)
+    assert not plain.model.get("channels_last") and not plain.model.get("compile")
+    config = built(config_file, "--channels-last", "--compile", "--amp-dtype", "bf16")
+    assert config.model.channels_last is True and config.model.compile is True
+    assert (config.optim_wrapper.type, config.optim_wrapper.dtype) == ("AutocastOptimWrapper", "bfloat16")
+
+
+def test_type_of_mixed_precision(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert built(config_file, "--amp").optim_wrapper.type == "AmpOptimWrapper"
+    assert built(config_file, "--amp", "--amp-dtype", "fp16").optim_wrapper.type == "AmpOptimWrapper"
+    assert built(config_file, "--amp-dtype", "bf16").optim_wrapper.type == "AutocastOptimWrapper"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert built(config_file, "--amp").optim_wrapper.type == "AutocastOptimWrapper"
+    with pytest.raises(ValueError, match="--amp-dtype fp16 needs CUDA.*use --amp-dtype bf16"):
+        built(config_file, "--amp-dtype", "fp16")
+
+
+@pytest.mark.parametrize("option", ["--channels-last", "--compile"])
+def test_options_of_classifiers_are_refused_for_segmentors(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        load_tool("train").main(["configs/frskd_camvid_fcn_r18.py", option])
+    message = capsys.readouterr().err
+    assert f"{option} is for classifiers (model.type='TimmClassifier'), but the config's model is" in message
+    assert "'FRSKDEncoderDecoder'; leave it out" in message
+
+
+def test_reduced_run_needs_one_line_of_options() -> None:
+    options = (
+        "train_cfg.max_epochs=8",
+        "param_scheduler.milestones=[4,6]",
+        "train_dataloader.dataset.images_per_class=100",
+    )
+    config = built(Path("configs/frskd_cifar100_wrn_16_2.py"), "--cfg-options", *options)
+    assert config.train_cfg.max_epochs == 8 and config.param_scheduler.milestones == [4, 6]
+    assert config.train_dataloader.dataset.images_per_class == 100
+
+
+@pytest.mark.parametrize("name", ["baseline_cifar100_wrn_16_2", "baseline_cub200_resnet18"])
+def test_missing_data_ends_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data-root", str(tmp_path), "--work-dir", str(tmp_path / "w")]
+    with pytest.raises(SystemExit, match="2"):
+        load_tool("train").main([f"configs/{name}.py", *options])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert str(tmp_path) in line and "expected" in line and "tools/prepare_data.py" in line and "--data-root" in line
+
+
+def test_incomplete_data_ends_in_one_line(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data-root", str(cifar), "--work-dir", str(tmp_path / "w")]
+    with pytest.raises(SystemExit, match="2"):
+        load_tool("train").main(["configs/baseline_cifar100_wrn_16_2.py", *options])
+    assert "is not the whole set: expected 50000 images, found 60" in capsys.readouterr().err
+
+
+def test_test_tool_reports_the_score_of_the_last_validation(run: Path, config_file: Path, tmp_path: Path) -> None:
+    tool, validated = load_tool("test"), json.loads((run / "result.json").read_text())["last"]
+    plain, _ = export_student(run / "epoch_3.pth", tmp_path / "plain.pth")
+    for checkpoint in (run / "epoch_3.pth", plain):
+        work_dir = tmp_path / checkpoint.stem
+        tool.main([str(config_file), str(checkpoint), "--work-dir", str(work_dir)])
+        (scores,) = work_dir.glob("*/*.json")
+        assert json.loads(scores.read_text())["top1"] == pytest.approx(validated["top1"])
+    with pytest.raises(ValueError, match="--out writes the label maps of a segmentor; leave it out for a classifier"):
+        tool.build_config(tool.parse_args([str(config_file), str(plain), "--out", str(tmp_path / "maps")]))
+
+
+@pytest.mark.parametrize("kind", ["frskd", "baseline"])
+def test_exported_file_is_timms_own(kind: str, run: Path, cifar: Path, tmp_path: Path, capsys) -> None:
+    if kind == "baseline":
+        run = tmp_path / "baseline"
+        train(tiny_config(cifar, "baseline_cifar100_wrn_16_2", epochs=3), run)
+    source, target = run / "epoch_3.pth", tmp_path / "student.pth"
+    load_tool("export_student").main([str(source), str(target)])
+    assert target.stat().st_size < source.stat().st_size
+    weights = torch.load(target, weights_only=True)
+    model = timm.create_model("wrn_16_2", num_classes=100, depth=10, k=1, checkpoint_path=str(target)).eval()
+    assert_equal(model.state_dict(), weights)
+
+    # the line that the tool prints does the same
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python:")]
+    imports, call = line.removeprefix("python:").strip().split("; ")
+    scope: dict = {}
+    exec(imports, scope)
+    assert_equal(eval(call, scope).state_dict(), weights)
+
+    trained = final_weights(run, 3)
+    images = torch.rand(2, 3, 32, 32)
+    reference = timm.create_model("wrn_16_2", num_classes=100, depth=10, k=1).eval()
+    prefix = "network.student."
+    reference.load_state_dict({k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)})
+    with torch.no_grad():
+        assert torch.equal(model(images), reference(images))
