@@ -9,19 +9,17 @@ from torch.nn import functional as F
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.benchmark.training_step import StepSettings, TrainingStep
-from frskd_plugin.core.frskd_loss import FRSKDLoss
-from frskd_plugin.core.self_teacher import SelfTeacher
-from frskd_plugin.timm.create import check_model_name
-from frskd_plugin.timm.feature_indices import default_out_indices
+from frskd_plugin.timm.wrap import wrap
 
 NUM_CLASSES = 100
+METHODS = ("baseline", "frskd")
 DEFAULT_BATCH = {"resnet18_cifar": 16}
 # networks of this package whose maps leave a ReLU, so that the self-teacher need not rectify them again
 RECTIFIED = ("resnet18_cifar", "resnet34_cifar", "wrn_16_2", "wrn_16_2_published")
 
 
-class PlainClassifier(nn.Module):
-    """Cross-entropy of a timm model."""
+class PlainLoss(nn.Module):
+    """Cross-entropy of a timm model, as whoever does not use this package trains it."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -32,43 +30,50 @@ class PlainClassifier(nn.Module):
         return F.cross_entropy(self.student(images), labels)
 
 
-class FRSKDClassifier(nn.Module):
-    """Equation 5 with a timm model as the student."""
+class WrappedLoss(nn.Module):
+    """The total loss of a model that `frskd_plugin.wrap` returned."""
 
-    def __init__(self, student: nn.Module, rectify_input: bool) -> None:
+    def __init__(self, wrapped: nn.Module) -> None:
         super().__init__()
-        self.student = student
-        self.indices = list(default_out_indices(student.feature_info))
-        channels = [student.feature_info[i]["num_chs"] for i in self.indices]
-        self.self_teacher = SelfTeacher(channels, num_classes=NUM_CLASSES, rectify_input=rectify_input)
-        self.distill = FRSKDLoss(alpha=2.0, beta=100.0, temperature=4.0)
+        self.wrapped = wrapped
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` and labels ``[B]`` to a scalar."""
-        last, feats = self.student.forward_intermediates(images, indices=self.indices)
-        logits = self.student.forward_head(last)
-        refined_feats, teacher_logits = self.self_teacher(feats)
-        losses = self.distill(logits, teacher_logits, feats, refined_feats)
-        return F.cross_entropy(logits, labels) + F.cross_entropy(teacher_logits, labels) + sum(losses.values())
+        return self.wrapped(images, labels)["loss"]
+
+
+def classifier_loss(name: str, method: str, size: int | None, width: int | str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network of random weights that gives the loss of a batch, and its image size (channels, height, width).
+
+    Args:
+        name: timm model.
+        method: one of `METHODS`.
+        size: height and width of the images; None is the model's own.
+        width: of the self-teacher.
+
+    Raises:
+        ValueError: The model cannot be wrapped, or not for images of this size.
+    """
+    student = timm.create_model(name, num_classes=NUM_CLASSES)
+    channels, *own_size = student.pretrained_cfg.get("input_size", (3, 224, 224))
+    input_size = (channels, *([size, size] if size else own_size))
+    if method == "baseline":
+        return PlainLoss(student), input_size
+    rectify_input = name not in RECTIFIED
+    return WrappedLoss(
+        wrap(student, method, input_size=input_size, width=width, rectify_input=rectify_input)
+    ), input_size
 
 
 def classification_steps(name: str, settings: StepSettings) -> tuple[TrainingStep, TrainingStep, int]:
     """The plain step, the FRSKD step, and the batch size.
 
     Raises:
-        ValueError: timm does not know the model.
+        ValueError: The model cannot be wrapped, or not for images of this size.
     """
-    check_model_name(name)
     batch = settings.batch or DEFAULT_BATCH.get(name, 32)
     torch.manual_seed(0)
-    plain, frskd = (timm.create_model(name, num_classes=NUM_CLASSES) for _ in range(2))
-    input_size = plain.pretrained_cfg.get("input_size", (3, 224, 224))
-    height, width = (settings.size, settings.size) if settings.size else input_size[1:]
-    images = torch.randn(batch, input_size[0], height, width, device=settings.device)
-    images = images.contiguous(memory_format=settings.memory_format)
+    (plain, input_size), (frskd, _) = (classifier_loss(name, m, settings.size, settings.width) for m in METHODS)
+    images = torch.randn(batch, *input_size, device=settings.device).contiguous(memory_format=settings.memory_format)
     inputs = (images, torch.randint(NUM_CLASSES, (batch,), device=settings.device))
-    return (
-        TrainingStep(PlainClassifier(plain), inputs, settings),
-        TrainingStep(FRSKDClassifier(frskd, rectify_input=name not in RECTIFIED), inputs, settings),
-        batch,
-    )
+    return TrainingStep(plain, inputs, settings), TrainingStep(frskd, inputs, settings), batch

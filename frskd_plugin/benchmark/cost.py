@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_plugin.benchmark.training_step import TrainingStep
+from frskd_plugin.core.forward_cost import ForwardCost, count_forward
 
 MEMORY_MEANING = {
     "cuda": "peak of torch.cuda.max_memory_allocated during a step, above what lay on the GPU before it",
@@ -16,16 +15,14 @@ MEMORY_MEANING = {
 
 def forward_macs(step: TrainingStep, batch: int) -> int:
     """Multiply-accumulates of convolutions and matrix products of one forward pass, per image."""
-    with FlopCounterMode(display=False) as counter:
-        step.loss(compiled=False)
-    return counter.get_total_flops() // 2 // batch
+    return _forward_cost(step).macs // batch
 
 
 def step_memory(step: TrainingStep) -> int:
     """Bytes that a step needs beyond weights and optimizer; `MEMORY_MEANING` says what is counted on which device."""
     if step.device_type == "cuda":
         return _cuda_peak(step)
-    return _kept_for_backward(step)
+    return _forward_cost(step).kept
 
 
 def _cuda_peak(step: TrainingStep) -> int:
@@ -39,19 +36,8 @@ def _cuda_peak(step: TrainingStep) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _kept_for_backward(step: TrainingStep) -> int:
-    own = {p.untyped_storage().data_ptr() for p in step.network.parameters()}
-    own |= {b.untyped_storage().data_ptr() for b in step.network.buffers()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+def _forward_cost(step: TrainingStep) -> ForwardCost:
+    with count_forward(step.network) as cost:
         loss = step.loss(compiled=False)  # the graph must live until everything is counted
-    total = sum(kept.values())
     del loss
-    return total
+    return cost

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from frskd_plugin.benchmark.classification import classification_steps
 from frskd_plugin.benchmark.cost import MEMORY_MEANING, forward_macs, step_memory
+from frskd_plugin.benchmark.options import (
+    add_machine_arguments,
+    add_network_arguments,
+    machine_text,
+    option_names,
+    positive_int,
+    report,
+    set_machine,
+)
 from frskd_plugin.benchmark.segmentation import SEGMENTORS, segmentation_steps
 from frskd_plugin.benchmark.timing import interleaved_medians
-from frskd_plugin.benchmark.training_step import AMP_DTYPES, StepSettings
+from frskd_plugin.benchmark.training_step import StepSettings
+from frskd_plugin.timm.create import check_model_name
 
 MIB = 1024.0**2
 
@@ -23,13 +30,12 @@ def measure_step(name: str, settings: StepSettings, repeat: int) -> dict[str, ob
     """One row of the report: seconds of both steps and their ratio, multiply-accumulates per image, bytes.
 
     Raises:
-        ValueError: The model is unknown.
+        ValueError: The model cannot be trained with FRSKD, or not on images of this size.
     """
-    make_steps = segmentation_steps if name in SEGMENTORS else classification_steps
-    try:
-        plain, frskd, batch = make_steps(name, settings)
-    except ValueError as error:
-        raise ValueError(f"{error} Segmentors are: {', '.join(SEGMENTORS)}.") from error
+    if name in SEGMENTORS:
+        plain, frskd, batch = segmentation_steps(name, settings)
+    else:
+        plain, frskd, batch = classification_steps(name, settings)
     plain_macs, frskd_macs = forward_macs(plain, batch), forward_macs(frskd, batch)
     plain_memory, frskd_memory = step_memory(plain), step_memory(frskd)
     plain_s, frskd_s = interleaved_medians([plain, frskd], repeat)
@@ -58,25 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", nargs="+", required=True, metavar="NAME", help="timm model, effdet_d0 or effdet_d1")
     parser.add_argument("--batch", type=positive_int, help="images in a step (32; resnet18_cifar 16; segmentors 2)")
     parser.add_argument("--size", type=positive_int, help="image height and width (the model's own; segmentors 512)")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads (PyTorch's choice)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--amp", nargs="?", const="bf16", choices=sorted(AMP_DTYPES), help="autocast to bf16, or to this type"
-    )
-    parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
-    parser.add_argument("--channels-last", action="store_true", help="channels_last layout for both networks")
     parser.add_argument("--repeat", type=positive_int, default=10, help="steps of each kind that are timed (10)")
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="also write the rows as a JSON list; alone: to stdout"
-    )
+    add_network_arguments(parser, meaning="run both networks with")
+    add_machine_arguments(parser)
     parser.set_defaults(run=run)
-
-
-def positive_int(text: str) -> int:
-    """An argument that counts something."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,37 +76,26 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: An unknown model or device.
     """
-    check_device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    settings = StepSettings(args.batch, args.size, args.device, args.amp, args.compile, args.channels_last)
-    rows: list[dict[str, object]] = []
-    to_stdout = args.json == "-"
-    for name in args.model:
-        rows.append(measure_step(name, settings, args.repeat))
-        print(describe(rows[-1]), flush=True, file=sys.stderr if to_stdout else sys.stdout)
-        if args.json and not to_stdout:  # after each model: a long run that is stopped keeps what it has
-            file = Path(args.json)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(rows, indent=2) + "\n")
-    if to_stdout:
-        print(json.dumps(rows, indent=2))
+    set_machine(args)
+    check_names(args.model)
+    settings = StepSettings(args.batch, args.size, args.device, args.amp, args.compile, args.channels_last, args.width)
+    report(([measure_step(name, settings, args.repeat)] for name in args.model), describe, args.json)
 
 
-def check_device(device: str) -> None:
-    """Raises: ValueError when the device does not exist here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason}. `--device cpu` always works.") from error
+def check_names(names: list[str]) -> None:
+    """Raises: ValueError when a name is neither a segmentor nor a model of timm."""
+    for name in names:
+        if name not in SEGMENTORS:
+            try:
+                check_model_name(name)
+            except ValueError as error:
+                raise ValueError(f"{error} Segmentors are: {', '.join(SEGMENTORS)}.") from error
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(rows: list[dict[str, Any]]) -> str:
     """A few lines for a reader."""
-    settings = [f"batch {row['batch']}", row["device"], f"{row['threads']} CPU thread(s)"]
-    settings += [key for key in ("compile", "channels_last") if row[key]] + ([row["amp"]] if row["amp"] else [])
-    lines = [f"{row['model']}: {', '.join(settings)}"]
+    (row,) = rows
+    lines = [f"{row['model']}: {', '.join([machine_text(row), *option_names(row)])}"]
     for name, key, unit, scale, remark in (
         ("step", "s", "ms", 1e3, "median"),
         ("MACs", "macs", "M", 1e-6, "forward, per image"),

@@ -13,7 +13,7 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step is run. ``size`` and ``batch`` of None are the model's own."""
+    """How a step is run. ``size`` and ``batch`` of None are the model's own; ``width`` is a classifier's teacher's."""
 
     batch: int | None = None
     size: int | None = None
@@ -21,6 +21,7 @@ class StepSettings:
     amp: str | None = None
     compile: bool = False
     channels_last: bool = False
+    width: int | str = 2
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -31,7 +32,8 @@ class StepSettings:
 class TrainingStep:
     """Calls ``network(*inputs)``, which gives the scalar loss, and updates the network by SGD with momentum.
 
-    The learning rate is tiny: the weights of a random network stay finite however many steps are timed.
+    The learning rate is tiny: the weights of a random network stay finite however many steps are timed. ``inputs`` may
+    be replaced between the steps.
     """
 
     def __init__(self, network: nn.Module, inputs: tuple[object, ...], settings: StepSettings) -> None:

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from frskd_plugin.benchmark import data_paths
 from frskd_plugin.benchmark.command import main
+from frskd_plugin.benchmark.data_paths import DataPath, SampleImages, Source
+from frskd_plugin.benchmark.training_step import StepSettings
+from frskd_plugin.data.tensor_images import TensorImages
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--threads", "1", "--repeat", "1", "--batch", "2"]
@@ -63,6 +68,14 @@ def test_json_alone_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "wrn_16_2: batch" in printed.err
 
 
+def test_width_auto_keeps_the_teacher_below_its_share(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    options = ["--size", "32", "--width", "auto", "--json", str(file)]
+    assert main(["step", "--model", "resnet26t", *TINY, *options]) == 0
+    (row,) = rows_of(file)
+    assert 1.5 < row["mac_ratio"] <= 1.75  # 0.75 is what `wrap` allows the teacher; width 2 would take 8
+
+
 def test_segmentor(tmp_path: Path) -> None:
     pytest.importorskip("mmseg", reason="the segmentor needs mmsegmentation")
     file = tmp_path / "cost.json"
@@ -80,12 +93,88 @@ def test_segmentor(tmp_path: Path) -> None:
         ),
         (["--model", "wrn_16_2", "--device", "nowhere"], "device 'nowhere' cannot be used here"),
         (["--model", "wrn_16_2", "--repeat", "0"], "'0' is not a whole number above 0"),
+        (["--model", "wrn_16_2", "--width", "wide"], "'wide' is not a whole number above 0, nor auto"),
+        (["--model", "vit_tiny_patch16_224", "--size", "32"], r"failed on images \[2, 3, 32, 32\]"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_mistake(["step", *arguments], message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "wrn_16_3"], "has no model 'wrn_16_3'. Did you mean wrn_16_2"),
+        (["--model", "wrn_16_2", "--data-root", "nowhere"], "nowhere"),
+        (["--model", "wrn_16_2", "--workers", "two"], "'two' is not a whole number, 0 or above"),
+    ],
+)
+def test_mistakes_in_train_end_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_mistake(["train", *arguments], message, capsys)
+
+
+def check_mistake(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["step", *arguments])
+        main(arguments)
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert re.search(message, error)
+
+
+def test_training_is_measured_with_and_without_each_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "train.json"
+    options = ["--images", "6", "--steps", "1", "--workers", "0", "1", "--amp", "--channels-last", "--json", str(file)]
+    assert main(["train", "--model", "wrn_16_2", *TINY, *options]) == 0
+    rows = json.loads(file.read_text())
+    kinds = [("loader", 0), ("loader", 1), ("tensor", 0)]
+    assert [(row["data"], row["workers"]) for row in rows[:3]] == kinds
+    assert all(row["model"] is row["method"] is None for row in rows[:3])
+    plain = [(*kind, None, False) for kind in [("none", None), *kinds]]
+    optional = [
+        (*kind, amp, channels_last)
+        for amp, channels_last in (("bf16", False), (None, True), ("bf16", True))
+        for kind in (("none", None), ("tensor", 0))
+    ]
+    for method, part in (("baseline", rows[3:13]), ("frskd", rows[13:])):
+        assert {(row["model"], row["method"]) for row in part} == {("wrn_16_2", method)}
+        got = [(row["data"], row["workers"], row["amp"], row["channels_last"]) for row in part]
+        assert got == plain + optional
+        for row in part:
+            assert row["ratio"] == pytest.approx(row["images_per_s"] / part[1]["images_per_s"])
+        for alone, trained in ((part[0], part[2]), (part[4], part[5]), (part[8], part[9])):
+            assert alone["data_share"] is None
+            assert trained["data_share"] == pytest.approx(1 - trained["images_per_s"] / alone["images_per_s"])
+    printed = capsys.readouterr().out
+    assert "data alone: batch 2, cpu, 1 CPU thread(s), 6 drawn images" in printed
+    assert re.search(r"frskd +TensorImages +channels_last, bf16 +[0-9.]+ +x [0-9.]+", printed)
+
+
+@pytest.mark.parametrize("kind", ["loader", "tensor"])
+def test_both_data_paths_give_normalised_images_with_their_labels(kind: str) -> None:
+    images = torch.arange(40, 50, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 32, 32)  # image i is 40 + i
+    source = Source(images, torch.arange(10), "")
+    dataset = SampleImages(source) if kind == "loader" else TensorImages(images, source.targets, augment=True)
+    path = DataPath(dataset, StepSettings(batch=4, channels_last=True))
+    made = list(path.batches(5))
+    assert sorted(torch.cat([targets for _, targets in made]).tolist()) == sorted([*range(10)] * 2)  # two passes
+    black_seen = False
+    for inputs, targets in made:
+        assert inputs.shape == (4, 3, 32, 32) and inputs.is_contiguous(memory_format=torch.channels_last)
+        pixels = (inputs * path.std + path.mean).round()
+        assert torch.equal(pixels[:, :, 16, 16], (targets + 40.0).view(4, 1).expand(4, 3))
+        black_seen |= bool((pixels == 0).any())  # the padding beside a crop
+    assert black_seen
+
+
+def test_training_images_are_those_of_cifar100_where_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Source(torch.zeros(7, 3, 32, 32, dtype=torch.uint8), torch.arange(7), "")
+    asked = []
+    monkeypatch.setattr(data_paths, "load_cifar100", lambda *args: asked.append(args) or loaded)
+    source = data_paths.cifar100_or_drawn("somewhere", count=3)
+    assert asked == [("somewhere", "train")] and source.text == "7 images of CIFAR-100"
+    assert torch.equal(source.images, loaded.images)
+    drawn = data_paths.cifar100_or_drawn(None, count=3)
+    assert drawn.images.shape == (3, 3, 32, 32) and drawn.text == "3 drawn images"
