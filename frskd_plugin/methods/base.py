@@ -23,6 +23,7 @@ class StudentInfo:
         map_sizes: height and width of each map at the network's usual image size.
         num_classes: number of classes.
         macs: multiply-accumulates of one image's forward pass at that size.
+        input_size: channels, height and width of those images.
     """
 
     module: nn.Module
@@ -30,6 +31,7 @@ class StudentInfo:
     map_sizes: Sequence[tuple[int, int]]
     num_classes: int
     macs: int
+    input_size: tuple[int, int, int]
 
 
 @dataclass(frozen=True)

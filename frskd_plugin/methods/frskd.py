@@ -1,4 +1,4 @@
-"""FRSKD, the paper's method (Eq. 5), and FRSKD\\F, the same with ``beta=0``."""
+"""FRSKD, the paper's method (Eq. 5), FRSKD\\F (``beta=0``), and its ablations (Tables 5 and 6)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_positive_int
+from frskd_plugin.core.attention import AttentionTransferLoss
+from frskd_plugin.core.checks import check_one_of, check_positive_int
 from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.hint import HintLoss
+from frskd_plugin.core.overhaul import OverhaulLoss
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.preactivations import forward_with_preactivations
 from frskd_plugin.methods.teacher_width import teacher_share, width_within
 
 _logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_SHARE = 0.75
+# feature losses by name, and the beta that goes with the scale of each: the reference's own examples
+FEATURE_BETAS = {"attention": 100.0, "hint": 100.0, "overhaul": 0.01}
 
 
 class FRSKD(Method):
@@ -25,16 +31,21 @@ class FRSKD(Method):
     Args:
         student: the network to train.
         alpha: weight of the soft labels.
-        beta: weight of the feature distillation; 0 is FRSKD\\F.
+        beta: weight of the feature distillation; 0 is FRSKD\\F. None is 100 (the paper), or 0.01 with 'overhaul'.
         temperature: of the soft labels.
         width: the self-teacher's channels are ``width`` times the student's, at each level (the paper: 2). 'auto' takes
             2, 1, or 1 with a limit to the channels, whatever keeps its MACs within ``max_share`` of the student's.
         max_share: for ``width='auto'``, the limit of self-teacher's MACs / student's MACs.
         max_channels: upper limit of the self-teacher's channels at any level.
+        channels: 'scaled' is BiFPNc; an int D is Table 6's BiFPN with D channels at every level, and ``width`` is not
+            used.
         depth: separable convolutions a node; None is the variant's own.
+        repeat: number of the self-teacher's layers.
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations'.
         rectify_input: see `SelfTeacherNeck`.
-        feature_loss: takes (feats, refined_feats) and gives a scalar; None is `AttentionTransferLoss`.
+        feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (FitNet, `HintLoss`) and
+            'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
+            as it is), or a module that takes (feats, refined_feats) and gives a scalar.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -45,27 +56,49 @@ class FRSKD(Method):
         self,
         student: StudentInfo,
         alpha: float = 2.0,
-        beta: float = 100.0,
+        beta: float | None = None,
         temperature: float = 4.0,
         width: int | str = 2,
         max_share: float = DEFAULT_MAX_SHARE,
         max_channels: int | None = None,
+        channels: str | int = "scaled",
         depth: int | None = None,
+        repeat: int = 1,
         variant: str = "published",
         rectify_input: bool = True,
-        feature_loss: nn.Module | None = None,
+        feature_loss: str | nn.Module = "attention",
     ) -> None:
         super().__init__(student)
-        self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, feature_loss)
-        form: dict[str, Any] = {"depth": depth, "variant": variant, "rectify_input": rectify_input}
+        if not isinstance(feature_loss, nn.Module):
+            check_one_of("feature_loss", feature_loss, [*FEATURE_BETAS])
+        if beta is None:
+            beta = FEATURE_BETAS["attention" if isinstance(feature_loss, nn.Module) else feature_loss]
+        self.preactivation = feature_loss == "overhaul"
+        form: dict[str, Any] = {
+            "channels": channels,
+            "depth": depth,
+            "repeat": repeat,
+            "variant": variant,
+            "rectify_input": rectify_input,
+            "preactivation": self.preactivation,
+        }
         auto = width == "auto"
         if auto:
+            if channels != "scaled":
+                raise ValueError(f"`channels={channels}` sets the width of every level: leave `width='auto'` out.")
             chosen, max_channels = width_within(student, max_share, max_channels, **form)
         else:
             chosen = check_positive_int("width", width)
         self.self_teacher = SelfTeacher(
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
+        made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant)
+        self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, made)
+        if not beta and any(True for _ in made.parameters()):
+            raise ValueError(
+                f"`feature_loss={feature_loss!r}` has weights of its own, which `beta=0` leaves without training: "
+                "leave `feature_loss` out for FRSKD\\F."
+            )
         self.width, self.max_channels = chosen, max_channels
         _tell_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
 
@@ -73,19 +106,38 @@ class FRSKD(Method):
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
     ) -> dict[str, Tensor]:
         """Weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output`` [B, K]."""
-        feats, logits = student(images)
+        feats, logits, maps = self.run_student(student, images)
         refined_feats, teacher_logits = self.self_teacher(feats)  # not detached: its loss trains the trunk too
         return {
             "loss_ce": criterion(logits, targets),
             "loss_teacher_ce": criterion(teacher_logits, targets),
-            **self.loss_distill(logits, teacher_logits, feats, refined_feats),
+            **self.loss_distill(logits, teacher_logits, maps, refined_feats),
             "output": logits,
             "teacher_output": teacher_logits,
         }
 
+    def run_student(self, student: StudentForward, images: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """The student's maps, its logits, and the maps that the feature loss compares."""
+        if self.preactivation:
+            return forward_with_preactivations(student, images)
+        feats, logits = student(images)
+        return feats, logits, feats
+
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor:
         """See `Method.teacher_logits`."""
         return self.self_teacher(feats)[1]
+
+
+def _make_feature_loss(
+    feature_loss: str | nn.Module, in_channels: Sequence[int], teacher: SelfTeacher, variant: str
+) -> nn.Module:
+    if isinstance(feature_loss, nn.Module):
+        return feature_loss
+    if feature_loss == "hint":
+        return HintLoss(in_channels, teacher.neck.out_channels)
+    if feature_loss == "overhaul":
+        return OverhaulLoss(in_channels, teacher.neck.output_norms())
+    return AttentionTransferLoss(variant)
 
 
 def _tell_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:

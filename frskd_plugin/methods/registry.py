@@ -8,9 +8,34 @@ from typing import Any
 
 from frskd_plugin.methods.base import Method, StudentInfo
 from frskd_plugin.methods.baseline import Baseline
+from frskd_plugin.methods.byot import BYOT
+from frskd_plugin.methods.cs_kd import CSKD
+from frskd_plugin.methods.ddgsd import DDGSD
+from frskd_plugin.methods.dlb import DLB
 from frskd_plugin.methods.frskd import FRSKD
+from frskd_plugin.methods.frskd_sla import FRSKDSLA
+from frskd_plugin.methods.kd import KD
+from frskd_plugin.methods.label_smoothing import LabelSmoothing
+from frskd_plugin.methods.one import ONE
+from frskd_plugin.methods.ps_kd import PSKD
+from frskd_plugin.methods.sad import SAD
+from frskd_plugin.methods.sla_sd import SLASD
 
-_METHODS: dict[str, type[Method]] = {"baseline": Baseline, "frskd": FRSKD}
+_METHODS: dict[str, type[Method]] = {
+    "baseline": Baseline,
+    "label_smoothing": LabelSmoothing,
+    "one": ONE,
+    "ddgsd": DDGSD,
+    "byot": BYOT,
+    "sad": SAD,
+    "cs_kd": CSKD,
+    "sla_sd": SLASD,
+    "frskd": FRSKD,
+    "frskd_sla": FRSKDSLA,
+    "kd": KD,
+    "ps_kd": PSKD,
+    "dlb": DLB,
+}
 
 
 def method_names() -> list[str]:
@@ -20,6 +45,20 @@ def method_names() -> list[str]:
     True
     """
     return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a name; its ``needs`` say what it asks of the data.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> method_class("frskd").needs.views
+    1
+    """
+    if name not in _METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(map(repr, method_names()))}, got {name!r}.")
+    return _METHODS[name]
 
 
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
@@ -46,15 +85,32 @@ def make_method(name: str, student: StudentInfo, **settings: Any) -> Method:
     """Build a method for a student.
 
     Raises:
-        TypeError: a setting that the method does not have.
+        TypeError: a setting that the method does not have, or one that it cannot do without is missing.
         ValueError: an unknown name, or a setting out of range.
     """
-    if name not in _METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(map(repr, method_names()))}, got {name!r}.")
-    cls = _METHODS[name]
-    known = [p for p in inspect.signature(cls).parameters if p != "student"]
+    cls = method_class(name)
+    known = _settings_of(cls)
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         has = f"its settings are: {', '.join(known)}" if known else "it has no settings"
         raise TypeError(f"The method {name!r} has no setting {', '.join(map(repr, unknown))}; {has}.")
+    missing = [setting for setting, needed in known.items() if needed and setting not in settings]
+    if missing:
+        raise TypeError(f"The method {name!r} needs the setting {', '.join(map(repr, missing))}.")
     return cls(student, **settings)
+
+
+def _settings_of(cls: type[Method]) -> dict[str, bool]:
+    """Names of a method's settings and whether each must be given; ``**kwargs`` are those of the class it builds on."""
+    found: dict[str, bool] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        variadic = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for parameter in parameters:
+            if parameter.name not in ("self", "student") and parameter.kind is not parameter.VAR_KEYWORD:
+                found.setdefault(parameter.name, parameter.default is parameter.empty)
+        if not variadic:
+            break
+    return found

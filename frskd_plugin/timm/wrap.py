@@ -11,8 +11,9 @@ from torch import nn
 from frskd_plugin.methods import StudentInfo, make_method
 from frskd_plugin.methods.base import Criterion
 from frskd_plugin.timm.distilled_model import DistilledModel
-from frskd_plugin.timm.feature_indices import check_out_indices, last_of_each
-from frskd_plugin.timm.probe import StudentProbe, probe_student
+from frskd_plugin.timm.feature_indices import choose_indices
+from frskd_plugin.timm.frozen_teacher import make_teacher
+from frskd_plugin.timm.probe import probe_student
 
 # Where other libraries keep the model that they wrap: DistributedDataParallel, ModelEmaV3; torch.compile.
 _INNER = ("module", "_orig_mod")
@@ -41,7 +42,8 @@ def wrap(
         criterion: loss of logits [B, K] against targets; by default cross-entropy, for labels and for soft labels.
         input_size: (channels, height, width) of the images that are tried, where timm's own entry for the model does
             not fit.
-        settings: of the method; for 'frskd' among others alpha=2, beta=100, temperature=4, width=2 (or 'auto').
+        settings: of the method; for 'frskd' among others alpha=2, beta=100, temperature=4, width=2 (or 'auto'); for
+            'kd' the ``teacher``, see `make_teacher`.
 
     Raises:
         TypeError: it is no timm model, or a setting that the method does not have.
@@ -60,14 +62,18 @@ def wrap(
     if _find_wrapped(model) is not None:
         raise ValueError(f"{type(model).__name__} is wrapped already: frskd_plugin.unwrap(model) gives the timm model.")
     probe = probe_student(model, input_size)
-    indices = _choose_indices(model, probe, out_indices)
+    indices = choose_indices(probe.maps, out_indices, type(model).__name__)
     student = StudentInfo(
         module=model,
         in_channels=[probe.maps[i][0] for i in indices],
         map_sizes=[probe.maps[i][1:] for i in indices],
         num_classes=probe.num_classes,
         macs=probe.macs,
+        input_size=probe.input_size,
     )
+    if "teacher" in settings:
+        teacher = make_teacher(settings["teacher"], probe.num_classes, probe.input_size, out_indices)
+        settings = {**settings, "teacher": teacher}
     made = make_method(method, student, **settings)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
@@ -101,14 +107,3 @@ def _find_wrapped(model: object) -> DistilledModel | None:
             return None
         model = inner
     return model
-
-
-def _choose_indices(model: nn.Module, probe: StudentProbe, out_indices: Sequence[int] | None) -> tuple[int, ...]:
-    """Indices of the maps, highest resolution first."""
-    sizes = [(height, width) for _, height, width in probe.maps]
-    if out_indices is None:
-        chosen = last_of_each(sizes)
-    else:
-        infos = [{"num_chs": c, "reduction": f"{h}x{w}"} for c, h, w in probe.maps]
-        chosen = check_out_indices(out_indices, infos, type(model).__name__)
-    return tuple(sorted(chosen, key=lambda i: -sizes[i][0] * sizes[i][1]))

@@ -250,7 +250,7 @@ class TestErrors:
             frskd_plugin.wrap(timm.create_model("test_vit", num_classes=10), input_size=(33, 33))
 
     def test_unknown_method_setting_and_level(self):
-        with pytest.raises(ValueError, match="`method` must be one of 'baseline', 'frskd'.*got 'fskrd'"):
+        with pytest.raises(ValueError, match="`method` must be one of 'baseline', .*'frskd', .*got 'fskrd'"):
             make(method="fskrd")
         with pytest.raises(TypeError, match="'frskd' has no setting 'betta'; its settings are: alpha, beta,"):
             make(betta=3)

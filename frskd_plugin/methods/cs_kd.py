@@ -1,0 +1,64 @@
+"""CS-KD, class-wise self-knowledge distillation (Yun et al., 2020): images of one class agree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from frskd_plugin.core.checks import check_not_negative, check_temperature
+from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+
+
+class CSKD(Method):
+    """``CE(z) + w T^2 KL(sg p(partner) || p)`` with a partner of its class for each image.
+
+    The partners' pass is one of its own and has no gradient; in it batch normalisation takes the partners' statistics,
+    and enters them in its running ones, as in the authors' code.
+
+    Args:
+        student: the network to train. Batches hold 2 B images: the second half are the partners of the first, in its
+            order, so both halves of the targets are equal.
+        weight: w; the authors take 3 for fine-grained data.
+        temperature: T.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    needs = DataNeeds(order="class_pairs")
+
+    def __init__(self, student: StudentInfo, weight: float = 1.0, temperature: float = 4.0) -> None:
+        super().__init__(student)
+        self.weight = check_not_negative("weight", weight)
+        self.temperature = check_temperature(temperature)
+
+    def forward(
+        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """``loss_ce`` of the first half and the weighted ``loss_kd``; ``output`` of both halves.
+
+        Args:
+            student: the forward pass.
+            images: [2 B, C, H, W].
+            targets: labels [2 B].
+            criterion: the loss of logits against targets.
+
+        Raises:
+            ValueError: the halves of the batch are not of the same classes.
+        """
+        half = len(images) // 2
+        if len(images) != 2 * half or not torch.equal(targets[:half], targets[half:]):
+            raise ValueError(
+                "CS-KD needs batches whose second half holds partners of the first half's classes, in the same order: "
+                f"got {len(images)} images, and the halves of their targets differ. Use a sampler of class pairs "
+                "(`CSKD.needs`), and no Mixup or CutMix."
+            )
+        _, logits = student(images[:half])
+        with torch.no_grad():
+            _, partner_logits = student(images[half:])
+        return {
+            "loss_ce": criterion(logits, targets[:half]),
+            "loss_kd": self.weight * soft_label_loss(logits, partner_logits, self.temperature),
+            "output": torch.cat([logits, partner_logits]),
+        }

@@ -1,0 +1,72 @@
+"""DLB, self-distillation from the last mini-batch (Shen et al., 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from frskd_plugin.core.checks import check_not_negative, check_temperature
+from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+
+
+class DLB(Method):
+    """``CE(z) + w T^2 KL(sg p_before || p)``, the latter on the half of the batch that the step before had too.
+
+    The logits of a batch's second half are kept for the next step: `forward` changes that state, as batch normalisation
+    changes its statistics. It is forgotten at the start of an epoch (`set_progress`) and is not saved, so the first
+    step of an epoch, and the first after a resume, is plain cross-entropy.
+
+    Args:
+        student: the network to train. The first half of a batch must be the second half of the one before, in its
+            order, each time augmented anew.
+        weight: w.
+        temperature: T.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    needs = DataNeeds(order="overlap")
+
+    def __init__(self, student: StudentInfo, weight: float = 1.0, temperature: float = 3.0) -> None:
+        super().__init__(student)
+        self.weight = check_not_negative("weight", weight)
+        self.temperature = check_temperature(temperature)
+        self._before: tuple[Tensor, Tensor] | None = None  # logits and targets of the last batch's second half
+
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """See `Method.set_progress`; what was kept of the last epoch is forgotten when another begins."""
+        if int(epoch) != int(self.progress[0]):
+            self._before = None
+        super().set_progress(epoch, max_epochs)
+
+    def forward(
+        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """``loss_ce`` of the whole batch and the weighted ``loss_kd``, which is 0 where nothing was kept.
+
+        Args:
+            student: the forward pass.
+            images: [2 B, C, H, W].
+            targets: labels [2 B] or soft labels [2 B, K].
+            criterion: the loss of logits against targets.
+
+        Raises:
+            ValueError: an odd batch, or one whose first half has other targets than the last one's second half.
+        """
+        half = len(images) // 2
+        if len(images) != 2 * half:
+            raise ValueError(f"DLB splits each batch in two halves, got {len(images)} images (`DLB.needs`).")
+        _, logits = student(images)
+        soft = logits.new_zeros(())
+        if self._before is not None:
+            before, labels = self._before
+            if labels.shape != targets[:half].shape or not labels.equal(targets[:half]):
+                raise ValueError(
+                    "DLB needs batches whose first half is the second half of the one before, in the same order; the "
+                    "targets say that this one's is not. Use a sampler of overlapping batches (`DLB.needs`), no Mixup "
+                    "or CutMix, and call set_progress at the start of each epoch."
+                )
+            soft = self.weight * soft_label_loss(logits[:half], before, self.temperature)
+        self._before = (logits[half:].detach().clone(), targets[half:].clone())
+        return {"loss_ce": criterion(logits, targets), "loss_kd": soft, "output": logits}

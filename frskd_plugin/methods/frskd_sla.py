@@ -1,0 +1,96 @@
+"""FRSKD with rotations, FRSKD+SLA of Tables 1 and 2 (reference section 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.methods.base import Criterion, StudentForward, StudentInfo
+from frskd_plugin.methods.frskd import FRSKD
+from frskd_plugin.methods.rotation import ROTATIONS, JointHead, aggregate_logits, joint_targets, rotate_images
+
+
+class FRSKDSLA(FRSKD):
+    """FRSKD over plain and rotated images, with SLA-SD in the student and in the self-teacher alike.
+
+    With s, t the logits of student and self-teacher on the plain images, u, v their joint logits of class and rotation
+    on the rotated ones, and agg the mean over the rotations, the loss is ``sla + distill``::
+
+        sla = CE(s, y) + CE(t, y) + CE(u, 4y+k) + CE(v, 4y+k) + w T^2 (KL(sg agg(u) || s) + KL(sg agg(v) || t))
+        distill = alpha L_KD([s; agg(u)], [t; agg(v)]) + beta L_F(maps of all images, refined maps of all images)
+
+    Args:
+        student: the network to train; its images must be square.
+        sla_weight: w.
+        single_pass: False is the published form: the plain images go through both networks in a pass of their own, and
+            once more among the rotations (5 B images a step). True takes the plain images from one pass over the four
+            rotations (4 B images): batch statistics are then those of all rotations, and L_F averages over 4 B maps.
+        frskd: settings of `FRSKD`.
+
+    Raises:
+        TypeError: for arguments of the wrong type.
+        ValueError: for arguments out of range, or fewer than two feature maps.
+    """
+
+    def __init__(self, student: StudentInfo, sla_weight: float = 1.0, single_pass: bool = False, **frskd: Any) -> None:
+        super().__init__(student, **frskd)
+        self.sla_weight = check_not_negative("sla_weight", sla_weight)
+        self.single_pass = bool(single_pass)
+        self.joint_head = JointHead(student.in_channels[-1], student.num_classes)
+        self.teacher_joint_head = JointHead(self.self_teacher.neck.out_channels[-1], student.num_classes)
+
+    def forward(
+        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """FRSKD's terms, ``loss_joint_ce``, ``loss_teacher_joint_ce`` and the weighted ``loss_sla_kd``.
+
+        The joint classifiers always learn by the plain cross-entropy.
+
+        Raises:
+            ValueError: the images are not square.
+        """
+        rotated = rotate_images(images)
+        plain = [] if self.single_pass else [self._run_both(student, images)]
+        feats, all_logits, maps, refined, all_teacher_logits = self._run_both(student, rotated)
+        if self.single_pass:
+            logits, teacher_logits = all_logits[::ROTATIONS], all_teacher_logits[::ROTATIONS]
+            all_maps, all_refined = maps, list(refined)
+        else:
+            _, logits, plain_maps, plain_refined, teacher_logits = plain[0]
+            all_maps, all_refined = _join(plain_maps, maps), _join(plain_refined, refined)
+
+        last = F.relu(refined[-1]) if self.preactivation else refined[-1]
+        joint, teacher_joint = self.joint_head(feats[-1]), self.teacher_joint_head(last)
+        labels = joint_targets(targets)
+        agg, teacher_agg = aggregate_logits(joint), aggregate_logits(teacher_joint)
+        temperature = self.loss_distill.soft_label_loss.temperature
+        own = soft_label_loss(logits, agg, temperature) + soft_label_loss(teacher_logits, teacher_agg, temperature)
+        return {
+            "loss_ce": criterion(logits, targets),
+            "loss_teacher_ce": criterion(teacher_logits, targets),
+            "loss_joint_ce": F.cross_entropy(joint, labels),
+            "loss_teacher_joint_ce": F.cross_entropy(teacher_joint, labels),
+            "loss_sla_kd": self.sla_weight * own,
+            # the student's aggregate is no constant here: it learns from the self-teacher's
+            **self.loss_distill(
+                torch.cat([logits, agg]), torch.cat([teacher_logits, teacher_agg]), all_maps, all_refined
+            ),
+            "output": logits,
+            "teacher_output": teacher_logits,
+        }
+
+    def _run_both(
+        self, student: StudentForward, images: Tensor
+    ) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, ...], Tensor]:
+        """The student's maps, logits and maps for the feature loss; refined maps and the self-teacher's logits."""
+        feats, logits, maps = self.run_student(student, images)
+        return feats, logits, maps, *self.self_teacher(feats)
+
+
+def _join(maps: list[Tensor] | tuple[Tensor, ...], others: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    return [torch.cat(pair) for pair in zip(maps, others, strict=True)]

@@ -1,0 +1,79 @@
+"""SAD, self attention distillation (Hou et al., 2019): each map learns the attention of the next deeper one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+
+
+def spatial_attention(feat: Tensor, size: Sequence[int]) -> Tensor:
+    """Softmax over the positions of the channel sum of squares, resized bilinearly to ``size`` (psi).
+
+    Computed in float32 at least: the sum over the channels would overflow half precision.
+
+    Args:
+        feat: [B, C, h, w].
+        size: height and width [H, W] of the result.
+
+    Returns:
+        [B, H * W], each row sums to 1.
+
+    >>> import torch
+    >>> spatial_attention(torch.zeros(1, 3, 1, 2), (2, 2)).tolist()
+    [[0.25, 0.25, 0.25, 0.25]]
+    """
+    with torch.autocast(feat.device.type, enabled=False):
+        feat = feat.to(torch.promote_types(feat.dtype, torch.float32))
+        energy = feat.square().sum(dim=1, keepdim=True)
+        resized = F.interpolate(energy, size=tuple(size), mode="bilinear", align_corners=False)
+        return resized.flatten(1).softmax(dim=1)
+
+
+def attention_distance(feat: Tensor, deeper: Tensor) -> Tensor:
+    """Mean over batch and positions of ``(psi(feat) - psi(deeper))^2``, both at the size of the larger map.
+
+    Args:
+        feat: [B, C, H, W].
+        deeper: [B, D, h, w]; gets no gradient.
+    """
+    size = max(feat.shape[2:], deeper.shape[2:], key=lambda shape: shape[0] * shape[1])
+    return F.mse_loss(spatial_attention(feat, size), spatial_attention(deeper.detach(), size))
+
+
+class SAD(Method):
+    """``CE + w * sum_m mean (psi(F_m) - sg psi(F_{m+1}))^2`` from a start epoch on.
+
+    Args:
+        student: the network to train; at least two maps.
+        weight: w.
+        start_epoch: epochs of plain training before the attention is distilled.
+
+    Raises:
+        ValueError: a negative weight or epoch, or a network of one map.
+    """
+
+    def __init__(self, student: StudentInfo, weight: float = 0.1, start_epoch: float = 0) -> None:
+        super().__init__(student)
+        if len(student.in_channels) < 2:
+            raise ValueError("SAD distils from a map to the one before: it needs two maps, got one (`out_indices`).")
+        if not start_epoch >= 0:
+            raise ValueError(f"`start_epoch` counts epochs from 0, got {start_epoch}.")
+        self.weight = check_not_negative("weight", weight)
+        self.start_epoch = float(start_epoch)
+
+    def forward(
+        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
+    ) -> dict[str, Tensor]:
+        """``loss_ce`` and the weighted ``loss_attention``, which is 0 and not computed before the start epoch."""
+        feats, logits = student(images)
+        attention = logits.new_zeros(())
+        if self.weight and self.progress[0] >= self.start_epoch:
+            pairs = zip(feats, feats[1:], strict=False)
+            attention = self.weight * torch.stack([attention_distance(f, g) for f, g in pairs]).sum()
+        return {"loss_ce": criterion(logits, targets), "loss_attention": attention, "output": logits}

@@ -1,0 +1,22 @@
+"""Labels as distributions over the classes."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_targets(targets: Tensor, logits: Tensor) -> Tensor:
+    """A distribution [B, K] for each image, in the dtype of the logits: labels become one-hot, soft labels stay.
+
+    Args:
+        targets: labels [B] or soft labels [B, K].
+        logits: [B, K], tells the number of classes.
+
+    >>> import torch
+    >>> soft_targets(torch.tensor([1, 0]), torch.zeros(2, 3)).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, logits.shape[1])
+    return targets.to(logits.dtype)

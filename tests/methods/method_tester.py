@@ -1,0 +1,144 @@
+"""One tester for every method: subclass `MethodTester`, name the method and its settings, inherit the tests.
+
+class TestBYOT(MethodTester):
+    method = "byot"
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import frskd_plugin
+from frskd_plugin.methods import StudentInfo, make_method
+from frskd_plugin.timm.cifar_wrn import WideResNet
+from tests.helpers.model_tester import without_gradient
+
+CLASSES = 5
+SIZE = (3, 16, 16)
+
+
+def make_student(seed=0):
+    torch.manual_seed(seed)
+    return WideResNet(depth=10, k=1, num_classes=CLASSES)
+
+
+def wrap(method, **settings):
+    return frskd_plugin.wrap(make_student(), method, input_size=SIZE, **settings)
+
+
+def fake_student(num_levels=2, batch=4, seed=0, **settings):
+    """Given maps and logits in float64, as leaves, and the info of a network that would hand them out."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    feats = [leaf(batch, 4 * 2**i, 8 // 2**i, 8 // 2**i) for i in range(num_levels)]
+    logits = leaf(batch, CLASSES)
+    info = StudentInfo(
+        module=torch.nn.Identity(),
+        in_channels=[f.shape[1] for f in feats],
+        map_sizes=[tuple(f.shape[2:]) for f in feats],
+        num_classes=CLASSES,
+        macs=10**6,
+        input_size=(3, 8, 8),
+        **settings,
+    )
+    return info, feats, logits
+
+
+def make_double(method, info, **settings):
+    torch.manual_seed(3)
+    return make_method(method, info, **settings).double()
+
+
+def ce(logits, targets):
+    """Cross-entropy against labels or distributions, written out."""
+    log_p = logits - logits.exp().sum(1, keepdim=True).log()
+    weights = F.one_hot(targets, logits.shape[1]) if targets.ndim == 1 else targets
+    return -(weights * log_p).sum(1).mean()
+
+
+def kl(target, logits, temperature):
+    """``T^2 KL(target || logits)`` of softened predictions, batch mean, written out; the target is a constant."""
+    p, q = ((z / temperature).exp() / (z / temperature).exp().sum(1, keepdim=True) for z in (target.detach(), logits))
+    return temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+
+
+def check_terms(losses, expected):
+    """Names and values of the terms, to float64's precision."""
+    assert {name for name in losses if name.startswith("loss_")} == set(expected)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(float(torch.as_tensor(value).detach()), rel=1e-10, abs=1e-14), name
+
+
+class MethodTester:
+    method = ""
+    settings: dict = {}
+    lr = 0.02
+    same_batch_again = 2  # further steps on the batch, after which its loss must be lower
+
+    def make(self, **settings):
+        return wrap(self.method, **{**self.settings, **settings})
+
+    def batch(self, size=8):
+        """Arguments of the training call."""
+        generator = torch.Generator().manual_seed(1)
+        targets = torch.arange(size) % (size // 2) % CLASSES
+        return (torch.randn(size, *SIZE, generator=generator), targets), {}
+
+    def test_every_parameter_gets_a_gradient_and_steps_lower_the_loss(self):
+        model = self.make()
+        args, extra = self.batch()
+        optimizer = torch.optim.SGD(model.parameters(), lr=self.lr)
+        values = []
+        for _ in range(1 + self.same_batch_again):
+            losses = model(*args, **extra)
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            assert without_gradient(model) == []
+            optimizer.step()
+            values.append(losses["loss"].item())
+        assert values[-1] < values[0]
+        assert len(losses["output"]) == len(args[1])
+
+    def test_inference_is_the_plain_students_bit_for_bit(self):
+        model = self.make()
+        args, extra = self.batch()
+        model(*args, **extra)["loss"].backward()
+        model.eval()
+        model.method.forward = lambda *_: pytest.fail("the method ran")
+        plain = make_student()
+        plain.load_state_dict(frskd_plugin.unwrap(model).state_dict(), strict=True)
+        images = torch.randn(2, *SIZE)
+        assert torch.equal(model(images), plain.eval()(images))
+
+    def test_state_and_copies_go_on_alike(self):
+        model = self.make()
+        args, extra = self.batch()
+        model(*args, **extra)["loss"].backward()
+        state = copy.deepcopy(model.state_dict())
+        assert all(key.startswith(("student.", "method.")) for key in state)
+        twin = self.make()
+        twin.load_state_dict(state, strict=True)
+        others = [twin, copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        (expected,) = {self.fresh_loss(model, args, extra)}
+        assert [self.fresh_loss(other, args, extra) for other in others] == [expected] * 3
+
+    def fresh_loss(self, model, args, extra):
+        """Loss of a step that depends on saved state alone."""
+        torch.manual_seed(5)
+        return model(*args, **extra)["loss"].item()
+
+    def test_student_is_untouched(self):
+        student = make_student()
+        before = copy.deepcopy(student.state_dict())
+        model = frskd_plugin.wrap(student, self.method, input_size=SIZE, **self.settings)
+        assert frskd_plugin.unwrap(model) is student
+        assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())

@@ -1,0 +1,211 @@
+"""FRSKD's ablations (Tables 5 and 6), and FRSKD+SLA against the authors' numbers (reference section 7)."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import frskd_plugin
+from frskd_plugin.core import HintLoss, OverhaulLoss
+from frskd_plugin.methods.preactivations import forward_with_preactivations
+from frskd_plugin.methods.rotation import aggregate_logits, joint_targets, rotate_images
+from tests.helpers.published_student import published_student
+from tests.helpers.reference import DATA, assert_close, grads, load_reference, numbered
+from tests.methods.method_tester import CLASSES, SIZE, MethodTester, fake_student, make_double, wrap
+
+TOL = 2e-7  # float64 against numbers stored as float32
+
+
+class TestHint(MethodTester):
+    method = "frskd"
+    settings = {"feature_loss": "hint"}
+    lr = 0.001
+
+    def test_regressors_end_at_the_refined_width(self):
+        loss = self.make(width=1).method.loss_distill.feature_loss
+        assert isinstance(loss, HintLoss) and loss.refined_channels == [16, 32, 64]
+
+
+class TestOverhaul(MethodTester):
+    method = "frskd"
+    settings = {"feature_loss": "overhaul"}
+    lr = 0.001
+
+    def test_compares_what_enters_the_relus(self):
+        model = self.make().double()
+        (images, targets), _ = self.batch()
+        images = images.double()
+        losses = model(images, targets)
+        twin = copy.deepcopy(model)
+        student = twin.student
+        first = student.group1(student.stem(images))
+        second = student.group2(first)
+        before = [first, second, student.norm(student.group3(second))]
+        refined, logits = twin.method.self_teacher([x.relu() for x in before])
+        assert min(x.min().item() for x in refined) < 0
+        assert isinstance(model.method.loss_distill.feature_loss, OverhaulLoss)
+        expected = 0.01 * twin.method.loss_distill.feature_loss(before, refined)
+        torch.testing.assert_close(losses["loss_feat"], expected)
+        torch.testing.assert_close(losses["teacher_output"], logits)
+
+    def test_in_place_relus_keep_result_and_gradient(self):
+        torch.manual_seed(0)
+        conv, relu = nn.Conv2d(3, 4, 3).double(), nn.ReLU(inplace=True)
+        images = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+        feats, _, (before,) = forward_with_preactivations(lambda x: ([relu(conv(x))], x), images)
+        assert torch.equal(before, conv(images)) and torch.equal(feats[0], conv(images).relu())
+        expected = torch.autograd.grad((conv(images) ** 2).sum(), conv.weight)[0]
+        torch.testing.assert_close(torch.autograd.grad((before**2).sum(), conv.weight)[0], expected)
+
+
+class TestConstantWidth(MethodTester):
+    method = "frskd"
+    settings = {"channels": 24, "repeat": 2}
+
+    def test_every_level_has_that_width(self):
+        neck = self.make().method.self_teacher.neck
+        assert neck.out_channels == [24, 24, 24] and len(neck.layers) == 2
+
+
+class TestFRSKDSLA(MethodTester):
+    method = "frskd_sla"
+    lr = 0.005
+
+
+class TestFRSKDSLAInOnePass(MethodTester):
+    method = "frskd_sla"
+    settings = {"single_pass": True}
+    lr = 0.005
+
+    def test_terms_are_those_of_one_pass_over_the_rotations(self):
+        info, feats, all_logits = fake_student(batch=16)
+        method = make_double(self.method, info, single_pass=True, width=1)
+        images, targets = torch.randn(4, 3, 8, 8), torch.tensor([1, 3, 0, 2])
+        seen = []
+        losses = method(lambda x: (seen.append(x), (feats, all_logits))[1], images, targets, F.cross_entropy)
+        assert len(seen) == 1 and torch.equal(seen[0], rotate_images(images))
+        assert torch.equal(losses["output"], all_logits[::4])
+        refined, teacher_all = method.self_teacher(feats)
+        u, v = method.joint_head(feats[-1]), method.teacher_joint_head(refined[-1])
+        s, t = all_logits[::4], teacher_all[::4]
+        both = torch.cat([s, aggregate_logits(u)]), torch.cat([t, aggregate_logits(v)])
+        expected = method.loss_distill(*both, feats, refined)
+        torch.testing.assert_close(losses["loss_kd"], expected["loss_kd"])
+        torch.testing.assert_close(losses["loss_feat"], expected["loss_feat"])
+        torch.testing.assert_close(losses["loss_joint_ce"], F.cross_entropy(u, joint_targets(targets)))
+
+
+def leaves(arrays, name):
+    return [x.double().requires_grad_() for x in numbered(arrays, name)]
+
+
+def test_sla_loss_and_gradients_equal_reference():
+    """The networks are replaced by what the file says that they return (sla.npz)."""
+    arrays = dict(np.load(DATA / "sla.npz"))
+    info, _, _ = fake_student()
+    names = ("feat_s", "feat_t", "rot_feat_s", "rot_feat_t")
+    leaf = {name: leaves(arrays, name) for name in names}
+    logits = {k: torch.from_numpy(arrays[k]).double().requires_grad_() for k in ("logits_s", "logits_t")}
+    object.__setattr__(info, "in_channels", [8, 16])
+    method = make_double("frskd_sla", info)
+    for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
+        head.load_state_dict({n: torch.from_numpy(arrays[f"{key}.{n}"]) for n in ("weight", "bias")})
+    images, labels = torch.from_numpy(arrays["image"]).double(), torch.from_numpy(arrays["labels"])
+    assert_close(rotate_images(images), arrays["rotated_images"], TOL)
+    assert np.array_equal(joint_targets(labels), arrays["joint_labels"])
+    unused = torch.zeros(12, CLASSES, dtype=torch.float64)
+    given = iter([(leaf["feat_s"], logits["logits_s"]), (leaf["rot_feat_s"], unused)])
+    refined = iter([(leaf["feat_t"], logits["logits_t"]), (leaf["rot_feat_t"], unused)])
+    method.self_teacher.forward = lambda feats: next(refined)
+
+    losses = method(lambda x: next(given), images, labels, F.cross_entropy)
+    terms = {k: v for k, v in losses.items() if k.startswith("loss_")}
+    total = sum(terms.values())
+    total.backward()
+    for name, key in (("loss_ce", "ce_s"), ("loss_teacher_ce", "ce_t"), ("loss_sla_kd", "sla_kd")):
+        assert_close(terms[name], arrays[f"loss.{key}"], TOL, name)
+    assert_close(terms["loss_joint_ce"], arrays["loss.joint_ce_s"], TOL)
+    assert_close(terms["loss_teacher_joint_ce"], arrays["loss.joint_ce_t"], TOL)
+    assert_close(terms["loss_kd"] / 2, arrays["loss.distill_kd"], TOL)
+    assert_close(terms["loss_feat"] / 100, arrays["loss.distill_feature"], TOL)
+    assert_close(total, arrays["loss.total"], TOL)
+
+    found = {f"{name}.{i}": x.grad for name in names for i, x in enumerate(leaf[name])}
+    found |= {name: x.grad for name, x in logits.items()}
+    for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
+        found |= {f"{key}.weight": head.weight.grad, f"{key}.bias": head.bias.grad}
+    stored = {k.removeprefix("total.grad."): v for k, v in arrays.items() if k.startswith("total.grad.")}
+    assert {name for name, grad in found.items() if grad is not None} == set(stored)
+    for name, grad in stored.items():
+        assert_close(found[name], grad, TOL, name)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_sla_step_equals_reference(mode):
+    """The complete step with the networks of frskd_step.npz (sla_step.npz)."""
+    step, arrays = dict(np.load(DATA / "frskd_step.npz")), dict(np.load(DATA / "sla_step.npz"))
+    norms = json.loads((DATA / "sla_step_gradnorms.json").read_text())[mode]["grad_norms"]
+    student = published_student(step, torch.float64)
+    model = frskd_plugin.wrap(student, "frskd_sla", alpha=2, beta=100, temperature=4, width=2)
+    method = model.method
+    load_reference(method.self_teacher, step, prefix="teacher.")
+    for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
+        head.load_state_dict({n: torch.from_numpy(arrays[f"{key}.{n}"]) for n in ("weight", "bias")})
+    model.train(mode == "train")
+    model.training = True  # asks for the losses, whatever the mode of the networks
+    losses = model(torch.from_numpy(step["image"]).double(), torch.from_numpy(step["labels"]))
+    losses["loss"].backward()
+
+    distill = losses["loss_kd"] + losses["loss_feat"]
+    assert_close(losses["loss"], arrays[f"{mode}.loss.total"], TOL)
+    assert_close(distill, arrays[f"{mode}.loss.distill"], TOL)
+    assert_close(losses["loss"] - distill, arrays[f"{mode}.loss.sla"], TOL)
+    assert_close(losses["output"], arrays[f"{mode}.logits_s"], TOL)
+    assert_close(losses["teacher_output"], arrays[f"{mode}.logits_t"], TOL)
+    assert_close(method.joint_head.weight.grad, arrays[f"{mode}.grad.fc_student.weight"], TOL)
+    assert_close(method.teacher_joint_head.weight.grad, arrays[f"{mode}.grad.fc_teacher.weight"], TOL)
+    assert_close(student.stem.weight.grad, arrays[f"{mode}.grad.student.stem.weight"], TOL)
+    assert_close(student.fc.weight.grad, arrays[f"{mode}.grad.student.fc.weight"], TOL)
+    assert_close(method.self_teacher.head.weight.grad, arrays[f"{mode}.grad.teacher.head.weight"], TOL)
+    teacher_grads = grads(method.self_teacher)
+    for found, stored in (
+        ({name: p.grad for name, p in student.named_parameters()}, norms["student"]),
+        (teacher_grads, norms["teacher"]),
+    ):
+        for name, norm in stored.items():
+            assert (found.get(name) is None) == (norm is None), name
+            if norm is not None:
+                assert found[name].norm().item() == pytest.approx(norm, rel=1e-6, abs=1e-9), name
+    if mode == "train":  # two updates of the running statistics
+        assert_close(student.group3.bn.running_mean, arrays["train.after.group3.bn.mean"], TOL)
+        assert_close(student.group3.bn.running_var, arrays["train.after.group3.bn.var"], TOL)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="`feature_loss` must be one of 'attention', 'hint', 'overhaul', got 'fit'"):
+        wrap("frskd", feature_loss="fit")
+    with pytest.raises(ValueError, match="'hint'` has weights of its own, which `beta=0` leaves without training"):
+        wrap("frskd", feature_loss="hint", beta=0)
+    with pytest.raises(ValueError, match="`channels=64` sets the width of every level: leave `width='auto'` out"):
+        wrap("frskd", channels=64, width="auto")
+    with pytest.raises(TypeError, match="'frskd_sla' has no setting 'betta'; its settings are: .*single_pass.*feature"):
+        wrap("frskd_sla", betta=1)
+    with pytest.raises(ValueError, match="need square images"):
+        wrap("frskd_sla")(torch.randn(2, 3, 16, 12), torch.tensor([0, 1]))
+
+
+def test_a_feature_loss_of_ones_own():
+    class Mean(nn.Module):
+        def forward(self, feats, refined_feats):
+            return sum(f.mean() for f in feats)
+
+    model = wrap("frskd", feature_loss=Mean(), beta=3)
+    images = torch.randn(4, *SIZE)
+    expected = 3 * sum(f.mean() for f in copy.deepcopy(model).student_forward(images)[0])
+    torch.testing.assert_close(model(images, torch.tensor([0, 1, 2, 3]))["loss_feat"], expected)

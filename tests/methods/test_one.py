@@ -1,0 +1,114 @@
+"""ONE: branches of the last stage, their gate, and what cannot be cut."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import frskd_plugin
+from frskd_plugin.methods.last_stage import find_last_stage, run_branch
+from tests.methods.method_tester import MethodTester, ce, check_terms, kl
+
+
+class TestONE(MethodTester):
+    method = "one"
+
+    def test_loss_is_the_formula(self):
+        model = self.make(temperature=2, weight=0.5).double()
+        model.method.set_progress(20, 200)
+        (images, targets), _ = self.batch()
+        images = images.double()
+        logits = copy.deepcopy(model).student(images)
+        twin = copy.deepcopy(model)
+        losses = model(images, targets)
+        student, method = twin.student, twin.method
+        shared = student.group2(student.group1(student.stem(images)))
+        every = [student.forward_head(student.rectify(student.group3(shared), 2))]
+        torch.testing.assert_close(every[0], logits)
+        for branch in method.branches:
+            every.append(branch.fc(F.relu(branch.norm(branch.group3(shared))).mean((2, 3))))
+        x = shared.mean((2, 3)) @ method.gate.linear.weight.T
+        x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+        gates = x.clamp_min(0).exp() / x.clamp_min(0).exp().sum(1, keepdim=True)
+        ensemble = sum(gates[:, i : i + 1] * every[i] for i in range(3))
+        weight = 0.5 * torch.tensor(-5 * (1 - 20 / 80) ** 2, dtype=torch.float64).exp()
+        check_terms(
+            losses,
+            {
+                "loss_ce": ce(every[0], targets),
+                "loss_branch_ce": ce(every[1], targets) + ce(every[2], targets),
+                "loss_ensemble_ce": ce(ensemble, targets),
+                "loss_kd": weight * sum(kl(ensemble, z, 2) for z in every),
+            },
+        )
+        losses["loss_kd"].backward()
+        assert all(p.grad is None for p in model.method.gate.parameters())  # the ensemble is a constant there
+
+    def test_weight_rises_to_1(self):
+        model = self.make()
+        (images, targets), _ = self.batch()
+        model.eval()  # networks as they are at each call; the method is asked itself
+        values = []
+        for epoch in (0, 40, 80, 150):
+            model.method.set_progress(epoch, 200)
+            values.append(model.method(model.student_forward, images, targets, F.cross_entropy)["loss_kd"].item())
+        assert values[0] / values[2] == pytest.approx(0.0067379, rel=1e-3)
+        assert values[1] / values[2] == pytest.approx(0.2865048, rel=1e-3)
+        assert values[3] == values[2]
+
+    def test_branches_differ_from_the_student_and_from_each_other(self):
+        model = self.make()
+        weights = [m.group3.block0.conv1.weight for m in (model.student, *model.method.branches)]
+        first, *others = [w.flatten() for w in weights]
+        assert all(torch.equal(first.sort().values, other.sort().values) for other in others)
+        assert not torch.equal(first, others[0]) and not torch.equal(others[0], others[1])
+        assert "last_stage='group3'" in repr(model.method)
+
+    def test_the_students_pass_runs_once_and_reads_its_own_copy(self):
+        model = copy.deepcopy(self.make())
+        assert model.method._stage[0] is model.student.group3
+        counts = []
+        model.student.group1.register_forward_hook(lambda *_: counts.append(1))
+        model(*self.batch()[0])
+        assert counts == [1]
+
+    def test_a_student_that_changed_is_noticed(self):
+        model = self.make()
+        model.student.group3 = copy.deepcopy(model.student.group3)
+        with pytest.raises(RuntimeError, match="'group3', which ran 0 times: wrap the network again"):
+            model(*self.batch()[0])
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="`num_branches` must be >= 2"):
+            self.make(num_branches=1)
+        with pytest.raises(ValueError, match="`rampup_epochs` counts epochs from 0, got -1"):
+            self.make(rampup_epochs=-1)
+
+
+CUTS = {"test_resnet": "layer4", "test_efficientnet": "blocks.4", "test_convnext": "stages.3", "resnet18": "layer4"}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_copies_give_the_networks_own_logits(name):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=5)
+    size = (3, 64, 64)
+    images = torch.randn(2, *size)
+    stage = find_last_stage(network, images)
+    assert stage.name == CUTS[name]
+    given = []
+    network.get_submodule(stage.name).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    logits = network.eval()(images)
+    torch.testing.assert_close(run_branch(stage.branch.eval(), given[0]), logits)
+    branch_count = sum(p.numel() for p in stage.branch.parameters())
+    assert 0 < branch_count < sum(p.numel() for p in network.parameters())
+
+
+def test_a_network_without_a_last_stage_is_refused_by_name():
+    model = timm.create_model("test_vit", num_classes=5)
+    with pytest.raises(ValueError, match="VisionTransformer has no last stage that can be copied: .*Use another"):
+        frskd_plugin.wrap(model, "one", input_size=(3, 160, 160))

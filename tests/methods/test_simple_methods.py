@@ -1,0 +1,157 @@
+"""Methods of one network and a few extra layers: loss as written out, gradients, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from frskd_plugin.methods.rotation import rotate_images
+from frskd_plugin.methods.sad import attention_distance
+from tests.core.equations import bilinear
+from tests.methods.method_tester import CLASSES, MethodTester, ce, check_terms, fake_student, kl, make_double
+
+TARGETS = torch.tensor([1, 3, 0, 3])
+
+
+class TestBaseline(MethodTester):
+    method = "baseline"
+
+
+class TestLabelSmoothing(MethodTester):
+    method = "label_smoothing"
+
+    def test_loss_is_the_formula(self):
+        info, feats, logits = fake_student()
+        method = make_double(self.method, info, smoothing=0.2)
+        y = F.one_hot(TARGETS, CLASSES).double()
+        for targets, hard in ((TARGETS, y), (y.flip(0), y.flip(0))):
+            losses = method(lambda _: (feats, logits), None, targets, F.cross_entropy)
+            check_terms(losses, {"loss_ce": ce(logits, 0.8 * hard + 0.2 / CLASSES)})
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="`smoothing` is a share of the label .*got 1"):
+            self.make(smoothing=1)
+
+
+class TestSAD(MethodTester):
+    method = "sad"
+    settings = {"weight": 10.0}
+
+    def test_loss_is_the_formula(self):
+        info, feats, logits = fake_student(num_levels=3)
+        method = make_double(self.method, info, weight=0.3)
+        losses = method(lambda _: (feats, logits), None, TARGETS, F.cross_entropy)
+        expected = 0.0
+        for f, g in zip(feats, feats[1:], strict=False):
+            size = tuple(f.shape[2:])
+            energies = [(f**2).sum(1, keepdim=True), bilinear((g**2).sum(1, keepdim=True), size)]
+            a, b = (e.flatten(1).exp() / e.flatten(1).exp().sum(1, keepdim=True) for e in energies)
+            expected = expected + ((a - b) ** 2).mean()
+        check_terms(losses, {"loss_ce": ce(logits, TARGETS), "loss_attention": 0.3 * expected})
+        losses["loss_attention"].backward()
+        assert [f.grad is None for f in feats] == [False, False, True] and logits.grad is None
+
+    def test_deeper_map_may_be_the_larger_one(self):
+        f, g = torch.randn(2, 3, 2, 2).requires_grad_(), torch.randn(2, 3, 4, 4).requires_grad_()
+        attention_distance(f, g).backward()
+        assert f.grad is not None and g.grad is None
+
+    def test_starts_at_its_epoch(self):
+        model = self.make(start_epoch=3)
+        args, _ = self.batch()
+        model.method.set_progress(2, 10)
+        assert model(*args)["loss_attention"] == 0
+        model.method.set_progress(3, 10)
+        assert model(*args)["loss_attention"] > 0
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="`weight` weighs a loss and must be >= 0, got -1"):
+            self.make(weight=-1)
+        with pytest.raises(ValueError, match="`start_epoch` counts epochs from 0, got -2"):
+            self.make(start_epoch=-2)
+        with pytest.raises(ValueError, match="SAD distils .* it needs two maps, got one"):
+            make_double("sad", fake_student(num_levels=1)[0])
+
+
+class TestBYOT(MethodTester):
+    method = "byot"
+
+    def test_loss_is_the_formula(self):
+        info, feats, logits = fake_student(num_levels=3)
+        method = make_double(self.method, info, alpha=0.3, beta=0.01, temperature=2)
+        losses = method(lambda _: (feats, logits), None, TARGETS, F.cross_entropy)
+        deepest = feats[-1].mean((2, 3)).detach()
+        early = [(p := h.bottleneck(f).mean((2, 3)), h.fc(p)) for h, f in zip(method.heads, feats, strict=False)]
+        assert len(early) == 2
+        check_terms(
+            losses,
+            {
+                "loss_ce": ce(logits, TARGETS),
+                "loss_early_ce": 0.7 * sum(ce(z, TARGETS) for _, z in early),
+                "loss_kd": 0.3 * sum(kl(logits, z, 2) for _, z in early),
+                "loss_feat": 0.01 * sum(((p - deepest) ** 2).sum() for p, _ in early),
+            },
+        )
+        (losses["loss_kd"] + losses["loss_feat"]).backward()
+        assert logits.grad is None and feats[2].grad is None and feats[0].grad is not None
+
+    def test_bottlenecks_come_to_size_and_width_of_the_last_map(self):
+        info, feats, _ = fake_student(num_levels=3)
+        method = make_double(self.method, info)
+        for head, feat in zip(method.heads, feats, strict=False):
+            assert head.bottleneck(feat).shape == feats[-1].shape
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="`alpha` is the share of the soft labels .*got 2"):
+            self.make(alpha=2)
+        with pytest.raises(ValueError, match="BYOT classifies after each stage but the last.*got one"):
+            make_double("byot", fake_student(num_levels=1)[0])
+
+
+class TestSLASD(MethodTester):
+    method = "sla_sd"
+
+    def test_loss_is_the_formula(self):
+        info, feats, all_logits = fake_student(batch=16)
+        method = make_double(self.method, info, weight=0.5, temperature=2)
+        seen = []
+        losses = method(
+            lambda images: (seen.append(images), (feats, all_logits))[1],
+            images := torch.randn(4, 3, 8, 8),
+            TARGETS,
+            F.cross_entropy,
+        )
+        joint = feats[-1].mean((2, 3)) @ method.joint_head.weight.T + method.joint_head.bias
+        agg = torch.stack([joint[4 * b + k, k::4] for b in range(4) for k in range(4)]).view(4, 4, CLASSES).mean(1)
+        labels = torch.tensor([4 * y + k for y in TARGETS.tolist() for k in range(4)])
+        logits = all_logits[::4]
+        check_terms(
+            losses,
+            {
+                "loss_ce": ce(logits, TARGETS),
+                "loss_joint_ce": ce(joint, labels),
+                "loss_kd": 0.5 * kl(agg, logits, 2),
+            },
+        )
+        assert torch.equal(seen[0], rotate_images(images)) and torch.equal(losses["output"], logits)
+        losses["loss_kd"].backward()
+        assert method.joint_head.weight.grad is None and feats[-1].grad is None
+        assert [bool(row.any()) for row in all_logits.grad] == [True, False, False, False] * 4
+
+    def test_soft_labels_of_one_hot_equal_labels(self):
+        model = self.make()
+        (images, targets), _ = self.batch()
+        soft = F.one_hot(targets, CLASSES).float()
+        torch.testing.assert_close(model(images, soft)["loss"], model(images, targets)["loss"])
+
+    def test_channels_last_stays(self):
+        images = torch.randn(2, 3, 8, 8)
+        rotated = rotate_images(images.contiguous(memory_format=torch.channels_last))
+        assert rotated.is_contiguous(memory_format=torch.channels_last) and torch.equal(rotated, rotate_images(images))
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match=r"need square images \[B, C, S, S\], got \[2, 3, 16, 12\]"):
+            self.make()(torch.randn(2, 3, 16, 12), torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match="`temperature` divides the logits"):
+            self.make(temperature=0)
