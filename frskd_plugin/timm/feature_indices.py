@@ -27,6 +27,28 @@ def last_of_each(strides: Sequence[Hashable]) -> tuple[int, ...]:
     return tuple(i for i, stride in enumerate(strides) if stride not in strides[i + 1 :])
 
 
+def choose_indices(
+    maps: Sequence[tuple[int, int, int]], out_indices: int | Sequence[int] | None, model_name: str
+) -> tuple[int, ...]:
+    """Indices of the maps to take, highest resolution first.
+
+    Args:
+        maps: channels, height and width of every map that the model hands out.
+        out_indices: the user's choice; None is the last map of each size.
+        model_name: for the message.
+
+    Raises:
+        ValueError: see `check_out_indices`.
+    """
+    sizes = [(height, width) for _, height, width in maps]
+    if out_indices is None:
+        chosen = last_of_each(sizes)
+    else:
+        infos = [{"num_chs": c, "reduction": f"{h}x{w}"} for c, h, w in maps]
+        chosen = check_out_indices(out_indices, infos, model_name)
+    return tuple(sorted(chosen, key=lambda i: -sizes[i][0] * sizes[i][1]))
+
+
 def check_out_indices(
     out_indices: int | Sequence[int], feature_info: Sequence[dict[str, Any]], model_name: str
 ) -> tuple[int, ...]:
