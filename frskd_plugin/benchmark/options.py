@@ -69,15 +69,18 @@ def set_machine(args: argparse.Namespace) -> None:
     Raises:
         ValueError: It does not.
     """
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {args.device!r} cannot be used here: {reason}. `--device cpu` always works."
-        ) from error
+    check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+
+
+def check_device(device: str) -> None:
+    """Raises: ValueError when the device does not exist here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here: {reason}. `--device cpu` always works.") from error
 
 
 def report(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
@@ -184,12 +183,3 @@ def _segmentor(model: nn.Module, config: Any, input_size: Sequence[int] | None, 
     channels = input_size[0] if input_size else 3
     images, samples = segmentation_batch(batch or SEGMENTOR_BATCH, size, model.num_classes, device, channels)
     return SegmentorPatient(model.train(), images, samples)
-
-
-def check_device(device: str) -> None:
-    """Raises: ValueError when the device does not exist here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason}. `--device cpu` always works.") from error

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from frskd_plugin.doctor.build import Admission, admit_config, admit_model, check_device, is_config
+from frskd_plugin.benchmark.options import check_device, positive_int
+from frskd_plugin.benchmark.training_step import AMP_DTYPES
+from frskd_plugin.doctor.build import Admission, admit_config, admit_model, is_config
 from frskd_plugin.doctor.describe import describe
-from frskd_plugin.doctor.examination import AMP_DTYPES, examine_patient
+from frskd_plugin.doctor.examination import examine_patient
 
 EPILOG = """\
 exit status: 0 healthy, 1 at least one fault, 2 the model cannot be built
@@ -133,13 +135,6 @@ def setting(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-def positive_int(text: str) -> int:
-    """An argument that counts something."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def write_json(file: str, report: dict[str, Any]) -> None:

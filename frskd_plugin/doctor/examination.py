@@ -11,6 +11,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from frskd_plugin.benchmark.training_step import AMP_DTYPES
 from frskd_plugin.core.forward_cost import ForwardCost, count_forward
 from frskd_plugin.doctor.classifier import ClassifierPatient
 from frskd_plugin.doctor.gradients import Reached, examine_terms
@@ -20,7 +21,6 @@ from frskd_plugin.doctor.unharmed import full_weights, running, unharmed
 from frskd_plugin.doctor.verdict import with_verdict
 from frskd_plugin.timm.distilled_model import DistilledModel
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_SCALE = 1024.0  # as training scales the loss, so that small gradients do not vanish
 
 
