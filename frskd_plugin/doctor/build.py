@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +103,7 @@ def admit_config(
     from mmengine.registry import MODELS, init_default_scope
 
     from frskd_plugin.mmengine.config_tools import explained_build, read_config
+    from frskd_plugin.mmengine.without_pretrained import without_pretrained
 
     config = read_config(path)
     config.merge_from_dict(cfg_options or {})
@@ -130,27 +130,6 @@ def admit_config(
             f"{config.model.get('type')!r}."
         )
     return Admission(patient, tuple(remarks), unused_allowed)
-
-
-def without_pretrained(config: Any) -> tuple[Any, bool]:
-    """A copy of a model's config that loads and downloads nothing, and whether that made a difference.
-
-    >>> without_pretrained(dict(backbone=dict(pretrained=True)))
-    ({'backbone': {'pretrained': False}}, True)
-    """
-    config, changed = copy.deepcopy(config), False
-    if isinstance(config, dict):
-        for key, value in config.items():
-            pretrained_init = key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
-            if value and (key in ("pretrained", "checkpoint") or pretrained_init):
-                config[key], changed = (False if value is True else None), True
-            else:
-                config[key], inside = without_pretrained(value)
-                changed = changed or inside
-    elif isinstance(config, (list, tuple)):
-        pairs = [without_pretrained(item) for item in config]
-        config, changed = type(config)(item for item, _ in pairs), any(inside for _, inside in pairs)
-    return config, changed
 
 
 def _schedule_remarks(config: Any) -> list[str]:

@@ -16,26 +16,8 @@ from mmengine.hooks import Hook
 from mmseg.models.utils import resize
 from torch import Tensor
 
-from frskd_plugin.core.attention import attention_map
+from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
 from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
-
-INCH = 2.0  # side of a panel
-
-
-def attention_panels(feats: Sequence[Tensor], size: tuple[int, int]) -> list[np.ndarray]:
-    """The attention map of each level, stretched to 0..1 at image size.
-
-    Args:
-        feats: maps [1, C_i, H_i, W_i] of one image.
-        size: height and width of the image.
-    """
-    panels = []
-    for feat in feats:
-        attention = attention_map(feat).view(1, 1, *feat.shape[-2:])
-        attention = resize(attention, size, mode="bilinear", align_corners=False)[0, 0]
-        spread = (attention.max() - attention.min()).clamp_min(1e-12)
-        panels.append(((attention - attention.min()) / spread).cpu().numpy())
-    return panels
 
 
 def draw_picture(
@@ -51,22 +33,10 @@ def draw_picture(
     """
     colours: np.ndarray = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = np.asarray(palette, np.uint8)
-    rows = [[("image", image), *((title, colours[label]) for title, label in labels.items())]]
+    rows = [[Panel("image", image), *(Panel(title, colours[label]) for title, label in labels.items())]]
     for network, panels in attentions.items():
-        rows.append([(f"{network}, level {level}", panel) for level, panel in enumerate(panels)])
-
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(INCH * columns * image.shape[1] / image.shape[0], INCH * 1.15 * len(rows)), layout="tight")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, row_axes in zip(rows, axes, strict=True):
-        for (title, panel), axis in zip(row, row_axes, strict=False):
-            axis.set_title(title, fontsize=7)
-            axis.imshow(image if panel.ndim == 2 else panel)
-            if panel.ndim == 2:
-                axis.imshow(panel, cmap="jet", alpha=0.55, vmin=0, vmax=1)
-    return figure
+        rows.append([Panel(f"{network}, level {level}", image, panel) for level, panel in enumerate(panels)])
+    return draw_grid(rows)
 
 
 class AttentionPictureHook(Hook):

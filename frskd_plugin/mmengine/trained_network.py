@@ -1,0 +1,230 @@
+"""A network out of a training checkpoint, with its self-teacher, that shows its feature maps of an image file."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from frskd_plugin.data.image_folder import read_rgb
+from frskd_plugin.data.transforms import build_transforms, to_uint8
+from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
+from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier
+from frskd_plugin.mmengine.export import TEACHER_PREFIX
+from frskd_plugin.mmengine.resume import load_checkpoint
+from frskd_plugin.mmengine.without_pretrained import without_pretrained
+
+CLASSIFIER_TEACHER_PREFIX = "network.method.self_teacher."
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """What a network sees of an image, and makes of it.
+
+    Attributes:
+        image: RGB [H, W, 3], uint8, as the config prepares it for a test.
+        padded_size: height and width that the maps cover; the image lies in the upper left corner.
+        feats: the student's maps [1, C_i, H_i, W_i], level 0 = highest resolution.
+        refined_feats: the self-teacher's maps [1, D_i, H_i, W_i]; None where there is no self-teacher.
+    """
+
+    image: np.ndarray
+    padded_size: tuple[int, int]
+    feats: list[Tensor]
+    refined_feats: list[Tensor] | None
+
+
+class TrainedNetwork(abc.ABC):
+    """A model with the weights of a checkpoint, in eval mode.
+
+    Args:
+        path: of the checkpoint.
+        meta: of the checkpoint.
+        config: that it was trained with.
+        weights: the model's state_dict.
+
+    Attributes:
+        run: name of the folder that holds the checkpoint.
+        step: number of epochs that it was trained, or of iterations where those are counted.
+        label: that number with its unit, such as 'epoch 50'.
+
+    Raises:
+        ValueError: the config cannot be built, or the weights do not fit.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], config: Config, weights: dict[str, Tensor]) -> None:
+        self.config = config
+        self.run = path.resolve().parent.name
+        unit, key = ("iteration", "iter") if _counts_iterations(config) else ("epoch", "epoch")
+        self.step = int(meta.get(key, 0))
+        self.label = f"{unit} {self.step}" if key in meta else path.stem
+        with self.scope(), explained_build(f"in {path}"):
+            self.model, self.neck = self.build(weights)
+        self.model.eval()
+
+    @abc.abstractmethod
+    def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
+        """The model with its weights, and its self-teacher's feature network, if it has one."""
+
+    @abc.abstractmethod
+    def maps_of(self, path: Path) -> ImageMaps:
+        """Run on an image file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be decoded, or does not fit the network.
+        """
+
+    @abc.abstractmethod
+    def level_name(self, level: int) -> str:
+        """What to call a level, counted from 0, in a picture."""
+
+    def scope(self) -> Any:
+        """Context in which the config's names mean what they did in training."""
+        return DefaultScope.overwrite_default_scope(self.config.get("default_scope") or "mmengine")
+
+    def test_dataset(self) -> dict[str, Any]:
+        """Config of the data set that the config tests on, without its wrappers.
+
+        Raises:
+            ValueError: the config has none.
+        """
+        loader = self.config.get("test_dataloader") or self.config.get("val_dataloader")
+        if not loader:
+            raise ValueError("the checkpoint's config has no test_dataloader, whose transforms prepare the images")
+        dataset = loader["dataset"]
+        while "dataset" in dataset:
+            dataset = dataset["dataset"]
+        return dataset
+
+    def refine(self, feats: list[Tensor]) -> list[Tensor] | None:
+        """The self-teacher's maps; where it hands them out before their ReLU, after it, as the student's are."""
+        if self.neck is None:
+            return None
+        refined_feats = self.neck(feats)
+        return [F.relu(feat) if getattr(self.neck, "preactivation", False) else feat for feat in refined_feats]
+
+
+class TrainedClassifier(TrainedNetwork):
+    """A `TimmClassifier`; a method that has no self-teacher is not built, only its student is."""
+
+    def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
+        """See `TrainedNetwork.build`."""
+        settings = without_pretrained(self.config.model)[0]
+        settings["compile"], settings["mix"] = False, None
+        has_teacher = any(key.startswith(CLASSIFIER_TEACHER_PREFIX) for key in weights)
+        if not has_teacher:
+            settings["method"] = dict(name="baseline")  # `update` would keep the other method's settings
+            weights = {key: value for key, value in weights.items() if key.startswith(STUDENT_PREFIX)}
+        model = MODELS.build(settings)
+        _load(model, weights)
+        return model, model.network.method.self_teacher.neck if has_teacher else None
+
+    @torch.no_grad()
+    def maps_of(self, path: Path) -> ImageMaps:
+        """See `TrainedNetwork.maps_of`."""
+        transform = build_transforms(self.test_dataset().get("transforms"))
+        image = to_uint8(transform(read_rgb(path)))
+        inputs = self.model.data_preprocessor(dict(inputs=image[None]))["inputs"]
+        try:
+            feats, _ = self.model.network.student_forward(inputs)
+        except (AssertionError, RuntimeError) as error:  # timm's, for images of a size that the network cannot take
+            raise ValueError(
+                f"image {path}, prepared to {image.shape[1]}x{image.shape[2]} pixels, does not fit the network: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        return ImageMaps(image.permute(1, 2, 0).numpy(), tuple(inputs.shape[-2:]), feats, self.refine(feats))
+
+    def level_name(self, level: int) -> str:
+        """Blocks count from 1, as in the paper."""
+        return f"block {level + 1}"
+
+
+class TrainedSegmentor(TrainedNetwork):
+    """An encoder-decoder of mmseg, plain or FRSKD; its maps are those that the decode head gets."""
+
+    def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
+        """See `TrainedNetwork.build`."""
+        model = revert_sync_batchnorm(MODELS.build(without_pretrained(self.config.model)[0]))
+        _load(model, weights)
+        has_teacher = any(key.startswith(TEACHER_PREFIX) for key in weights)
+        return model, model.self_teacher.neck if has_teacher else None
+
+    @torch.no_grad()
+    def maps_of(self, path: Path) -> ImageMaps:
+        """See `TrainedNetwork.maps_of`."""
+        read_rgb(path)  # names the file that cannot be decoded, which mmcv's loader does not
+        steps = [step for step in self.test_dataset()["pipeline"] if "Annotations" not in step["type"]]
+        with self.scope():
+            data = Compose(steps)(dict(img_path=str(path)))
+        inputs = self.model.data_preprocessor(pseudo_collate([data]))["inputs"]
+        feats = list(self.model.extract_feat(inputs))
+        image = data["inputs"].flip(0).permute(1, 2, 0)  # mmcv loads BGR
+        return ImageMaps(image.byte().numpy(), tuple(inputs.shape[-2:]), feats, self.refine(feats))
+
+    def level_name(self, level: int) -> str:
+        """Levels of a neck's pyramid count from 0."""
+        return f"level {level}"
+
+
+def open_checkpoint(path: str | Path) -> TrainedNetwork:
+    """The network of a checkpoint that tools/train.py wrote, built from the config in it; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: what the config needs (mmsegmentation, for a segmentor) is not installed.
+        ValueError: the file is damaged, or no checkpoint of a classifier or segmentor of this package.
+    """
+    path = Path(path)
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.get("meta") or {}
+    if not isinstance(meta.get("cfg"), str):
+        raise ValueError(
+            f"{path} does not hold the config it was trained with (meta['cfg']); expected a checkpoint written by "
+            f"tools/train.py"
+        )
+    config = Config.fromstring(meta["cfg"], file_format=".py")
+    check_version(config, str(path))
+    model = config.get("model") or {}
+    if is_classifier(config):
+        kind: type[TrainedNetwork] = TrainedClassifier
+    elif "decode_head" in model:
+        kind = TrainedSegmentor
+    else:
+        raise ValueError(
+            f"{path} is of a model of type {model.get('type')!r}; expected a checkpoint of a TimmClassifier, or of a "
+            f"segmentor of mmseg (FRSKDEncoderDecoder, EncoderDecoder)"
+        )
+    try:
+        return kind(path, meta, config, checkpoint["state_dict"])
+    except _MisfitError as error:
+        raise ValueError(f"{path}: its weights do not fit the config that it holds: {error}") from error
+
+
+class _MisfitError(Exception):
+    """Weights of another network."""
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load the weights; unlike ``strict=True`` of torch it says in one line what does not fit."""
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # of shapes; its first line names the class alone
+        raise _MisfitError(str(error).splitlines()[-1].strip()) from error
+    if missing or unknown:
+        raise _MisfitError(f"{len(missing)} are missing, {len(unknown)} are unknown ({[*missing, *unknown][0]}, ...)")
+
+
+def _counts_iterations(config: Config) -> bool:
+    train_cfg = config.get("train_cfg") or {}
+    return train_cfg.get("type") == "IterBasedTrainLoop" or train_cfg.get("by_epoch") is False

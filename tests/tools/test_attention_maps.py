@@ -1,0 +1,293 @@
+"""tools/attention_maps.py: the maps against their formula, the layout of the picture, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+import frskd_plugin.mmengine  # noqa: F401
+from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
+from frskd_plugin.mmengine.attention_picture import attention_picture, in_order
+from frskd_plugin.mmengine.trained_network import open_checkpoint
+from tests.helpers.tiny_classification import tiny_config, write_image_folder
+from tests.helpers.tiny_mmseg import load_tool
+from tests.helpers.tiny_mmseg import tiny_config as tiny_segmentor
+
+
+def save_checkpoint(config: Config, path: Path, epoch: int) -> Path:
+    """What a training would leave behind after some epochs: weights drawn from the epoch, and the config."""
+    torch.manual_seed(epoch)
+    with DefaultScope.overwrite_default_scope(config.get("default_scope")):
+        model = MODELS.build(config.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = {"epoch": epoch, "iter": 10 * epoch, "cfg": config.pretty_text}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_folder(tmp_path_factory.mktemp("images"), per_class=1) / "test"
+
+
+@pytest.fixture(scope="module")
+def frskd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Epochs 10 and 2 of an FRSKD run of WRN-10-1."""
+    folder = tmp_path_factory.mktemp("runs") / "frskd"
+    config = tiny_config(folder)
+    return [save_checkpoint(config, folder / f"epoch_{epoch}.pth", epoch) for epoch in (10, 2)]
+
+
+def independent_map(feat: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Mean of squares over the channels, bilinear by hand at half-pixel centres, stretched to 0..1, in float64."""
+    pooled = (feat[0].double().numpy() ** 2).mean(0)
+
+    def weights(source: int, target: int) -> np.ndarray:
+        matrix = np.zeros((target, source))
+        for row in range(target):
+            position = min(max((row + 0.5) * source / target - 0.5, 0), source - 1)
+            low = min(int(position), max(source - 2, 0))
+            matrix[row, low] += 1 - (position - low)
+            matrix[row, min(low + 1, source - 1)] += position - low
+        return matrix
+
+    large = weights(pooled.shape[0], size[0]) @ pooled @ weights(pooled.shape[1], size[1]).T
+    return (large - large.min()) / (large.max() - large.min())
+
+
+def drawn(figure) -> np.ndarray:
+    """The picture's pixels [H, W, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def grid(figure) -> tuple[int, int]:
+    return figure.axes[0].get_subplotspec().get_gridspec().get_geometry()
+
+
+def titles(figure) -> list[str]:
+    return [axis.get_title().replace("\n", ", ") for axis in figure.axes]
+
+
+def test_maps_follow_the_formula() -> None:
+    torch.manual_seed(0)
+    feats = [torch.randn(1, 5, 4, 6), torch.randn(1, 8, 2, 3) * 100]
+    for feat, panel in zip(feats, attention_panels(feats, (8, 12)), strict=True):
+        np.testing.assert_allclose(panel, independent_map(feat, (8, 12)), atol=1e-5)
+
+
+def test_map_of_a_padded_image_is_cut_before_it_is_stretched() -> None:
+    feat = torch.tensor([[[[1.0, 2.0, 9.0], [3.0, 1.0, 9.0], [9.0, 9.0, 9.0]]]])
+    (panel,) = attention_panels([feat], (2, 2), padded_size=(3, 3))
+    np.testing.assert_allclose(panel, [[0, 3 / 8], [1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_flat_map_is_zero_and_no_noise(value: float) -> None:
+    (panel,) = attention_panels([torch.full((1, 3, 5, 7), value)], (33, 41))
+    assert panel.max() == 0
+
+
+def test_grid_lays_maps_over_images_row_by_row() -> None:
+    white = np.full((8, 8, 3), 255, np.uint8)
+    cold, hot = (np.full((8, 8), value) for value in (0.0, 1.0))
+    figure = draw_grid(
+        [[Panel("image", white), Panel("a", white, hot), Panel("b", white, cold)], [None, Panel("c", white * 0, hot)]]
+    )
+    pixels = drawn(figure)
+    assert pixels.shape[:2] == (2 * 230, 3 * 200)
+    found = [[pixels[row * 230 + 125, column * 200 + 100].tolist() for column in range(3)] for row in range(2)]
+    blank = [255, 255, 255]
+    red, blue = np.array([127.5, 0, 0]), np.array([0, 0, 127.5])  # the ends of the colours 'jet'
+    expected = [
+        [blank, 0.55 * red + 0.45 * 255, 0.55 * blue + 0.45 * 255],
+        [blank, 0.55 * red, blank],
+    ]
+    np.testing.assert_allclose(found, [[np.asarray(cell) for cell in row] for row in expected], atol=2)
+    assert figure.axes[3].get_title() == "" and not figure.axes[3].images
+
+
+def test_two_epochs_stand_side_by_side(frskd: list[Path], images: Path) -> None:
+    networks = in_order([open_checkpoint(path) for path in frskd])
+    image = images / "class_1" / "0.png"
+    figure = attention_picture(networks, image)
+    assert grid(figure) == (2, 7)
+    blocks = [(epoch, block) for epoch in (2, 10) for block in (1, 2, 3)]
+    assert titles(figure) == [
+        "image",
+        *(f"epoch {epoch}, block {block}, student" for epoch, block in blocks),
+        "",
+        *(f"epoch {epoch}, block {block}, self-teacher" for epoch, block in blocks),
+    ]
+    pixels = np.asarray(Image.open(image))  # this config's test images are taken as they are
+    assert np.array_equal(figure.axes[0].images[0].get_array(), pixels)
+    mean, std = (np.array(networks[0].config.data_preprocessor[key]) for key in ("mean", "std"))
+    inputs = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None].float()
+    for number, network in enumerate(networks):
+        wrapped = network.model.network
+        assert not wrapped.training
+        with torch.no_grad():
+            feats, _ = wrapped.student_forward(inputs)
+            refined_feats, _ = wrapped.method.self_teacher(feats)
+        for row, maps in enumerate((feats, refined_feats)):
+            for level, feat in enumerate(maps):
+                axis = figure.axes[7 * row + 1 + 3 * number + level]
+                assert np.array_equal(axis.images[0].get_array(), pixels)
+                expected = independent_map(feat, pixels.shape[:2])
+                np.testing.assert_allclose(axis.images[1].get_array(), expected, atol=1e-4)
+
+
+def test_test_transforms_prepare_the_image(images: Path, tmp_path: Path) -> None:
+    transforms = [dict(type="Resize", size=24), dict(type="CenterCrop", size=16)]
+    config = tiny_config(tmp_path, "frskd_mit67_resnet18")
+    config.merge_from_dict({"model.student": dict(_delete_=True, model_name="wrn_16_2", depth=10, k=1)})
+    config.merge_from_dict({"model.out_indices": [0, 1, 2], "test_dataloader.dataset.transforms": transforms})
+    path = images / "class_1" / "0.png"
+    maps = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1)).maps_of(path)
+    resized = Image.open(path).resize((28, 24), Image.Resampling.BILINEAR)  # it is 48x40
+    assert np.array_equal(maps.image, np.asarray(resized)[4:20, 6:22])
+    assert [tuple(feat.shape[-2:]) for feat in maps.feats] == [(16, 16), (8, 8), (4, 4)]
+
+
+def test_baseline_has_the_students_row_alone(frskd: list[Path], images: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "baseline_cifar100_wrn_16_2")
+    config.model.method = dict(name="byot")  # with weights of its own that only training needs
+    baseline = open_checkpoint(save_checkpoint(config, tmp_path / "byot" / "epoch_1.pth", 1))
+    image = images / "class_0" / "0.png"
+    figure = attention_picture([baseline], image)
+    assert grid(figure) == (1, 4) and titles(figure)[1] == "epoch 1, block 1, student"
+
+    figure = attention_picture([baseline, open_checkpoint(frskd[0])], image)
+    assert grid(figure) == (2, 7)
+    assert titles(figure)[1] == "byot, epoch 1, block 1, student"
+    assert titles(figure)[7:] == ["", "", "", "", *(f"frskd, epoch 10, block {i}, self-teacher" for i in (1, 2, 3))]
+
+
+def test_nothing_is_loaded_but_the_checkpoint(images: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "baseline_cifar100_wrn_16_2")
+    path = save_checkpoint(config, tmp_path / "epoch_1.pth", 1)
+    checkpoint = torch.load(path, weights_only=True)
+    teacher = dict(model_name="wrn_16_2", checkpoint="gone.pth")  # the file was there when the training began
+    config.model.method = dict(name="kd", teacher=teacher, alpha=2.0)
+    config.model.student.pretrained = True  # timm has no weights to load for it, and raises where it is asked to
+    checkpoint["meta"]["cfg"] = config.pretty_text
+    torch.save(checkpoint, path)
+    assert open_checkpoint(path).maps_of(images / "class_0" / "0.png").refined_feats is None
+
+
+def test_preactivation_maps_are_drawn_behind_their_relu(images: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.model.method.update(feature_loss="overhaul", beta=0.01)
+    maps = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1)).maps_of(images / "class_0" / "0.png")
+    assert maps.refined_feats is not None
+    assert all(feat.min() == 0 and feat.max() > 0 for feat in maps.refined_feats)
+
+
+@pytest.mark.parametrize("kind", ["frskd", "plain"])
+def test_segmentor(data_root: Path, tmp_path: Path, kind: str) -> None:
+    config = tiny_segmentor(data_root, frskd=kind == "frskd")
+    config.model.data_preprocessor.test_cfg = dict(size_divisor=24)  # 32 pixels become 48
+    checkpoint = save_checkpoint(config, tmp_path / "epoch_3.pth", 3)
+    image = data_root / "JPEGImages" / "image_0.jpg"
+    load_tool("attention_maps").main([str(checkpoint), str(image), "-o", str(tmp_path)])
+    assert Image.open(tmp_path / "image_0.png").size == (3 * 200, (2 if kind == "frskd" else 1) * 260)
+
+    network = open_checkpoint(checkpoint)
+    figure = attention_picture([network], image)
+    names = ["student", "self-teacher"] if kind == "frskd" else ["student"]
+    assert [title for title in titles(figure) if title] == [
+        "image",
+        *(f"epoch 3, level {level}, {name}" for name in names for level in (0, 1)),
+    ]
+    pixels = np.asarray(Image.open(image))
+    assert np.abs(figure.axes[0].images[0].get_array().astype(int) - pixels).mean() < 3  # two decoders of JPEG
+    inputs = torch.zeros(1, 3, 48, 48)
+    rgb = torch.from_numpy(figure.axes[0].images[0].get_array().copy()).permute(2, 0, 1)
+    inputs[..., :32, :32] = (rgb.float() - 120) / 60
+    with torch.no_grad():
+        feats = network.model.extract_feat(inputs)
+        rows = [feats, network.model.self_teacher.neck(feats)] if kind == "frskd" else [feats]
+    for row, maps in enumerate(rows):
+        for level, feat in enumerate(maps):
+            found = figure.axes[3 * row + 1 + level].images[1].get_array()
+            (expected,) = attention_panels([feat], (32, 32), (48, 48))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_command_line_writes_a_picture_for_each_image(
+    frskd: list[Path], images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    for name in ("mmcv", "mmseg"):  # importing them fails, as where they are not installed: a classifier needs neither
+        monkeypatch.setitem(sys.modules, name, None)
+    paths = [str(images / name / "0.png") for name in ("class_0", "class_1")]
+    load_tool("attention_maps").main([str(frskd[0]), *paths, "-o", str(tmp_path / "out")])
+    written = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in written] == ["class_0_0.png", "class_1_0.png"]  # both images are called 0.png
+    assert str(written[1]) in capsys.readouterr().out
+    assert Image.open(written[0]).size == (4 * 240, 2 * 260)  # the images are 48x40
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["IMAGE"], "no checkpoint: give one or more .pth files"),
+        (["FRSKD"], "no image: give one or more image files"),
+        (["missing.pth", "IMAGE"], "checkpoint missing.pth not found"),
+        (["FRSKD", "missing.png"], "image missing.png not found"),
+        (["FRSKD", "broken.png"], "image broken.png cannot be decoded"),
+        (["foreign.pth", "IMAGE"], "foreign.pth is not a checkpoint of mmengine: it has no 'state_dict'"),
+        (["no_config.pth", "IMAGE"], r"no_config.pth does not hold the config it was trained with \(meta\['cfg'\]\)"),
+        (["detector.pth", "IMAGE"], "detector.pth is of a model of type 'RetinaNet'; expected a checkpoint of"),
+        (["other.pth", "IMAGE"], "other.pth: its weights do not fit the config that it holds: .* are missing"),
+        (["shape.pth", "IMAGE"], "shape.pth: its weights do not fit the config that it holds: size mismatch for"),
+        (["FRSKD", "0.png", "-o", "."], "the picture of 0.png would replace the image 0.png; give another folder"),
+        (["FRSKD", "a/b/0.png", "c/b/0.png"], "several images would become .*b_0.png"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    files: list[str], message: str, frskd: list[Path], images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = images / "class_0" / "0.png"
+    for name in ("0.png", "a/b/0.png", "c/b/0.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(image.read_bytes())
+    Path("broken.png").write_bytes(image.read_bytes()[:60])
+    checkpoint = torch.load(frskd[0], weights_only=True)
+    weights, meta = checkpoint["state_dict"], checkpoint["meta"]
+    first = next(iter(weights))
+    changed = {
+        "foreign": {"weights": weights},
+        "no_config": {"state_dict": weights, "meta": {}},
+        "detector": {"state_dict": weights, "meta": {"cfg": "model = dict(type='RetinaNet')"}},
+        "other": {"state_dict": {"backbone.weight": torch.zeros(1)}, "meta": meta},
+        "shape": {"state_dict": {**weights, first: torch.zeros(1)}, "meta": meta},
+    }
+    for name, content in changed.items():
+        torch.save(content, f"{name}.pth")
+    command = [{"IMAGE": str(image), "FRSKD": str(frskd[0])}.get(name, name) for name in files]
+    with pytest.raises(SystemExit) as ended:
+        load_tool("attention_maps").main(command)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, error), error
+
+
+def test_image_of_a_size_that_the_network_cannot_take_is_refused(images: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "baseline_cifar100_wrn_16_2")
+    student = dict(_delete_=True, model_name="vit_tiny_patch16_224", img_size=32, num_classes=4, depth=4)
+    config.merge_from_dict({"model.student": student, "model.input_size": [3, 32, 32]})
+    config.model.out_indices = None
+    network = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
+    with pytest.raises(ValueError, match="0.png, prepared to 40x48 pixels, does not fit the network: Input height"):
+        network.maps_of(images / "class_0" / "0.png")
