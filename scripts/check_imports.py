@@ -45,12 +45,20 @@ LAYERS = {
     ),
     "mmseg": Layer(inside=frozenset({"core", "methods", "data", "timm", "mmengine"}), forbidden=frozenset({"mmdet"})),
     "mmdet": Layer(inside=frozenset({"core", "methods", "data", "timm", "mmengine"}), forbidden=frozenset({"mmseg"})),
-    # looks into models of any of them; nothing imports it
+    # looks into models of any of them; only "coverage", which examines many, imports it
     "doctor": Layer(
         inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "benchmark"})
     ),
     # measures all of them, so it may see all of them, and the root ("") that registers them; nothing imports it
     "benchmark": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet"})),
+    # trains and measures all of them, and counts the self-teacher's layers; nothing imports it
+    "reproduce": Layer(
+        inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "benchmark"})
+    ),
+    # tries models of any of them; nothing imports it
+    "coverage": Layer(
+        inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "doctor"})
+    ),
 }
 # the root starts the registration where mmengine is installed, by a call and never by an import statement
 ROOT_MAY_CALL = {f"{PACKAGE}.mmengine"}

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from frskd_plugin.timm.probe import probe_student
+
+TINY_VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10}
+
+
+# both hand their class token, a parameter, to a module
+@pytest.mark.parametrize(
+    ("name", "kwargs", "maps"),
+    [
+        ("cait_xxs24_224", {**TINY_VIT, "img_size": 32}, ((16, 2, 2), (16, 2, 2))),
+        (
+            "pit_ti_224",
+            {"base_dims": (8, 8, 8), "depth": (1, 1, 1), "img_size": 64},
+            ((16, 7, 7), (32, 4, 4), (64, 2, 2)),
+        ),
+    ],
+)
+def test_a_parameter_may_be_handed_to_a_module(name: str, kwargs: dict, maps: tuple) -> None:
+    model = timm.create_model(name, **kwargs)
+    probe = probe_student(model)
+    assert probe.maps == maps
+    assert probe.macs > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_frozen_parameters_and_modes_are_as_before() -> None:
+    model = timm.create_model("test_vit", img_size=32).train()
+    model.blocks[0].requires_grad_(False)
+    model.blocks[0].eval()
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    training = [module.training for module in model.modules()]
+    probe_student(model)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+    assert [module.training for module in model.modules()] == training
+    assert not all(trained) and not all(training)
+
+
+def test_parameters_are_trainable_again_when_the_model_fails() -> None:
+    model = timm.create_model("cait_xxs24_224", **TINY_VIT, img_size=32)
+    with pytest.raises(ValueError, match=r"failed on images \[2, 3, 48, 48\]"):
+        probe_student(model, (3, 48, 48))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.training
+
+
+def test_macs_do_not_depend_on_frozen_parameters() -> None:
+    model = timm.create_model("test_vit", img_size=32)
+    macs = probe_student(model).macs
+    assert probe_student(model.requires_grad_(False)).macs == macs
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_images_have_as_many_channels_as_the_model_was_made_for(name: str) -> None:
+    assert probe_student(timm.create_model(name, in_chans=1)).input_size == (1, 160, 160)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size"),
+    [
+        ("test_vit", {"img_size": 64}, (64, 64)),
+        ("test_vit", {"img_size": (32, 64)}, (32, 64)),
+        ("cait_xxs24_224", {**TINY_VIT, "img_size": 64}, (64, 64)),  # known to its first layer alone
+        ("swin_tiny_patch4_window7_224", {"img_size": 96, "embed_dim": 12, "depths": (1, 1, 1, 1)}, (96, 96)),
+        ("test_resnet", {}, (160, 160)),
+    ],
+)
+def test_images_have_the_size_that_the_model_was_made_for(name: str, kwargs: dict, size: tuple[int, int]) -> None:
+    assert probe_student(timm.create_model(name, **kwargs)).input_size == (3, *size)
+
+
+def test_the_given_size_comes_first() -> None:
+    model: nn.Module = timm.create_model("test_resnet")
+    probe = probe_student(model, (3, 64, 32))
+    assert probe.input_size == (3, 64, 32)
+    assert probe.maps[-1] == (96, 2, 1)
+    assert torch.is_grad_enabled()
