@@ -19,6 +19,7 @@ from frskd_plugin.mmengine.command_line import (
 )
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
+from frskd_plugin.mmengine.method_data import provide_method_data
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals
 
 
@@ -42,6 +43,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's settings in it."""
     config = config_of(args)
+    if is_classifier(config):
+        provide_method_data(config)  # also says how large PS-KD's table is
     config.load_from, config.resume = args.checkpoint, False
     if args.show or args.show_dir:
         _enable_painting(config, args)

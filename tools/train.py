@@ -6,11 +6,12 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.command_line import (
     add_common_options,
     check_common_options,
@@ -18,8 +19,9 @@ from frskd_plugin.mmengine.command_line import (
     ends_in_one_line,
     open_data,
 )
-from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, set_for_classifier
+from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, set_for_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
+from frskd_plugin.mmengine.method_data import provide_method_data, set_method
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
 
 
@@ -29,6 +31,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Train a classifier or a segmentor, plain or with feature-refinement distillation"
     )
     add_common_options(parser)
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help=f"train a classifier with this method in place of the config's: {', '.join(method_names())}",
+    )
+    parser.add_argument(
+        "--method-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="settings of the method, such as temperature=3 or teacher.model_name=resnet34 teacher.checkpoint=FILE",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint in the work folder, if any"
     )
@@ -50,6 +64,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's settings in it."""
     config = config_of(args)
+    if args.method is not None or args.method_options is not None:
+        set_method(config, args.method, args.method_options or {})
+    if is_classifier(config):
+        provide_method_data(config)
     if args.amp or args.amp_dtype:
         enable_amp(config, args.amp_dtype)
     if args.channels_last:
@@ -99,10 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     init_distributed(args.launcher)
     allow_checkpoint_globals()
     with explained_build(args.config):
-        runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
         with ends_in_one_line(ValueError, FileNotFoundError):
+            runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
             open_data(runner, "train", "val")
         runner.train()
+        del runner  # it holds the process group, which ends next
     end_distributed()
 
 

@@ -19,4 +19,6 @@ custom_hooks = [
     dict(type="SelfTeacherValidationHook", enabled=True),
     # WORK_DIR/result.json: every epoch's scores, the last one and the best one.
     dict(type="BestAndLastHook", metric="top1"),
+    # Tells the method how far training is: weights that follow a schedule (ONE, PS-KD), memory of an epoch (DLB).
+    dict(type="MethodProgressHook"),
 ]

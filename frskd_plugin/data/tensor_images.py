@@ -24,23 +24,27 @@ from torch.utils.data import get_worker_info
 
 from frskd_plugin.data.cifar100 import load_cifar100
 
+# (seed, epoch, draw): what a table of crops belongs to
+Pass = tuple[int, int, int]
 
-def draw_crops(count: int, padding: int, seed: int, epoch: int) -> Tensor:
+
+def draw_crops(count: int, padding: int, seed: int, epoch: int, draw: int = 0) -> Tensor:
     """Crop and flip of every image of a pass: (top, left, flip), each a number, as int64 [N, 3].
 
     ``top`` and ``left`` lie in 0..2 * padding, ``flip`` is 0 or 1. The numbers follow from the seed and the epoch alone
-    and are drawn on the CPU: they are the same on every device, in every process and after a resume.
+    (and from ``draw``, where a pass needs several crops of an image) and are drawn on the CPU: they are the same on
+    every device, in every process and after a resume.
 
     Raises:
-        ValueError: A negative seed or epoch.
+        ValueError: A negative seed, epoch or draw.
 
     Example:
         >>> bool((draw_crops(100, 4, seed=0, epoch=3) == draw_crops(100, 4, seed=0, epoch=3)).all())
         True
     """
-    if seed < 0 or epoch < 0:
-        raise ValueError(f"seed and epoch must not be negative, got seed={seed}, epoch={epoch}.")
-    rng = np.random.default_rng([seed, epoch])
+    if min(seed, epoch, draw) < 0:
+        raise ValueError(f"seed, epoch and draw must not be negative, got seed={seed}, epoch={epoch}, draw={draw}.")
+    rng = np.random.default_rng([seed, epoch, draw] if draw else [seed, epoch])
     return torch.from_numpy(rng.integers([2 * padding + 1, 2 * padding + 1, 2], size=(count, 3)))
 
 
@@ -79,8 +83,8 @@ def crop_windows(canvas: Tensor, index: Tensor, crops: Tensor, size: Sequence[in
 class TensorImages:
     """A map-style data set of small images that lies on one device as a whole and hands out batches.
 
-    In training, indices that carry ``epoch`` and ``seed`` (`frskd_plugin.mmengine.SeededSampler` makes them) draw crop
-    and flip from these and the index alone. A plain int draws from torch's global generator.
+    In training, indices that carry ``epoch`` and ``seed`` (`frskd_plugin.mmengine.SeededSampler` makes them), and maybe
+    a ``draw``, take crop and flip from these and the index alone. A plain int draws from torch's global generator.
 
     Args:
         images: uint8 [N, C, H, W], tensor or array; it is copied.
@@ -120,12 +124,17 @@ class TensorImages:
         images = images.to(self.device)
         self._images = mirrored_canvas(images, padding) if augment else images.clone()
         self._targets = targets.to(self.device, torch.int64, copy=True)
-        self._crops: dict[tuple[int, int], Tensor] = {}  # (seed, epoch) -> [N, 3]: the two passes used last
+        self._crops: dict[Pass, Tensor] = {}  # tables [N, 3]: the last four
 
     @property
     def metainfo(self) -> dict[str, Any]:
         """Names of the classes, as OpenMMLab's data sets give them."""
         return {"classes": self.classes}
+
+    @property
+    def targets(self) -> Tensor:
+        """The label of each image, int64 [N]."""
+        return self._targets
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -158,17 +167,22 @@ class TensorImages:
             high = 2 * self.padding + 1
             draws = [torch.randint(bound, index.shape) for bound in (high, high, 2)]
             return torch.stack(draws, dim=1).to(self.device, non_blocking=True)
-        passes = [(i.seed, i.epoch) for i in indices]
+        passes = [(i.seed, i.epoch, getattr(i, "draw", 0)) for i in indices]
         if len(set(passes)) == 1:
-            return self._pass(*passes[0])[index]
-        return torch.stack([self._pass(*key)[i] for key, i in zip(passes, index, strict=True)])
+            return self._table(passes[0])[index]
+        crops = index.new_empty(len(index), 3)
+        for key in dict.fromkeys(passes):
+            # numbers and not a mask, which would make the host wait for a GPU
+            places = torch.tensor([place for place, own in enumerate(passes) if own == key])
+            places = places.to(self.device, non_blocking=True)
+            crops[places] = self._table(key)[index[places]]
+        return crops
 
-    def _pass(self, seed: int, epoch: int) -> Tensor:
-        """The table [N, 3] of a pass; a batch of an endless sampler may lie in two of them."""
-        key = (seed, epoch)
+    def _table(self, key: Pass) -> Tensor:
+        """Crops [N, 3] of all images; a batch of an endless sampler may lie in two epochs, with two draws of each."""
         if key not in self._crops:
-            latest = dict(list(self._crops.items())[-1:])
-            self._crops = {**latest, key: draw_crops(len(self), self.padding, seed, epoch).to(self.device)}
+            latest = dict(list(self._crops.items())[-3:])
+            self._crops = {**latest, key: draw_crops(len(self), self.padding, *key).to(self.device)}
         return self._crops[key]
 
 

@@ -38,11 +38,12 @@ class PredictionStore(nn.Module):
         self.num_classes = check_positive_int("num_classes", num_classes)
         self.file = None if file is None else Path(file)
         self._mapped: Tensor | None = None
-        # integers, so that neither `to(dtype)` nor an average of the weights changes them
+        # Integers, so that neither `to(dtype)` nor an average of the weights changes them. Bytes, two for each number,
+        # because DDP sends all buffers around when it wraps a model, and gloo knows no int16.
         if self.file is None:
-            self.register_buffer("bits", torch.zeros(num_samples, num_classes, dtype=torch.int16))
+            self.register_buffer("bits", torch.zeros(num_samples, 2 * num_classes, dtype=torch.uint8))
         else:
-            self.register_buffer("begun", torch.zeros((), dtype=torch.int16))
+            self.register_buffer("begun", torch.zeros((), dtype=torch.uint8))
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: they map the file themselves, and do not read it into memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from frskd_plugin.methods.base import Method, StudentInfo
@@ -88,8 +88,18 @@ def make_method(name: str, student: StudentInfo, **settings: Any) -> Method:
         TypeError: a setting that the method does not have, or one that it cannot do without is missing.
         ValueError: an unknown name, or a setting out of range.
     """
-    cls = method_class(name)
-    known = _settings_of(cls)
+    check_settings(name, settings)
+    return method_class(name)(student, **settings)
+
+
+def check_settings(name: str, settings: Iterable[str]) -> None:
+    """Compare the names of settings with those that a method has and needs.
+
+    Raises:
+        TypeError: a setting that the method does not have, or one that it cannot do without is missing.
+        ValueError: an unknown name of a method.
+    """
+    known = method_settings(name)
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         has = f"its settings are: {', '.join(known)}" if known else "it has no settings"
@@ -97,13 +107,19 @@ def make_method(name: str, student: StudentInfo, **settings: Any) -> Method:
     missing = [setting for setting, needed in known.items() if needed and setting not in settings]
     if missing:
         raise TypeError(f"The method {name!r} needs the setting {', '.join(map(repr, missing))}.")
-    return cls(student, **settings)
 
 
-def _settings_of(cls: type[Method]) -> dict[str, bool]:
-    """Names of a method's settings and whether each must be given; ``**kwargs`` are those of the class it builds on."""
+def method_settings(name: str) -> dict[str, bool]:
+    """Names of a method's settings and whether each must be given; ``**kwargs`` are those of the class it builds on.
+
+    Raises:
+        ValueError: an unknown name of a method.
+
+    >>> method_settings("sad")["weight"]
+    False
+    """
     found: dict[str, bool] = {}
-    for base in cls.__mro__:
+    for base in method_class(name).__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.methods import method_class
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.wrap import wrap
 
@@ -22,8 +23,9 @@ STUDENT_PREFIX = "network.student."
 class TimmClassifier(BaseModel):
     """`frskd_plugin.wrap` of a timm model, driven by mmengine.
 
-    A batch is ``dict(inputs=uint8 [B, 3, H, W], targets=int64 [B])``. The plain network's weights alone, as timm names
-    them, load too: into the student.
+    A batch is ``dict(inputs=uint8 [B, 3, H, W], targets=int64 [B])``, with ``index`` [B] or views [B, V, 3, H, W] for
+    methods that ask for them, see `provide_method_data`. The plain network's weights alone, as timm names them, load
+    too: into the student.
 
     Args:
         student: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ...; ``pretrained`` is False by
@@ -43,7 +45,8 @@ class TimmClassifier(BaseModel):
             `SelfTeacherValidationHook` switches it on while validating.
 
     Raises:
-        ValueError: timm does not know the model, or it cannot be wrapped; `method` or `student` lack their name.
+        ValueError: timm does not know the model, or it cannot be wrapped; `method` or `student` lack their name; a
+            `mix` with a method that compares the images of a batch.
         TypeError: the method has no such setting.
     """
 
@@ -63,9 +66,12 @@ class TimmClassifier(BaseModel):
         method = dict(method or {"name": "baseline"})
         if "name" not in method:
             raise ValueError(f"TimmClassifier: `method` must have a name, such as dict(name='frskd'), got {method}")
+        name = method.pop("name")
+        if mix is not None:
+            _check_mix(mix, name)
         network = wrap(
             _create_student(**student),
-            method.pop("name"),
+            name,
             out_indices=out_indices,
             criterion=None if criterion is None else MODELS.build(criterion),
             input_size=input_size,
@@ -81,12 +87,15 @@ class TimmClassifier(BaseModel):
     def init_weights(self) -> None:
         """Nothing: timm and the method have initialised their weights when they were made."""
 
-    def forward(self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor") -> Any:
+    def forward(
+        self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor", index: Tensor | None = None
+    ) -> Any:
         """What mmengine asks for by ``mode``.
 
         Args:
-            inputs: normalised images [B, 3, H, W].
+            inputs: normalised images [B, 3, H, W]; for 'loss' of a method with views, [B, V, 3, H, W].
             targets: labels [B], for 'loss' and 'predict'.
+            index: place of each sample in the data set [B], for 'loss' of a method that asks for it.
             mode: 'loss': the terms ``loss_*``, which mmengine sums, and ``train_top1`` of the student, in percent;
                 'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``;
                 'tensor': the plain network's logits [B, K].
@@ -94,20 +103,21 @@ class TimmClassifier(BaseModel):
         Raises:
             ValueError: another mode.
         """
-        inputs = inputs.contiguous(memory_format=self.memory_format)
+        if inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=self.memory_format)
         if mode == "loss":
-            return self.loss(inputs, targets)
+            return self.loss(inputs, targets, index)
         if mode == "predict":
             return self.predict(inputs, targets)
         if mode == "tensor":
             return self.network.student(inputs)
         raise ValueError(f"TimmClassifier: mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def loss(self, inputs: Tensor, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         """The method's terms on a batch, mixed first where the config says so."""
         if self.mix is not None:
             inputs, targets = self.mix(inputs, targets, self.network.student.num_classes)
-        output = self.network(inputs, targets)
+        output = self.network(inputs, targets, **({"index": index} if self.network.method.needs.index else {}))
         labels = targets.argmax(1) if targets.ndim == 2 else targets
         terms = {name: value for name, value in output.items() if name.startswith("loss_")}
         return {**terms, "train_top1": 100 * (output["output"].argmax(1) == labels).float().mean()}
@@ -131,6 +141,15 @@ class TimmClassifier(BaseModel):
                 if prefix + name in state_dict:
                     state_dict[prefix + STUDENT_PREFIX + name] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_mix(mix: dict[str, Any], method: str) -> None:
+    needs = method_class(method).needs
+    if needs.views > 1 or needs.order != "any":
+        raise ValueError(
+            f"TimmClassifier: the method {method!r} compares images of one label in its batches, which "
+            f"{mix.get('type')} would mix with others: set mix=None, or choose another method."
+        )
 
 
 def _create_student(model_name: str | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
@@ -78,6 +79,7 @@ def end_distributed() -> None:
     All ranks wait for each other first. Not for the way out after an error: the other ranks would never come.
     """
     if distributed.is_initialized():
+        gc.collect()  # models that are gone but for their cycles hold the group, and its threads with it
         distributed.barrier()
         distributed.destroy_process_group()
 
@@ -114,16 +116,16 @@ def _complete_environment(launcher: str) -> None:
 def prepare_distributed(config: Config) -> None:
     """Make a config fit for several processes: its model wrapper, and BN statistics that all ranks share.
 
-    mmengine's `SyncBuffersHook` averages the running statistics after each epoch (and before each validation), so that
-    the ranks evaluate, and end with, the same model.
+    `SyncStatisticsHook` averages the running statistics after each epoch (and before each validation), so that the
+    ranks evaluate, and end with, the same model.
 
     Raises:
         ValueError: as `set_model_wrapper`.
     """
     set_model_wrapper(config)
     hooks = list(config.get("custom_hooks") or [])
-    if all(hook.get("type") != "SyncBuffersHook" for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type="SyncBuffersHook")]
+    if all(hook.get("type") not in ("SyncBuffersHook", "SyncStatisticsHook") for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type="SyncStatisticsHook")]
 
 
 def set_model_wrapper(config: Config) -> None:

@@ -34,7 +34,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Inputs [B, C, H, W], uint8, to float32; the rest of the batch to the device.
+        """Inputs [B, C, H, W] or views [B, V, C, H, W], uint8, to float32; the rest of the batch to the device.
 
         Raises:
             ValueError: inputs of another shape or type.
@@ -45,7 +45,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
                 f"ImagePreprocessor expects inputs as one tensor [B, C, H, W], got {type(inputs).__name__}; set "
                 f"collate_fn=dict(type='default_collate') in the data loader's config"
             )
-        if inputs.dtype is not torch.uint8 or inputs.ndim != 4 or inputs.shape[1] != len(self.mean):
+        if inputs.dtype is not torch.uint8 or inputs.ndim not in (4, 5) or inputs.shape[-3] != len(self.mean):
             raise ValueError(
                 f"ImagePreprocessor expects uint8 images [B, {len(self.mean)}, H, W], got {list(inputs.shape)} of "
                 f"{inputs.dtype}; transforms of the data set must neither scale nor normalise"

@@ -27,12 +27,15 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "DistillWarmupHook": "frskd_plugin.mmengine.distill_warmup_hook",
         "AtomicCheckpointHook": "frskd_plugin.mmengine.atomic_checkpoint_hook",
         "StepSeedHook": "frskd_plugin.mmengine.step_seed_hook",
+        "MethodProgressHook": "frskd_plugin.mmengine.method_progress_hook",
+        "SyncStatisticsHook": "frskd_plugin.mmengine.sync_statistics_hook",
         "SelfTeacherValidationHook": "frskd_plugin.mmengine.self_teacher_validation_hook",
         "BestAndLastHook": "frskd_plugin.mmengine.best_and_last_hook",
         "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
     },
     "DATASETS": {
         "SeededDataset": "frskd_plugin.mmengine.seeded_dataset",
+        "MethodDataset": "frskd_plugin.mmengine.method_dataset",
         "ImageFolderDataset": "frskd_plugin.data.image_folder",
         "Cifar100Dataset": "frskd_plugin.data.cifar100",
         "TensorCifar100": "frskd_plugin.data.tensor_images",
@@ -42,6 +45,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "DATA_SAMPLERS": {
         "SeededSampler": "frskd_plugin.mmengine.seeded_sampler",
         "SeededInfiniteSampler": "frskd_plugin.mmengine.seeded_sampler",
+        "ClassPairBatchSampler": "frskd_plugin.mmengine.batch_samplers",
+        "OverlapBatchSampler": "frskd_plugin.mmengine.batch_samplers",
     },
     "TRANSFORMS": {
         "LoadCheckedImage": "frskd_plugin.mmseg.checked_loading",

@@ -11,7 +11,7 @@ from frskd_plugin.mmengine.seeded_sampler import DrawnIndex
 
 
 class SeededDataset:
-    """Loads sample `index` of `dataset` with random states that follow from (seed, epoch, index).
+    """Loads sample `index` of `dataset` with random states that follow from (seed, epoch, index) and `DrawnIndex.draw`.
 
     Augmentation is then the same with any number of workers, and the same in a resumed run as in one that was never
     interrupted. It needs `SeededSampler` or `SeededInfiniteSampler`, which send seed and epoch along with the index.
@@ -47,5 +47,5 @@ class SeededDataset:
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, DrawnIndex):
             return self.dataset[index]
-        with seeded(index.seed, index.epoch, int(index)):
+        with seeded(index.seed, index.epoch, int(index), *([index.draw] if index.draw else [])):
             return self.dataset[int(index)]

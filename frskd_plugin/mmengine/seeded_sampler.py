@@ -17,23 +17,35 @@ class DrawnIndex(int):
 
     It is an `int` for everything else, and survives the way to a worker process.
 
+    Args:
+        index: the index.
+        epoch: the pass.
+        seed: the seed.
+        draw: tells the augmentations of one image in one pass apart, where it is asked for more than once.
+
     Example:
         >>> index = DrawnIndex(7, epoch=2, seed=42)
-        >>> index + 1, index.epoch, index.seed
-        (8, 2, 42)
+        >>> index + 1, index.epoch, index.seed, index.redrawn(1).draw
+        (8, 2, 42, 1)
     """
 
     epoch: int
     seed: int
+    draw: int
 
-    def __new__(cls, index: int, epoch: int, seed: int) -> DrawnIndex:
+    def __new__(cls, index: int, epoch: int, seed: int, draw: int = 0) -> DrawnIndex:
         drawn = super().__new__(cls, index)
         drawn.epoch = epoch
         drawn.seed = seed
+        drawn.draw = draw
         return drawn
 
-    def __reduce__(self) -> tuple[type[DrawnIndex], tuple[int, int, int]]:
-        return DrawnIndex, (int(self), self.epoch, self.seed)
+    def __reduce__(self) -> tuple[type[DrawnIndex], tuple[int, int, int, int]]:
+        return DrawnIndex, (int(self), self.epoch, self.seed, self.draw)
+
+    def redrawn(self, draw: int) -> DrawnIndex:
+        """The same index, to be augmented otherwise."""
+        return DrawnIndex(int(self), self.epoch, self.seed, draw)
 
 
 class SeededSampler(DefaultSampler):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook
 
+from frskd_plugin.mmengine.method_dataset import MethodDataset
 from frskd_plugin.mmengine.random_state import derive_seeds
 from frskd_plugin.mmengine.seeded_dataset import SeededDataset
 from frskd_plugin.mmengine.seeded_sampler import SeededInfiniteSampler, SeededSampler
@@ -40,10 +41,9 @@ class StepSeedHook(Hook):
             ValueError: the training sampler is neither `SeededSampler` nor `SeededInfiniteSampler`.
         """
         loader = runner.train_dataloader
+        dataset = loader.dataset.dataset if isinstance(loader.dataset, MethodDataset) else loader.dataset
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        if isinstance(loader.dataset, SeededDataset) and not isinstance(
-            sampler, (SeededSampler, SeededInfiniteSampler)
-        ):
+        if isinstance(dataset, SeededDataset) and not isinstance(sampler, (SeededSampler, SeededInfiniteSampler)):
             raise ValueError(
                 f"SeededDataset needs train_dataloader.sampler of type SeededSampler (epoch-based training) or "
                 f"SeededInfiniteSampler (iteration-based), got {type(sampler).__name__}; "

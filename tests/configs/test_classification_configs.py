@@ -154,6 +154,7 @@ def test_runtime(data: str, model: str) -> None:
         "StepSeedHook",
         "SelfTeacherValidationHook",
         "BestAndLastHook",
+        "MethodProgressHook",
     ]
     assert config.val_evaluator == dict(type="TopKAccuracyMetric", top_k=(1, 5))
     assert "TensorboardVisBackend" in [backend.type for backend in config.vis_backends]

@@ -1,0 +1,330 @@
+"""What methods ask of the data arrives: views, orders, indices, progress; and configs are changed no further."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mmengine.dataset.sampler
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from PIL import Image
+from torch.nn import functional as F
+
+from frskd_plugin.methods import DataNeeds, Method, method_class, registry
+from frskd_plugin.methods.baseline import Baseline
+from frskd_plugin.mmengine.batch_samplers import ClassPairBatchSampler, OverlapBatchSampler, labels_of
+from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
+from frskd_plugin.mmengine.method_data import provide_method_data, set_method
+from frskd_plugin.mmengine.method_dataset import MethodDataset
+from frskd_plugin.mmengine.method_progress_hook import MethodProgressHook
+from frskd_plugin.mmengine.seeded_sampler import DrawnIndex, SeededSampler
+from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder
+
+SIDE, PADDING = 32, 4
+SEED, NEW = 3, 8  # the runner's seed; images that are new in a batch
+CROP = [dict(type="RandomCrop", size=SIDE, padding=PADDING), dict(type="RandomHorizontalFlip")]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    # 130 images of 100 classes, so some are alone in theirs; 20 images of 4 classes
+    return {
+        "tensor": write_cifar(folder / "cifar", train=130),
+        "folder": write_image_folder(folder / "folders", per_class=5),
+    }
+
+
+def config_of(roots: dict[str, Path], kind: str, method: str, **settings: Any) -> Config:
+    """A config of one of the two kinds of data: whole batches of tensors, samples of image folders."""
+    if kind == "tensor":
+        config = tiny_config(roots["tensor"], "baseline_cifar100_wrn_16_2")
+    else:
+        config = tiny_config(roots["folder"], "baseline_cub200_resnet18", model__student=dict(_delete_=True))
+        config.train_dataloader.merge(dict(num_workers=0, persistent_workers=False))
+        config.train_dataloader.dataset.dataset.transforms = CROP
+    config.model.method = dict(name=method, **settings)
+    config.train_dataloader.batch_size = NEW
+    provide_method_data(config)
+    return config
+
+
+def batches_of(config: Config, epoch: int) -> list[dict[str, torch.Tensor]]:
+    loader = Runner.build_dataloader(config.train_dataloader, seed=SEED)
+    (loader.sampler if hasattr(loader.sampler, "set_epoch") else loader.batch_sampler.sampler).set_epoch(epoch)
+    return list(loader)
+
+
+def source_images(roots: dict[str, Path], kind: str, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images [N, 3, H, W] and labels as they lie on disk, in the order of the data set."""
+    if kind == "folder":
+        files = sorted((roots["folder"] / "train").glob("*/*.png"))
+        images = [torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]
+        return torch.stack(images), torch.tensor([int(file.parent.name[-1]) for file in files])
+    dataset = config.train_dataloader.dataset.dataset
+    loader = dict(dataset=dict(dataset, augment=False), batch_size=200, collate_fn=dict(type="take_batch"))
+    (batch,) = Runner.build_dataloader(dict(loader, sampler=dict(type="DefaultSampler", shuffle=False)))
+    return batch["inputs"], batch["targets"]
+
+
+def is_crop(view: torch.Tensor, image: torch.Tensor) -> bool:
+    """Whether the view [3, 32, 32] is any crop of the padded image, mirrored or not."""
+    windows = F.pad(image, [PADDING] * 4).unfold(1, SIDE, 1).unfold(2, SIDE, 1)  # [3, tops, lefts, 32, 32]
+    return any((windows == v[:, None, None]).flatten(3).all(3).all(0).any() for v in (view, view.flip(2)))
+
+
+def ask_for(monkeypatch: pytest.MonkeyPatch, **needs: Any) -> str:
+    """The name of a method that asks for these."""
+    cls = type("Asking", (Baseline,), {"needs": DataNeeds(**needs)})
+    monkeypatch.setitem(registry._METHODS, "asking", cls)
+    return "asking"
+
+
+@pytest.mark.parametrize("order", ["any", "class_pairs", "overlap"])
+@pytest.mark.parametrize("kind", ["tensor", "folder"])
+def test_a_batch_is_what_was_asked_for(
+    kind: str, order: str, roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(roots, kind, ask_for(monkeypatch, views=2, order=order, index=True))
+    images, labels = source_images(roots, kind, config)
+    batches = batches_of(config, epoch=1)
+    for batch in batches:
+        assert batch["index"].dtype == batch["targets"].dtype == torch.int64
+        assert batch["inputs"].dtype == torch.uint8 and batch["inputs"].shape[1:] == (2, 3, SIDE, SIDE)
+        assert torch.equal(batch["targets"], labels[batch["index"]])
+    sample = batches[0]
+    for index, views in zip(sample["index"], sample["inputs"], strict=True):
+        assert all(is_crop(view, images[index]) for view in views)
+        assert not is_crop(views[0], images[index - 1])
+    assert (sample["inputs"][:, 0] != sample["inputs"][:, 1]).flatten(1).any(1).float().mean() > 0.8
+    new = new_images(order, batches, labels)
+    assert sorted(new[: len(images)]) == list(range(len(images))) and len(new) < len(images) + NEW
+
+    # the same again, as after a resume; for folders in worker processes
+    if kind == "folder":
+        config.train_dataloader.num_workers = 2
+    for first, second in zip(batches, batches_of(config, epoch=1), strict=True):
+        assert all(torch.equal(first[key], second[key]) for key in ("inputs", "targets", "index"))
+    assert not torch.equal(batches_of(config, epoch=2)[0]["index"], batches[0]["index"])
+
+
+def new_images(order: str, batches: list[dict[str, torch.Tensor]], labels: torch.Tensor) -> list[int]:
+    """Checks the order; the images that are new in each batch."""
+    if order == "any":
+        return torch.cat([batch["index"] for batch in batches]).tolist()
+    halves = [batch["index"].chunk(2) for batch in batches]
+    if order == "class_pairs":
+        image, partner = (torch.cat(side) for side in zip(*halves, strict=True))
+        alone = torch.tensor([(labels == labels[i]).sum() == 1 for i in image])
+        assert torch.equal(labels[image], labels[partner]) and torch.equal(image == partner, alone)
+        return image.tolist()
+    for before, batch in zip(batches, batches[1:], strict=False):
+        again, known = batch["inputs"].chunk(2)[0], before["inputs"].chunk(2)[1]
+        assert torch.equal(batch["index"].chunk(2)[0], before["index"].chunk(2)[1])
+        assert (again != known).flatten(1).any(1).float().mean() > 0.8  # augmented anew
+    return torch.cat([halves[0][0], *(new for _, new in halves)]).tolist()
+
+
+@pytest.mark.parametrize("sampler", [ClassPairBatchSampler, OverlapBatchSampler])
+def test_processes_share_the_images(sampler: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = type("Labelled", (list,), {"targets": [0, 1] * 4})(range(8))
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(mmengine.dataset.sampler, "get_dist_info", lambda rank=rank: (rank, 2))
+        batches = sampler(SeededSampler(dataset, seed=0), batch_size=2)
+        found = [list(map(int, batch)) for batch in batches]
+        assert len(found) == len(batches)
+        first = found[0][:2] if sampler is OverlapBatchSampler else []
+        half = slice(2, 4) if sampler is OverlapBatchSampler else slice(2)
+        shares.append(first + [image for batch in found for image in batch[half]])
+    assert len(shares[0]) == len(shares[1]) == 4 and sorted(sum(shares, [])) == list(range(8))
+
+
+def test_plain_indices_draw_from_the_state_as_it_is(roots: dict[str, Path]) -> None:
+    config = config_of(roots, "tensor", "ddgsd")
+    dataset = Runner.build_dataloader(config.train_dataloader, seed=SEED).dataset
+    torch.manual_seed(0)
+    views = dataset[5]["inputs"]
+    assert views.shape == (2, 3, SIDE, SIDE) and not torch.equal(views[0], views[1])
+    drawn = DrawnIndex(5, epoch=0, seed=0)
+    assert torch.equal(dataset[drawn]["inputs"][0], dataset.dataset[drawn]["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ClassPairBatchSampler(torch.utils.data.SequentialSampler([1]), 4), TypeError, "got SequentialSampler"),
+        (lambda: OverlapBatchSampler(SeededSampler([1, 2], seed=0), 2), ValueError, "got 2 images: lower batch_size"),
+        (
+            lambda: ClassPairBatchSampler(SeededSampler([1, 2], seed=0), 2),
+            ValueError,
+            "list must have them as",
+        ),
+        (lambda: labels_of(type("Short", (list,), {"targets": [1]})([1, 2])), ValueError, "2 images and 1 labels"),
+        (lambda: MethodDataset([], views=0), ValueError, "`views` must be >= 1, got 0"),
+        (
+            lambda: MethodDataset(iter_sizes(), views=2)[0],
+            ValueError,
+            r"one size, got \[\[4, 4\], \[5, 5\]\]: end the training transforms with a crop",
+        ),
+    ],
+)
+def test_data_that_cannot_give_it(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def iter_sizes() -> Any:
+    """A data set whose images have another size each time."""
+    sizes = iter((4, 5))
+    return type("Sizes", (), {"__getitem__": lambda self, i: {"inputs": torch.zeros(3, *[next(sizes)] * 2)}})()
+
+
+def test_a_config_changes_no_further_than_needed(roots: dict[str, Path]) -> None:
+    plain = tiny_config(roots["tensor"], "baseline_cifar100_wrn_16_2")
+    config = Config(plain.to_dict())
+    provide_method_data(config)
+    assert config.to_dict() == plain.to_dict()
+    for name in ("ddgsd", "cs_kd", "dlb", "ps_kd", "ddgsd"):
+        set_method(config, name, {})
+        provide_method_data(config)
+        once = config.to_dict()
+        provide_method_data(config)
+        assert config.to_dict() == once
+    assert config.train_dataloader.dataset.dataset == plain.train_dataloader.dataset
+    assert "batch_sampler" not in config.train_dataloader
+    set_method(config, "baseline", {})
+    provide_method_data(config)
+    assert config.to_dict() == plain.to_dict()
+
+
+def test_own_choices_stay_and_the_hook_joins(roots: dict[str, Path]) -> None:
+    config = tiny_config(roots["tensor"], "baseline_cifar100_wrn_16_2")
+    config.train_dataloader.batch_sampler = own = dict(type="MyBatchSampler")
+    config.custom_hooks = [dict(type="StepSeedHook")]
+    set_method(config, "cs_kd", {"weight": 3.0})
+    provide_method_data(config)
+    assert config.train_dataloader.batch_sampler == own
+    assert config.custom_hooks == [dict(type="StepSeedHook"), dict(type="MethodProgressHook")]
+    assert config.model.method == dict(name="cs_kd", weight=3.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dataset", "expected"),
+    [
+        ({}, {}, 130),
+        ({}, dict(expected_images=130), 130),
+        ({}, dict(expected_images=50000), 50000),  # not opened: it ends the run when it is
+        ({}, dict(expected_images=130, images_per_class=1), 100),
+        (dict(num_samples=7), {}, 7),
+    ],
+)
+def test_ps_kd_knows_the_size_of_the_training_set(
+    settings: dict, dataset: dict, expected: int, roots: dict[str, Path]
+) -> None:
+    config = tiny_config(roots["tensor"], "baseline_cifar100_wrn_16_2")
+    config.train_dataloader.dataset.update(dataset)
+    set_method(config, "ps_kd", settings)
+    provide_method_data(config)
+    assert config.model.method.num_samples == expected
+
+
+def test_methods_are_set_with_the_weights_of_the_data_set() -> None:
+    config = Config(dict(model=dict(type="TimmClassifier"), frskd=dict(alpha=1.0, beta=200.0)))
+    set_method(config, None, {})
+    assert config.model.method == dict(name="baseline")
+    set_method(config, "frskd_sla", {"beta": 9.0})
+    assert config.model.method == dict(name="frskd_sla", alpha=1.0, beta=9.0)
+    set_method(config, "frskd_sla", {"single_pass": True})
+    assert config.model.method == dict(name="frskd_sla", alpha=1.0, beta=9.0, single_pass=True)
+    set_method(config, "kd", {"teacher.model_name": "resnet34", "teacher.checkpoint": "t.pth"})
+    assert config.model.method == dict(name="kd", teacher=dict(model_name="resnet34", checkpoint="t.pth"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "options", "message"),
+    [
+        (dict(type="EncoderDecoder"), "kd", {}, "--method and .* are for classifiers .* got 'Enc|is 'EncoderDecoder'"),
+        (dict(type="TimmClassifier"), "dgsd", {}, "`method` must be one of .*'ddgsd'.*, got 'dgsd'"),
+        (dict(type="TimmClassifier"), "ddgsd", {"mu": 1}, "model.method: The method 'ddgsd' has no setting 'mu'"),
+        (dict(type="TimmClassifier"), "kd", {}, "model.method: The method 'kd' needs the setting 'teacher'"),
+        (dict(type="TimmClassifier", method=dict(alpha=1)), None, {}, "model.method must have a name"),
+    ],
+)
+def test_methods_that_cannot_be_set(model: dict, name: str | None, options: dict, message: str) -> None:
+    config = Config(dict(model=model))
+    with pytest.raises(ValueError, match=message):
+        set_method(config, name, options)
+        provide_method_data(config)
+
+
+def classifier(name: str, mix: dict | None = None, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    student = dict(model_name="wrn_16_2", num_classes=5, depth=10, k=1)
+    return MODELS.build(dict(type="TimmClassifier", student=student, method=dict(name=name, **settings), mix=mix))
+
+
+@pytest.mark.parametrize("mix", ["Mixup", "CutMix"])
+@pytest.mark.parametrize("method", ["ddgsd", "cs_kd", "dlb"])
+def test_mixing_is_refused_where_images_of_one_label_are_compared(method: str, mix: str) -> None:
+    message = f"'{method}' compares images of one label .* which {mix} would mix .*mix=None"
+    with pytest.raises(ValueError, match=message):
+        classifier(method, mix=dict(type=mix))
+
+
+@pytest.mark.parametrize("method", ["ddgsd", "cs_kd"])
+def test_training_accuracy_is_of_the_images_that_the_output_covers(method: str) -> None:
+    model = classifier(method)
+    images = torch.randn(6, *([2] if method_class(method).needs.views == 2 else []), 3, 32, 32)
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
+    output = model.network(images, targets)["output"]
+    assert len(output) == len(targets)
+    targets = torch.where(torch.tensor([True, False, True] * 2), output.argmax(1), targets)
+    targets[3:] = targets[:3]  # pairs
+    expected = 100 * (output.argmax(1) == targets).float().mean()
+    assert torch.equal(model(images, targets, mode="loss")["train_top1"], expected)
+
+
+def test_index_reaches_the_method_that_asks_for_it_only() -> None:
+    data = dict(inputs=torch.randn(2, 3, 32, 32), targets=torch.tensor([0, 1]), index=torch.tensor([4, 2]))
+    classifier("baseline")(**data, mode="loss")
+    model = classifier("ps_kd", num_samples=6)
+    model(**data, mode="loss")
+    assert model.network.method.predictions.table.sum(1).nonzero().flatten().tolist() == [2, 4]
+    with pytest.raises(ValueError, match="PS-KD needs the place of each of the 2 samples"):
+        model(data["inputs"], data["targets"], mode="loss")
+
+
+def test_preprocessor_normalises_views_alike() -> None:
+    preprocessor = ImagePreprocessor(mean=[1.0, 2.0, 3.0], std=[1.0, 2.0, 4.0])
+    views = torch.randint(256, (2, 2, 3, 4, 4), dtype=torch.uint8)
+    found = preprocessor(dict(inputs=views, targets=torch.zeros(2)))["inputs"]
+    expected = [preprocessor(dict(inputs=views[:, view], targets=torch.zeros(2)))["inputs"] for view in range(2)]
+    assert torch.equal(found, torch.stack(expected, dim=1))
+    with pytest.raises(ValueError, match=r"uint8 images \[B, 3, H, W\], got \[2, 2, 4, 4\]"):
+        preprocessor(dict(inputs=views[:, :, 0], targets=torch.zeros(2)))
+
+
+def test_progress_is_counted_in_epochs_by_every_loop() -> None:
+    told: list[tuple[float, float]] = []
+
+    class Told(Method):
+        def set_progress(self, epoch: float, max_epochs: float) -> None:
+            told.append((epoch, max_epochs))
+
+    model = torch.nn.Sequential(Told(student=None))
+    by_epoch = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    hook = MethodProgressHook()
+    for loop in (by_epoch, object()):
+        runner = SimpleNamespace(
+            model=model, train_loop=loop, epoch=2, max_epochs=5, iter=15, max_iters=50, train_dataloader=range(10)
+        )
+        hook.before_train_epoch(runner)
+        hook.before_train_iter(runner, 0)
+    assert told == [(2, 5), (1.5, 5)]
