@@ -1,0 +1,681 @@
+"""tools/reproduce.py: tables against the paper, runs that are made, skipped, resumed or fail, and what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frskd_plugin.methods import DataNeeds
+from frskd_plugin.reproduce import command, session
+from frskd_plugin.reproduce.cost import StepCost, measure_classifier, random_batch
+from frskd_plugin.reproduce.estimate import estimate_seconds
+from frskd_plugin.reproduce.figure import draw, points_of
+from frskd_plugin.reproduce.paper import TABLE_6_RATIOS, Score, read_scores
+from frskd_plugin.reproduce.plan import Run, Scale, plan_cell, plan_table
+from frskd_plugin.reproduce.records import Store, read_history, read_json
+from frskd_plugin.reproduce.report import markdown
+from frskd_plugin.reproduce.sizes import count_self_teacher, count_wide_resnet, table6_ratios
+from frskd_plugin.reproduce.tables import BASELINE, FRSKD, TABLES, Column, Table
+from frskd_plugin.reproduce.trainer import LOCK_NAME, Machine, Trainer, training_command
+from tests.helpers.tiny_classification import write_cifar
+from tests.helpers.tiny_mmseg import REPOSITORY
+
+COUNTS = json.loads((REPOSITORY / "tests" / "data" / "counts.json").read_text())
+PAPER = Scale()
+REDUCED = Scale(epochs=8, images_per_class=100)
+SMALL = ["table1", "--datasets", "cifar100", "--models", "wrn_16_2", "--no-cost"]
+
+# In place of tools/train.py: scores an epoch after the other, goes on where it was, and dies after epoch `stop`.
+FAKE = """
+import json, pathlib, sys
+folder, epochs, score, stop = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+file = pathlib.Path(folder, "result.json")
+history = json.loads(file.read_text())["history"] if file.exists() else []
+for epoch in range(len(history) + 1, epochs + 1):
+    history.append({"epoch": epoch, "top1": score + epoch, "top5": 90.0})
+    file.write_text(json.dumps({"history": history}))
+    print("epoch", epoch, flush=True)
+    if epoch == stop:
+        sys.exit("out of memory")
+"""
+
+
+class FakeTraining:
+    """Makes the command lines of fake runs and notes whose they were; `stops` and `scores` go by seed."""
+
+    def __init__(self, store: Store, scores: Sequence[float] = (70.0, 71.0, 72.0)) -> None:
+        self.store, self.scores = store, scores
+        self.started: list[str] = []
+        self.stops: dict[int, int] = {}
+
+    def __call__(self, run: Run, **_: Any) -> list[str]:
+        self.started.append(run.name)
+        what = (self.store.folder(run), run.epochs, self.scores[run.seed], self.stops.get(run.seed, 0))
+        return [sys.executable, "-S", "-c", FAKE, *map(str, what)]
+
+
+def small_run(seed: int = 0, **changes: Any) -> Run:
+    run = Run("baseline_cifar100_wrn_16_2", "cifar100", "wrn_16_2", "baseline", epochs=3, seed=seed)
+    return dataclasses.replace(run, **changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "work", tmp_path / "out")
+
+
+@pytest.fixture
+def fake(store: Store) -> FakeTraining:
+    return FakeTraining(store)
+
+
+@pytest.fixture
+def trainer(store: Store, fake: FakeTraining) -> Trainer:
+    return Trainer(store, Machine(["cpu"], jobs=2), fake, say=lambda line: None)
+
+
+@pytest.fixture
+def tool(fake: FakeTraining, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command line with fake trainings."""
+    monkeypatch.setattr(command, "training_command", fake)
+    folders = ["--work-dir", str(store.work_dir), "--out", str(store.out), "--device", "cpu"]
+    return lambda *arguments: command.main([*arguments, *folders])
+
+
+# --- the tables as data ---
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "expected"),
+    [
+        ("table1", "baseline", "cifar100/wrn_16_2", Score(70.42, 0.08)),
+        ("table1", "cs_kd", "cifar100/resnet18_cifar", Score(77.19, 0.05)),
+        ("table1", "frskd_sla", "tinyimagenet/resnet18_cifar", Score(63.58, 0.04)),
+        ("table1", "frskd_f", "tinyimagenet/wrn_16_2", Score(52.91, 0.30)),
+        ("table2", "baseline", "dogs/resnet18", Score(63.38, 0.04)),
+        ("table2", "frskd_sla", "stanford40/resnet18", Score(61.96, 0.57)),
+        ("table2", "cs_kd", "cub200/resnet18", Score(64.34, 0.08)),
+        ("table3", "frskd", "imagenet/resnet34/top5", Score(92.11)),
+        ("table3", "baseline", "imagenet/resnet18/top1", Score(69.76)),
+        ("table4", "frskd", "voc/effdet_d1/mIoU", Score(83.88)),
+        ("table5", "frskd_overhaul", "mit67/resnet18", Score(54.83, 2.63)),
+        ("table6", "bifpn_256", "cifar100/wrn_16_2", Score(73.54, 0.41)),
+        ("table7", "kd_attention", "tinyimagenet/resnet18_cifar", Score(59.83, 0.28)),
+        ("table8", "baseline", "dogs/resnet18", Score(66.38, 0.04)),
+        ("table8", "frskd_cutmix", "cifar100/resnet18_cifar", Score(80.49, 0.05)),
+    ],
+)
+def test_numbers_are_the_papers(table: str, row: str, column: str, expected: Score) -> None:
+    assert TABLES[table].scores[row, Column.of(column)] == expected
+
+
+@pytest.mark.parametrize("table", [table for table in TABLES.values() if table.name != "fig4"], ids=lambda t: t.name)
+def test_every_cell_has_a_number_and_every_number_a_cell(table: Table) -> None:
+    assert set(table.scores) == {(row.key, column) for row in table.rows for column in table.columns}
+    assert all((score.std is None) == (table.name in ("table3", "table4")) for score in table.scores.values())
+
+
+def test_a_line_with_a_number_too_few_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 'frskd' has 1 numbers, expected one for each of 2 columns"):
+        read_scores("cifar100/wrn_16_2 cifar100/resnet18_cifar\nfrskd 70.0±0.1")
+
+
+def test_misprints_are_noted_where_they_show() -> None:
+    assert any("1028" in note and "1024" in note for note in TABLES["table1"].notes)
+    for name in ("table2", "table8"):
+        assert any("63.38" in note and "66.38" in note for note in TABLES[name].notes)
+
+
+# --- runs and their names ---
+
+
+def test_names_are_stable() -> None:
+    """A changed name would orphan every record that was written before."""
+    table = TABLES["table1"]
+    assert [plan_cell(table, row, table.columns[0], PAPER, 0).name for row in (BASELINE, FRSKD)] == [
+        "cifar100_wrn_16_2_baseline_6384650c_seed0",
+        "cifar100_wrn_16_2_frskd_b9cdd33f_seed0",
+    ]
+
+
+def test_names_tell_all_runs_apart_and_tables_share_equal_ones() -> None:
+    named: dict[str, Run] = {}
+    for table in TABLES.values():
+        for scale in (PAPER, Scale(epochs=8, arguments=("--compile",))):
+            for run in plan_table(table, scale, seeds=(0, 1)):
+                assert named.setdefault(run.name, run) == run
+    identities = {json.dumps([run.identity, run.seed], sort_keys=True) for run in named.values()}
+    assert len(identities) == len(named)
+    column = Column("cifar100", "resnet18_cifar")
+    shared = [plan_cell(TABLES[name], FRSKD, column, PAPER, 0).name for name in ("table1", "table5", "table7")]
+    assert len(set(shared)) == 1
+    wrn = Column("cifar100", "wrn_16_2")
+    rows = {row.key: row for name in ("table6", "fig4") for row in TABLES[name].rows}
+    assert plan_cell(TABLES["table6"], rows["bifpnc_256"], wrn, PAPER, 0).name == (
+        plan_cell(TABLES["fig4"], rows["alpha2_beta100"], wrn, PAPER, 0).name
+    )
+
+
+def settings(table: str, key: str, column: str, scale: Scale = PAPER) -> dict[str, Any]:
+    (row,) = (row for row in TABLES[table].rows if row.key == key)
+    return dict(plan_cell(TABLES[table], row, Column.of(column), scale, 0).settings)
+
+
+def test_settings_are_the_papers() -> None:
+    common = {"temperature": 4.0, "width": 2}
+    assert settings("table1", "frskd", "cifar100/wrn_16_2") == {**common, "alpha": 2.0, "beta": 100.0}
+    assert settings("table1", "frskd_sla", "tinyimagenet/wrn_16_2") == {**common, "alpha": 3.0, "beta": 100.0}
+    assert settings("table2", "frskd_f", "cub200/resnet18") == {**common, "alpha": 1.0, "beta": 0.0}
+    assert settings("table2", "cs_kd", "dogs/resnet18") == {"weight": 3.0}
+    assert settings("table1", "cs_kd", "cifar100/wrn_16_2") == {"weight": 1.0}
+    hint = settings("table5", "frskd_hint", "cub200/resnet18")
+    assert hint == {**common, "alpha": 1.0, "beta": 100.0, "feature_loss": "hint"}
+    assert settings("table6", "bifpn_128", "cifar100/wrn_16_2") == {
+        "temperature": 4.0, "alpha": 2.0, "beta": 100.0, "channels": 128
+    }  # fmt: skip
+    attention = settings("table7", "kd_attention", "mit67/resnet18")
+    assert attention == {"feature_loss": "attention", "beta": 1000.0, "teacher": {"model_name": "resnet34"}}
+    assert settings("fig4", "alpha3_beta500", "mit67/resnet18") == {**common, "alpha": 3.0, "beta": 500.0}
+
+
+def test_schedules_shrink_in_proportion() -> None:
+    assert settings("table1", "one", "cifar100/wrn_16_2") == {"rampup_epochs": 80}
+    assert settings("table1", "one", "cifar100/wrn_16_2", Scale(epochs=20)) == {"rampup_epochs": 8}
+    run = plan_cell(TABLES["table1"], FRSKD, Column("cifar100", "wrn_16_2"), REDUCED, 0)
+    assert (run.epochs, run.options) == (
+        8,
+        (
+            "train_cfg.max_epochs=8",
+            "param_scheduler.milestones=[4,6]",
+            "train_dataloader.dataset.images_per_class=100",
+        ),
+    )
+    segmentor = plan_cell(TABLES["table4"], FRSKD, Column.of("voc/effdet_d0/mIoU"), Scale(epochs=6), 0)
+    assert (segmentor.config, segmentor.method) == ("frskd_voc_effdet_d0", None)
+    assert segmentor.options == (
+        "train_cfg.max_epochs=6",
+        "param_scheduler.milestones=[4]",
+        "custom_hooks.2.begin=4",
+        "custom_hooks.2.end=6",
+    )
+
+
+def test_images_per_class_is_refused_where_the_data_set_has_it_not() -> None:
+    with pytest.raises(ValueError, match="baseline_cub200_resnet18 is always trained on as a whole"):
+        plan_table(TABLES["table2"], REDUCED, seeds=(0,))
+
+
+def test_one_teacher_a_data_set_comes_before_its_students() -> None:
+    table = TABLES["table7"].chosen(datasets=["cifar100", "cub200"])
+    runs = plan_table(table, PAPER, seeds=(0, 1))
+    teachers = {run.teacher.name: run.teacher for run in runs if run.teacher}
+    assert [(run.model, run.method, run.seed) for run in teachers.values()] == [
+        ("resnet34_cifar", "baseline", 0),
+        ("resnet34", "baseline", 0),
+    ]
+    names = [run.name for run in runs]
+    assert all(names.index(run.teacher.name) < names.index(run.name) for run in runs if run.teacher)
+    assert len(runs) == 2 * 5 * 2 + 2
+
+
+def test_mixing_takes_the_config_that_mixes() -> None:
+    configs = {run.config for run in plan_table(TABLES["table8"].chosen(datasets=["mit67"]), PAPER, (0,))}
+    assert configs == {f"baseline_mit67_resnet18{end}" for end in ("", "_mixup", "_cutmix")}
+
+
+def test_command_line_of_a_run(store: Store, tmp_path: Path) -> None:
+    row = next(row for row in TABLES["table7"].rows if row.key == "kd_hint")
+    run = plan_cell(TABLES["table7"], row, Column("cifar100", "resnet18_cifar"), Scale(8, None, (), ("--compile",)), 5)
+    python, script, config, *options = training_command(run, store, tmp_path)
+    assert (python, Path(script), Path(config)) == (
+        sys.executable,
+        REPOSITORY / "tools" / "train.py",
+        REPOSITORY / "configs" / "baseline_cifar100_resnet18_cifar.py",
+    )
+    teacher = store.work_dir / "teachers" / f"{run.teacher.name}.pth"
+    assert options == [
+        *("--data-root", str(tmp_path / "cifar100"), "--work-dir", str(store.work_dir / run.name)),
+        *("--seed", "5", "--resume", "--method", "kd"),
+        *(
+            "--method-options",
+            "feature_loss=hint",
+            "teacher.model_name=resnet34_cifar",
+            f"teacher.checkpoint={teacher}",
+        ),
+        *("--compile", "--cfg-options", "train_cfg.max_epochs=8", "param_scheduler.milestones=[4,6]"),
+    ]
+    segmentor = plan_cell(TABLES["table4"], BASELINE, Column.of("voc/effdet_d0/mIoU"), PAPER, 0)
+    assert training_command(segmentor, store, tmp_path)[4:] == [
+        *(str(tmp_path / "VOCdevkit"), "--work-dir", str(store.folder(segmentor)), "--seed", "0", "--resume")
+    ]
+
+
+def test_processes_share_the_devices_and_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine = Machine(["cuda:0", "cuda:3"], jobs=3, threads=2)
+    assert [machine.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "3", "0"]
+    assert machine.environment(0)["OMP_NUM_THREADS"] == "2"
+    assert Machine(["cpu"]).environment(0)["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in Machine(["cuda"]).environment(0)
+
+
+# --- what is run, skipped, resumed, and fails ---
+
+
+def test_done_runs_are_skipped_and_recorded(trainer: Trainer, fake: FakeTraining, store: Store) -> None:
+    runs = [small_run(0), small_run(1)]
+    assert trainer.train(runs) == {}
+    assert sorted(fake.started) == [run.name for run in runs]
+    record = json.loads(store.record_file(runs[1]).read_text())
+    assert (record["name"], record["seed"], record["identity"]) == (runs[1].name, 1, runs[1].identity)
+    assert record["last"] == {"epoch": 3, "top1": 74.0, "top5": 90.0} == record["best"]
+    assert [entry["top1"] for entry in record["history"]] == [72.0, 73.0, 74.0]
+    assert record["seconds"] >= 0 and {"torch", "timm", "frskd_plugin"} <= set(record["versions"])
+    fake.started.clear()
+    assert trainer.train([*runs, small_run(2)]) == {}
+    assert fake.started == [small_run(2).name]
+    # records are all that is needed: the work folder may go
+    for file in sorted(store.work_dir.rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert all(store.is_done(run) for run in runs)
+
+
+def test_a_record_of_other_settings_does_not_count(trainer: Trainer, fake: FakeTraining, store: Store) -> None:
+    run = small_run()
+    trainer.train([run])
+    record = json.loads(store.record_file(run).read_text())
+    record["identity"]["epochs"] = 200
+    store.record_file(run).write_text(json.dumps(record))
+    (store.folder(run) / "result.json").unlink()
+    assert not store.is_done(run)
+    trainer.train([run])
+    assert fake.started == [run.name] * 2 and store.is_done(run)
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(trainer: Trainer, fake: FakeTraining, store: Store) -> None:
+    fake.stops[0] = 2
+    failures = trainer.train([small_run(0), small_run(1)])
+    assert list(failures) == [small_run(0).name] and store.is_done(small_run(1))
+    reason = failures[small_run(0).name]
+    assert reason.startswith("status 1; ") and reason.splitlines()[-1].strip() == "out of memory"
+    assert not store.record_file(small_run(0)).exists()
+
+    fake.stops.clear()  # started again, it goes on after epoch 2
+    assert trainer.train([small_run(0), small_run(1)]) == {}
+    log = (store.folder(small_run(0)) / "train.log").read_text().splitlines()
+    assert log == ["epoch 1", "epoch 2", "out of memory", "epoch 3"]
+    assert len(store.read(small_run(0))["history"]) == 3
+
+
+def test_a_run_that_ended_while_nobody_looked_is_recorded_without_training(
+    trainer: Trainer, fake: FakeTraining, store: Store
+) -> None:
+    trainer.train([small_run()])
+    store.record_file(small_run()).unlink()
+    fake.started.clear()
+    trainer.train([small_run()])
+    assert fake.started == [] and store.read(small_run())["last"]["epoch"] == 3
+
+
+def test_an_unfinished_process_that_ends_well_is_a_failure(store: Store) -> None:
+    trainer = Trainer(store, Machine(["cpu"]), lambda run: [sys.executable, "-S", "-c", "pass"], say=lambda line: None)
+    (reason,) = trainer.train([small_run()]).values()
+    assert reason.startswith("it ended before epoch 3 was scored")
+
+
+def test_a_run_that_another_process_trains_is_left_alone(trainer: Trainer, fake: FakeTraining, store: Store) -> None:
+    store.folder(small_run()).mkdir(parents=True)
+    with open(store.folder(small_run()) / LOCK_NAME, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (reason,) = trainer.train([small_run()]).values()
+    assert "another process trains it" in reason and fake.started == []
+
+
+def test_stopping_ends_the_processes(store: Store) -> None:
+    def stop(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    quick = FakeTraining(store)
+    slow = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    trainer = Trainer(
+        store, Machine(["cpu"], jobs=2), lambda run: slow if run.seed else quick(run), stop, lambda _: None
+    )
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train([small_run(1), small_run(0)])
+    assert time.monotonic() - started < 50
+    with open(store.folder(small_run(1)) / LOCK_NAME, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any more
+
+
+def test_students_wait_for_their_teacher_and_fail_with_it(
+    store: Store, fake: FakeTraining, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(self: Store, run: Run) -> bool:
+        self.teacher_file(run).parent.mkdir(exist_ok=True)
+        self.teacher_file(run).write_text("weights")
+        return True
+
+    monkeypatch.setattr(Store, "_keep_teacher", keep)
+    teacher = small_run(model="resnet34_cifar")
+    student = small_run(method="kd", teacher=teacher)
+    fake.stops[0] = 1
+    failures = trainer.train([teacher, student])
+    assert fake.started == [teacher.name]
+    assert failures[student.name] == f"its teacher {teacher.name} failed"
+    fake.stops.clear()
+    assert trainer.train([teacher, student]) == {}
+    assert fake.started == [teacher.name, teacher.name, student.name]
+    assert store.teacher_file(teacher).read_text() == "weights"
+
+
+def test_a_segmentors_scores_come_from_its_logs(tmp_path: Path) -> None:
+    for start, lines in (
+        ("20260101", [{"loss": 1.0, "step": 5}, {"mIoU": 10.0, "step": 1}, {"mIoU": 11.0, "step": 2}]),
+        ("20260102", [{"mIoU": 12.0, "aAcc": 50.0, "step": 2}]),
+    ):
+        file = tmp_path / start / "vis_data" / "scalars.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("\n".join(map(json.dumps, lines)))
+    assert read_history(tmp_path) == [{"epoch": 1, "mIoU": 10.0}, {"epoch": 2, "mIoU": 12.0, "aAcc": 50.0}]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match="record.json is no JSON file .*remove it"):
+        read_json(tmp_path / "record.json")
+
+
+# --- what is written ---
+
+
+def write_record(store: Store, run: Run, **last: float) -> None:
+    record = {"identity": run.identity, "seed": run.seed, "metric": "top1", "last": last, "seconds": 60.0}
+    store.record_file(run).parent.mkdir(parents=True, exist_ok=True)
+    store.record_file(run).write_text(json.dumps(record))
+
+
+def test_markdown(store: Store) -> None:
+    table = TABLES["table3"].chosen(models=["resnet18"])
+    for seed, top1 in ((0, 69.0), (1, 70.0)):
+        write_record(store, plan_cell(table, BASELINE, table.columns[0], PAPER, seed), top1=top1, top5=89.0)
+    write_record(store, plan_cell(table, BASELINE, table.columns[0], Scale(epochs=9), 2), top1=10.0, top5=20.0)
+    costs = {"resnet18": StepCost(batch=8, plain=0.5, forward=0.1, ratios={"baseline": 1.0, "frskd": 2.0})}
+    assert markdown(table, PAPER, store, costs) == (
+        "# Table 3: ImageNet\n\n"
+        "The paper's schedule: 90 epochs, all training images.\n\n"
+        "Last epoch's top-1 accuracy and top-5 accuracy in percent: mean ± standard deviation of the sample, number of "
+        "seeds in brackets. –: not run.\n\n"
+        "| method | ImageNet, ResNet18 | paper | ImageNet, ResNet18, top-5 accuracy | paper | step, ResNet18 |\n"
+        "|---|---|---|---|---|---|\n"
+        "| Baseline | 69.50 ± 0.71 (2) | 69.76 | 89.00 ± 0.00 (2) | 89.08 | × 1.00 |\n"
+        "| FRSKD | – | 70.17 | – | 89.78 | × 2.00 |\n\n"
+        "Step: time of a training step over that of the plain network, random images, steps in turn in one process "
+        "(resnet18 8 images a step; data loading and a pretrained teacher's own training not counted).\n"
+    )
+
+
+def test_a_reduced_table_cannot_be_taken_for_the_papers(store: Store) -> None:
+    table = TABLES["table1"].chosen(["cifar100"], ["wrn_16_2"], ["frskd"])
+    scale = Scale(8, 100, ("train_dataloader.batch_size=64",), ("--amp-dtype", "bf16"))
+    write_record(store, plan_cell(table, FRSKD, table.columns[0], scale, 0), top1=30.0)
+    title, _, conditions, *_ = markdown(table, scale, store, {}).splitlines()
+    assert title == "# Table 1: self-distillation on CIFAR-100 and TinyImageNet (reduced runs)"
+    assert conditions == (
+        "**Not the paper's conditions:** 8 of 200 epochs (learning rate / 10 after 4,6); the first 100 training images "
+        "of each class; `train_dataloader.batch_size=64`; `--amp-dtype bf16`. The paper's numbers stand beside for "
+        "orientation and are of 200 epochs on all images: compare the rows with each other, not with them."
+    )
+    assert "| FRSKD | 30.00 (1) | 73.27 ± 0.45 |" in markdown(table, scale, store, {})
+    assert "paper (full runs)" in markdown(table, scale, store, {})
+    assert "30.00" not in markdown(table, PAPER, store, {})
+
+
+def test_a_file_keeps_the_columns_of_other_calls(store: Store) -> None:
+    whole, chosen = TABLES["table5"], TABLES["table5"].chosen(datasets=["mit67"], methods=["frskd"])
+    dogs, cifar100 = Column("dogs", "resnet18"), Column("cifar100", "resnet18_cifar")
+    write_record(store, plan_cell(whole, BASELINE, dogs, PAPER, 0), top1=60.0)
+    write_record(store, plan_cell(whole, BASELINE, cifar100, REDUCED, 0), top1=20.0)
+    shown = session.Session(chosen, PAPER, (0,), store).shown
+    assert [column.data for column in shown.columns] == ["mit67", "dogs"] and shown.rows == whole.rows
+    reduced = session.Session(whole.chosen(datasets=["cifar100"]), REDUCED, (0,), store)
+    assert [column.data for column in reduced.shown.columns] == ["cifar100"]
+
+
+def test_each_scale_has_a_file_of_its_own(store: Store) -> None:
+    scales = [
+        PAPER,
+        REDUCED,
+        Scale(epochs=8),
+        Scale(8, None, ("a=1",)),
+        Scale(8, None, ("a=2",)),
+        Scale(8, 100, ("a=1",)),
+    ]
+    stems = [session.Session(TABLES["table1"], scale, (0,), store).file_stem for scale in scales]
+    assert stems[:3] == ["table1", "table1_8_epochs_100_images", "table1_8_epochs"]
+    assert len(set(stems)) == len(stems) and stems[3].startswith("table1_8_epochs_changed_")
+
+
+def test_figure_4(store: Store, tmp_path: Path) -> None:
+    table = TABLES["fig4"].chosen(datasets=["cifar100"])
+    assert sorted((row.settings["alpha"], row.settings["beta"]) for row in table.rows) == [
+        (float(a), float(b)) for a in (1, 2, 3) for b in (50, 100, 200, 500)
+    ]
+    scores = {(row.key, 0): [] for row in table.rows}
+    scores["alpha2_beta50", 0] = [70.0, 72.0]
+    scores["alpha2_beta500", 0] = [71.0]
+    assert points_of(table, scores, 0) == {2.0: [(50.0, 71.0, pytest.approx(2**0.5)), (500.0, 71.0, 0.0)]}
+    draw(table, scores, "three seeds", tmp_path / "plots" / "fig4.png")
+    assert (tmp_path / "plots" / "fig4.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- Table 6 ---
+
+
+def test_ratios_are_the_papers_to_two_decimals() -> None:
+    found = {key: (round(r.params, 2), round(r.operations, 2)) for key, r in table6_ratios().items()}
+    assert found == {
+        "bifpn_128": (0.30, 0.67),
+        "bifpn_256": (0.97, 2.38),
+        "bifpnc_128": (0.19, 0.21),
+        "bifpnc_256": (0.59, 0.68),
+    }
+    assert found == TABLE_6_RATIOS
+
+
+def test_counts_are_the_reference_s() -> None:
+    classifier = COUNTS["classifiers"]["wrn16x2 (3x32x32, 100 classes)"]
+    count = count_wide_resnet()
+    assert (count.params, count.macs, count.operations) == tuple(classifier[k] for k in ("params", "macs", "ops_all"))
+    for teacher in COUNTS["teachers"]:
+        shapes = COUNTS["classifiers"][teacher["classifier"]]["feature_shapes"]
+        form = {"width": teacher["width"]} if teacher["teacher"] == "BiFPNc" else {"constant": teacher["num_channels"]}
+        count = count_self_teacher(
+            [shape[1] for shape in shapes],
+            [shape[2] for shape in shapes],
+            depth=teacher["depth"],
+            num_classes=1000 if "1000 classes" in teacher["classifier"] else 100,
+            **form,
+        )
+        assert [count.params, count.macs, count.operations] == [teacher[k] for k in ("params", "macs", "ops_all")]
+    with pytest.raises(ValueError, match="give either `width` .* or `constant`"):
+        count_self_teacher()
+
+
+def test_what_runs_here_has_the_weights_of_the_papers_and_fewer_operations() -> None:
+    for ratios in table6_ratios().values():
+        assert ratios.own_params == pytest.approx(ratios.params, rel=1e-3)
+        assert ratios.own_macs <= ratios.macs + 1e-12
+
+
+# --- cost and estimate ---
+
+
+def test_batches_are_what_a_method_asks_for() -> None:
+    images, targets, extra = random_batch(DataNeeds(views=2), 4, (3, 8, 8), 100, "cpu")
+    assert (tuple(images.shape), targets.tolist(), extra) == ((4, 2, 3, 8, 8), [0, 1, 2, 3], {})
+    images, targets, _ = random_batch(DataNeeds(order="class_pairs"), 2, (3, 8, 8), 100, "cpu")
+    assert (len(images), targets.tolist()) == (4, [0, 1, 0, 1])
+    *_, extra = random_batch(DataNeeds(index=True), 2, (3, 8, 8), 100, "cpu")
+    assert extra["index"].tolist() == [0, 1]
+
+
+def test_methods_with_data_of_their_own_take_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frskd_plugin.reproduce.cost.CPU_BATCH", 2)
+    table = TABLES["table1"].chosen(methods=["ddgsd", "cs_kd", "frskd_sla"])
+    runs = {row.key: plan_cell(table, row, table.columns[0], PAPER, 0) for row in table.rows}
+    cost = measure_classifier(runs, repeat=1, device="cpu")
+    assert cost.batch == 2 and list(cost.ratios) == [row.key for row in table.rows]
+    assert all(ratio > 0 for ratio in cost.ratios.values()) and cost.forward > 0
+
+
+def test_estimate() -> None:
+    costs = {"resnet18_cifar": StepCost(batch=10, plain=2.0, forward=0.5, ratios={"baseline": 1.0, "frskd": 3.0})}
+    table = TABLES["table1"]
+    run = plan_cell(table, FRSKD, Column("cifar100", "resnet18_cifar"), REDUCED, 0)
+    # 8 epochs of 100 x 100 images at 3 x 0.2 s, and of 10000 scored at 0.05 s
+    assert estimate_seconds(run, "frskd", costs) == pytest.approx(8 * (10000 * 0.6 + 10000 * 0.05))
+    teacher = Run("baseline_cifar100_resnet18_cifar", "cifar100", "resnet34_cifar", "baseline", epochs=1)
+    assert estimate_seconds(teacher, "baseline", costs) == pytest.approx(2 * (50000 * 0.2 + 10000 * 0.05))
+    assert estimate_seconds(small_run(), "baseline", costs) is None
+
+
+def test_costs_are_measured_once_and_rows_of_equal_steps_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[list[str]] = []
+
+    def measure(runs: dict[str, Run], repeat: int, device: str) -> StepCost:
+        measured.append(list(runs))
+        return StepCost(8, 1.0, 0.3, {key: 1.0 + index for index, key in enumerate(runs)})
+
+    monkeypatch.setattr(session, "measure", measure)
+    for _ in range(2):
+        table = TABLES["fig4"].chosen(datasets=["cifar100"], methods=["alpha1_beta50"])
+        costs = session.Session(table, PAPER, (0,), store).costs(repeat=1, device="cpu")
+    assert measured == [["alpha1_beta50"]]
+    assert session.Session(table, PAPER, (0,), store).costs(repeat=0, device="cpu") == costs
+    assert session.Session(table, PAPER, (0,), store).costs(repeat=0, device="cuda") == {}
+    assert costs["wrn_16_2"].ratios == {row.key: 1.0 for row in TABLES["fig4"].rows}
+    mixed = session.Session(TABLES["table8"].chosen(datasets=["cifar100"]), PAPER, (0,), store)
+    assert mixed.costs(1, "cpu")["resnet18_cifar"].ratios["frskd_cutmix"] == 2.0
+    assert measured[1:] == [["baseline", "frskd_mixup"]]
+
+
+# --- the command line ---
+
+
+def test_tool_writes_the_table_and_says_what_failed(
+    tool: Callable[..., int], fake: FakeTraining, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--methods", "baseline", "frskd", "--epochs", "4", "--data", str(tmp_path), "--jobs", "2"]
+    fake.stops[2] = 1
+    assert tool(*options) == 1
+    assert "2 runs failed: cifar100_wrn_16_2_" in capsys.readouterr().out
+    text = (store.out / "table1_4_epochs.md").read_text()
+    assert "| FRSKD | 74.50 ± 0.71 (2) | 73.27 ± 0.45 |" in text and "| ONE | – | 73.01 ± 0.23 |" in text
+    fake.stops.clear()
+    assert tool(*options) == 0
+    assert "4 of 6 runs are done, 2 to go" in capsys.readouterr().out
+    assert "| FRSKD | 75.00 ± 1.00 (3) |" in (store.out / "table1_4_epochs.md").read_text()
+    assert not (store.out / "table1.md").exists()
+
+
+def test_dry_run_lists_and_trains_nothing(
+    tool: Callable[..., int], fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(session, "measure", lambda runs, repeat, device: StepCost(1, 0.01, 0.0, dict.fromkeys(runs, 1)))
+    arguments = [argument for argument in SMALL if argument != "--no-cost"]
+    options = [*arguments, "--methods", "baseline", "frskd", "--seeds", "0", "--dry-run", "--jobs", "2"]
+    assert tool(*options, "--epochs", "36", "--images-per-class", "10") == 0
+    *lines, count, total = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("to do  cifar100_wrn_16_2_") for line in lines)
+    assert lines[0].endswith("_seed0  about 0.10 h")  # 36 epochs of 1000 images at 10 ms
+    assert count == "0 of 2 runs are done, 2 to go"
+    assert total.startswith("0.2 h of training, 0.1 h with 2 at a time")
+    assert fake.started == [] and not store.work_dir.exists()
+
+
+def test_several_runs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [command.threads_for(jobs) for jobs in (1, 2, 3, 16)] == [None, 4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert command.threads_for(2) is None
+
+
+def test_a_polite_kill_stops_like_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), command.ends_like_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table1"], "--data is missing"),
+        (["table1", "--data", "/nowhere"], "--data: /nowhere is not a folder"),
+        (["table1", "--dry-run", "--methods", "kd"], "--methods: table1 has no kd; it has baseline, one, "),
+        (["table1", "--dry-run", "--datasets", "mnist"], "--datasets: table1 has no mnist; it has cifar100, tiny"),
+        (["table3", "--dry-run", "--models", "wrn_16_2"], "--models: table3 has no wrn_16_2; it has resnet18, "),
+        (["fig4", "--dry-run", "--datasets", "mit67", "--models", "wrn_16_2"], "fig4 has none of these data sets with"),
+        (["table1", "--dry-run", "--device", "abacus"], "device 'abacus' cannot be used here"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    tool: Callable[..., int], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"reproduce.py: {message}")
+
+
+def test_table_6_counts_without_data(tool: Callable[..., int], store: Store) -> None:
+    assert tool("table6", "--no-cost") == 0
+    text = (store.out / "table6.md").read_text()
+    assert "| BiFPN, 256 channels | × 0.97 | × 0.97 | × 2.38 | × 2.38 | × 2.35 | × 0.97 | × 2.35 |" in text
+    assert "| BiFPNc, 256 channels | – | 73.27 ± 0.45 |" in text
+
+
+def test_the_papers_own_epochs_are_no_reduction(tool: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    names = []
+    for epochs in ([], ["--epochs", "200"]):
+        assert tool(*SMALL, "--dry-run", *epochs) == 0
+        names.append(capsys.readouterr().out)
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_real_runs_end_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    write_cifar(data / "cifar100", train=20, test=10)
+    arguments = [
+        *(*SMALL, "--methods", "baseline", "frskd", "--seeds", "0", "--epochs", "2", "--data", data),
+        *("--work-dir", tmp_path / "work", "--out", tmp_path / "out", "--device", "cpu", "--jobs", 2, "--threads", 1),
+        *("--cfg-options", "model.student.depth=10", "model.student.k=1", "train_dataloader.batch_size=10"),
+        *(f"{split}_dataloader.dataset.expected_images=None" for split in ("train", "val", "test")),
+    ]
+    assert command.main([*map(str, arguments)]) == 0
+    records = [json.loads(file.read_text()) for file in sorted((tmp_path / "out" / "runs").glob("*.json"))]
+    assert [record["identity"]["method"] for record in records] == ["baseline", "frskd"]
+    assert "teacher_top1" in records[1]["last"] and [entry["epoch"] for entry in records[1]["history"]] == [1, 2]
+    (file,) = (tmp_path / "out").glob("table1_2_epochs_changed_*.md")
+    text = file.read_text()
+    assert text in capsys.readouterr().out and "`model.student.depth=10`" in text
+    assert f"| FRSKD | {records[1]['last']['top1']:.2f} (1) | 73.27 ± 0.45 |" in text
+    assert command.main([*map(str, arguments)]) == 0
+    assert "2 of 2 runs are done, 0 to go" in capsys.readouterr().out
