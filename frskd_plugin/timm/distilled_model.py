@@ -72,7 +72,7 @@ class DistilledModel(nn.Module):
         return {f"student.{name}" for name in names}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Parameter's name -> its layer, for timm's layer-wise learning rates; the method's modules go with the head."""
+        """Name -> layer, for timm's layer-wise learning rates; the method's modules go with the head."""
         if hasattr(self.student, "group_matcher"):
             layers = group_parameters(self.student, self.student.group_matcher(coarse=coarse), reverse=True)
         else:

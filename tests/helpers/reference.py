@@ -161,4 +161,6 @@ def _check_grads(module: nn.Module, arrays: Mapping[str, np.ndarray], mode: str,
             continue  # structurally zero: batch normalisation removes every shift
         if cancelling and key.endswith("conv.weight") and not exact:
             continue  # a difference of nearly equal numbers: only float64 can tell (reference section 9)
-        assert_close(grad, arrays[f"{mode}.grad.{key}"], tol, f"grad.{key}")
+        # a fusion weight's gradient is a sum over whole maps: in float32 its last digits depend on the CPU's kernels
+        summed = "_fuse." in key and not exact
+        assert_close(grad, arrays[f"{mode}.grad.{key}"], 2 * tol if summed else tol, f"grad.{key}")
