@@ -22,10 +22,11 @@ def check_finite(losses: dict[str, Any]) -> None:
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Raises: Fault, where a parameter has no gradient, or one that is not finite."""
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    """Raises: Fault, where a parameter that is trained has no gradient, or one that is not finite."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    without = [name for name, parameter in trained if parameter.grad is None]
     if without:
         raise Fault(f"{len(without)} parameters get no gradient: {', '.join(without[:NAMES_TOLD])}")
-    wild = [name for name, parameter in model.named_parameters() if not parameter.grad.isfinite().all()]
+    wild = [name for name, parameter in trained if not parameter.grad.isfinite().all()]
     if wild:
         raise Fault(f"{len(wild)} parameters get a gradient that is not finite: {', '.join(wild[:NAMES_TOLD])}")

@@ -193,3 +193,13 @@ def test_logits_that_are_not_the_plain_models_are_a_fault(monkeypatch) -> None:
     monkeypatch.setattr(DistilledModel, "forward", disturbed)
     with pytest.raises(Fault, match="^in evaluation it does not give the plain model's logits$"):
         examine_classifier("wrn_16_2")
+
+
+def test_a_parameter_that_timm_froze_is_no_fault():
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    model(torch.rand(1, 2)).sum().backward()
+    check_gradients(model)
+    model.weight.grad = None
+    with pytest.raises(Fault, match="1 parameters get no gradient: weight"):
+        check_gradients(model)
