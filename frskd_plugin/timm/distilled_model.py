@@ -28,9 +28,6 @@ class DistilledModel(nn.Module):
         self.method = method
         self.criterion = criterion
         self.out_indices = tuple(out_indices)
-        # `forward_intermediates` takes ascending indices and gives its maps in that order
-        ascending = sorted(self.out_indices)
-        self._level_order = [ascending.index(i) for i in self.out_indices]
 
     def forward(self, images: Tensor, targets: Tensor | None = None, **extra: Tensor) -> dict[str, Tensor] | Tensor:
         """Train mode: the losses of a batch. Eval mode: the plain student's logits [B, K]; the method is not run.
@@ -59,8 +56,7 @@ class DistilledModel(nn.Module):
 
     def student_forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """The student's maps [B, C_i, H_i, W_i], level 0 = highest resolution, and its logits [B, K], in one pass."""
-        feats, logits = split_forward(self.student, images, sorted(self.out_indices))
-        return [feats[i] for i in self._level_order], logits
+        return split_forward(self.student, images, self.out_indices)
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
         """Logits [B, K] of the method's own teacher; None where it has none."""

@@ -42,9 +42,7 @@ class FrozenTeacher(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """[B, C, H, W] -> maps, level 0 = highest resolution, and logits [B, K]."""
-        ascending = sorted(self.out_indices)
-        feats, logits = split_forward(self.model, images, ascending)
-        return [feats[ascending.index(i)] for i in self.out_indices], logits
+        return split_forward(self.model, images, self.out_indices)
 
 
 def make_teacher(

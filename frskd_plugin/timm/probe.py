@@ -39,11 +39,13 @@ def split_forward(model: nn.Module, images: Tensor, indices: Sequence[int] | Non
     Args:
         model: a timm model.
         images: [B, C, H, W].
-        indices: which maps, in ascending order; None: all.
+        indices: which maps, in the order in which they are wanted; None: all, in the model's own.
     """
-    last, feats = model.forward_intermediates(
-        images, indices=None if indices is None else list(indices), output_fmt="NCHW"
-    )
+    # `forward_intermediates` takes ascending indices and gives its maps in that order
+    ascending = None if indices is None else sorted(indices)
+    last, feats = model.forward_intermediates(images, indices=ascending, output_fmt="NCHW")
+    if indices is not None and ascending is not None:
+        feats = [feats[ascending.index(i)] for i in indices]
     return list(feats), model.forward_head(last)
 
 
