@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.benchmark.random_batch import classification_batch
 from frskd_plugin.doctor.classifier import ClassifierPatient
 from frskd_plugin.doctor.patient import Patient
-from frskd_plugin.doctor.random_batch import classification_batch, segmentation_batch
+from frskd_plugin.doctor.random_batch import segmentation_batch
+from frskd_plugin.methods import method_settings
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.distilled_model import DistilledModel
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
@@ -65,7 +68,7 @@ def admit_model(
         settings: of `frskd_plugin.wrap`: of the method, and ``out_indices``.
         model_kwargs: of ``timm.create_model``.
         input_size: channels, height and width; None: what timm says of the model.
-        batch: images in the batch.
+        batch: images that are new in a step, as a loader counts them.
         device: where it runs.
 
     Raises:
@@ -74,7 +77,8 @@ def admit_model(
     """
     check_model_name(name)
     student = timm.create_model(name, pretrained=False, **(model_kwargs or {})).to(device)
-    network = wrap(student, method, input_size=input_size, **(settings or {}))
+    settings = {**_training_set(method, batch), **(settings or {})}
+    network = wrap(student, method, input_size=input_size, **settings)
     return Admission(_classifier(network, input_size, batch, device))
 
 
@@ -91,7 +95,7 @@ def admit_config(
         path: the config file.
         cfg_options: settings that override it.
         input_size: channels, height and width; None: those of the config.
-        batch: images in the batch.
+        batch: images that are new in a step, as a loader counts them.
         device: where it runs.
 
     Raises:
@@ -111,6 +115,9 @@ def admit_config(
         raise ValueError(f"{path} has no `model`: give the config of a training run, such as configs/frskd_*.py.")
     init_default_scope(config.get("default_scope") or "mmengine")
     model_config, changed = without_pretrained(config.model)
+    if "name" in (model_config.get("method") or {}):
+        for key, value in _training_set(model_config.method.name, batch).items():
+            model_config.method.setdefault(key, value)
     with explained_build(path):
         model = MODELS.build(model_config)
     model.init_weights()
@@ -148,10 +155,19 @@ def _classifier(
     student_config = getattr(network.student, "pretrained_cfg", None) or {}
     size = input_size or student_config.get("input_size") or DEFAULT_INPUT_SIZE
     num_classes = network.student.num_classes
-    images, targets = classification_batch(network.method, batch or CLASSIFIER_BATCH, size, num_classes, device)
+    needs = network.method.needs
+    images, targets, extra = classification_batch(needs, batch or CLASSIFIER_BATCH, size, num_classes, device)
     if mix is not None:  # Mixup or CutMix of the config, as in training
         images, targets = mix(images, targets, num_classes)
-    return ClassifierPatient(network.train(), images, targets)
+    if needs.order == "overlap":  # the first step of all has no batch before it to learn from
+        with torch.no_grad():
+            network.train()(images, targets, **extra)
+    return ClassifierPatient(network.train(), images, targets, extra)
+
+
+def _training_set(method: str, batch: int | None) -> dict[str, int]:
+    """The size of a method's training set where it has to know it (PS-KD): here the batch is all there is."""
+    return {"num_samples": batch or CLASSIFIER_BATCH} if "num_samples" in method_settings(method) else {}
 
 
 def _segmentor(model: nn.Module, config: Any, input_size: Sequence[int] | None, batch: int | None, device: str) -> Any:

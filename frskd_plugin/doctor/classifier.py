@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from torch import Tensor, nn
 
+from frskd_plugin.core.listening import listening
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.doctor.patient import Patient, Step
-from frskd_plugin.doctor.unharmed import listening
 from frskd_plugin.timm.distilled_model import DistilledModel
 
 
@@ -19,13 +20,16 @@ class ClassifierPatient(Patient):
         model: what `wrap` made.
         images: [B, C, H, W], or [B, views, C, H, W] for a method that needs several views.
         targets: labels [B] or soft labels [B, K].
+        extra: what the method is given beside them, such as ``index`` [B].
     """
 
     model: DistilledModel
 
-    def __init__(self, model: DistilledModel, images: Tensor, targets: Tensor) -> None:
+    def __init__(
+        self, model: DistilledModel, images: Tensor, targets: Tensor, extra: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__(model, images)
-        self.targets = targets
+        self.targets, self.extra = targets, dict(extra or {})
         self.method_name = type(model.method).__name__
         self.title = type(model.student).__name__
         self.has_self_teacher = isinstance(getattr(model.method, "self_teacher", None), nn.Module)
@@ -41,7 +45,7 @@ class ClassifierPatient(Patient):
             refined = []
             if self.has_self_teacher:
                 refined = stack.enter_context(listening(self.model.method.self_teacher, "forward"))
-            losses = self.model.forward(self.images, self.targets)  # also where it is compiled
+            losses = self.model.forward(self.images, self.targets, **self.extra)  # also where it is compiled
         return Step(
             feats=[list(feats) for feats, _ in passes],
             logits=[logits for _, logits in passes],

@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL|CONFIG", help="name of a timm model, or a config file (.py)")
     parser.add_argument("--input-size", nargs=3, type=positive_int, metavar=("C", "H", "W"), help="size of the images")
-    parser.add_argument("--batch", type=positive_int, help="images in the batch (4; segmentors 2)")
+    parser.add_argument("--batch", type=positive_int, help="images that are new in a step (4; segmentors 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--amp", nargs="?", const="bf16", choices=sorted(AMP_DTYPES), help="autocast to bf16, or to this type"

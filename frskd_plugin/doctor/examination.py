@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,7 +25,9 @@ from frskd_plugin.timm.distilled_model import DistilledModel
 FP16_SCALE = 1024.0  # as training scales the loss, so that small gradients do not vanish
 
 
-def examine(model: nn.Module, images: Tensor, targets: Any, amp: str | None = None) -> Report:
+def examine(
+    model: nn.Module, images: Tensor, targets: Any, amp: str | None = None, extra: Mapping[str, Tensor] | None = None
+) -> Report:
     """Run one training step and one evaluation of a model of yours, and report what is right and wrong with them.
 
     The model is as before afterwards: weights, gradients, statistics of batch normalisation, modes, random states. A
@@ -35,6 +38,7 @@ def examine(model: nn.Module, images: Tensor, targets: Any, amp: str | None = No
         images: a batch, as the model takes it in training: [B, C, H, W], normalised, on its device.
         targets: labels [B] or soft labels [B, K]; for a segmentor mmseg's data samples.
         amp: 'bf16' or 'fp16' for autocast.
+        extra: what a classifier's method is given beside them (`DataNeeds`), such as ``index`` [B].
 
     Returns:
         A `Report`: ``report.healthy``, ``report.faults``, ``report.terms``, ...; ``print(describe(report))`` shows it.
@@ -52,7 +56,7 @@ def examine(model: nn.Module, images: Tensor, targets: Any, amp: str | None = No
     model = unwrap_model(model)
     network = getattr(model, "network", model)
     if isinstance(network, DistilledModel):
-        return examine_patient(ClassifierPatient(network, images, targets), amp)
+        return examine_patient(ClassifierPatient(network, images, targets, extra), amp)
     if hasattr(model, "decode_head"):
         from frskd_plugin.doctor.segmentor import SegmentorPatient
 

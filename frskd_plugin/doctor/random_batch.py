@@ -1,4 +1,4 @@
-"""Batches of random numbers in the form that a model trains on, so that no data set is needed."""
+"""A batch of random numbers in the form that a segmentor trains on, so that no data set is needed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from frskd_plugin.methods.base import Method
-
-
-def classification_batch(
-    method: Method, batch: int, input_size: Sequence[int], num_classes: int, device: str
-) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W], or [B, views, C, H, W] where the method needs several views, and labels [B].
-
-    Raises:
-        ValueError: an odd batch for a method that needs pairs of one class.
-    """
-    needs = method.needs
-    views = [needs.views] if needs.views > 1 else []
-    images, labels = torch.randn(batch, *views, *input_size), torch.randint(num_classes, (batch,))
-    if needs.order == "class_pairs":
-        if batch % 2:
-            raise ValueError(f"{type(method).__name__} needs pairs of one class: give an even --batch, got {batch}.")
-        labels[batch // 2 :] = labels[: batch // 2]
-    return images.to(device), labels.to(device)
 
 
 def segmentation_batch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.benchmark.random_batch import classification_batch
 from frskd_plugin.benchmark.segmentation import SEGMENTORS, segmentation_steps
 from frskd_plugin.benchmark.timing import interleaved_medians
 from frskd_plugin.benchmark.training_step import StepSettings, TrainingStep
-from frskd_plugin.methods import DataNeeds, method_class
+from frskd_plugin.methods import method_class
 from frskd_plugin.reproduce.plan import Run, read_leaf
 from frskd_plugin.timm.wrap import wrap
 
-CPU_BATCH = 8  # images: enough for a ratio, and ten networks in memory
+# images in a step on a CPU: so many that the ratio is that of the recipe's batch, in bearable time
+CPU_BATCH_SMALL, CPU_BATCH = 32, 8
+SMALL_IMAGE = 64  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,6 @@ class MethodLoss(nn.Module):
         return self.wrapped(images, targets, **extra)["loss"]
 
 
-def random_batch(
-    needs: DataNeeds, batch: int, input_size: Sequence[int], num_classes: int, device: str
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Images, labels and further inputs as a method's `needs` ask for; with partners, 2 B images."""
-    targets = torch.arange(batch, device=device) % num_classes
-    if needs.order == "class_pairs":
-        targets = targets.repeat(2)
-    views = (needs.views,) if needs.views > 1 else ()
-    images = torch.randn(len(targets), *views, *input_size, device=device)
-    return images, targets, {"index": torch.arange(len(targets), device=device)} if needs.index else {}
-
-
 def method_step(run: Run, batch: int, device: str) -> TrainingStep:
     """A step of a run's network and method on random images, with random weights, the teacher's too."""
     model = read_leaf(run.config).model
@@ -76,8 +67,15 @@ def method_step(run: Run, batch: int, device: str) -> TrainingStep:
     input_size = student.pretrained_cfg["input_size"]
     method = run.method or "baseline"
     wrapped = wrap(student, method, out_indices=model.out_indices, **settings)
-    inputs = random_batch(method_class(method).needs, batch, input_size, model.student.num_classes, device)
+    inputs = classification_batch(method_class(method).needs, batch, input_size, model.student.num_classes, device)
     return TrainingStep(MethodLoss(wrapped), inputs, StepSettings(device=device))
+
+
+def step_batch(run: Run, device: str) -> int:
+    """Images in a step that is timed; on a GPU the recipe's."""
+    if device.startswith("cuda"):
+        return read_leaf(run.config).train_dataloader.batch_size
+    return CPU_BATCH_SMALL if timm.get_pretrained_cfg(run.model).input_size[-1] <= SMALL_IMAGE else CPU_BATCH
 
 
 def measure_classifier(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
@@ -89,7 +87,7 @@ def measure_classifier(runs: Mapping[str, Run], repeat: int, device: str) -> Ste
         device: where.
     """
     first = next(iter(runs.values()))
-    batch = read_leaf(first.config).train_dataloader.batch_size if device.startswith("cuda") else CPU_BATCH
+    batch = step_batch(first, device)
     torch.manual_seed(0)
     plain = method_step(Run(first.config, first.data, first.model, "baseline"), batch, device)
     steps = [method_step(run, batch, device) for run in runs.values()]

@@ -104,6 +104,18 @@ class FRSKDTask(TrainingTask):
             return {"loss": unwrap_model(self.trainable_module).criterion(result, target), "output": result}
         return result
 
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """Tell the method how far training is, for weights that follow a schedule (ONE, PS-KD, SAD).
+
+        timm's tasks know no epochs, so the loop calls it at the start of each, after a resume too; a method without a
+        schedule needs no call.
+
+        Args:
+            epoch: epochs trained so far.
+            max_epochs: epochs in all.
+        """
+        unwrap_model(self.trainable_module).method.set_progress(epoch, max_epochs)
+
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> FRSKDTask:
         """Train in several processes: student and self-teacher go into one DistributedDataParallel.
 

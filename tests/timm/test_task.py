@@ -115,6 +115,18 @@ class TestForward:
         evaluator.update(logits, logits.argmax(1))
         assert evaluator.compute()["top1"] == 100
 
+    def test_what_a_method_needs_beside_the_batch_reaches_it_through_wrappers(self, process_group):
+        task = frskd_plugin.FRSKDTask(ToyClassifier(batch_norm=False), method="ps_kd", num_samples=4, verbose=False)
+        task.prepare_distributed()
+        (images, targets), index = toy_batch(), torch.arange(4)
+        first = task(images, targets, index=index)  # gathers the predictions
+        torch.testing.assert_close(first["loss_ce"], F.cross_entropy(first["output"], targets))
+        task.set_progress(1, 4)  # the second epoch of four: alpha_t = 0.8 * 2 / 4
+        second = task(images, targets, index=index)
+        mixed = 0.6 * F.one_hot(targets, 3) + 0.4 * first["output"].softmax(dim=1)
+        expected = F.cross_entropy(second["output"], mixed)
+        torch.testing.assert_close(second["loss_ce"], expected, atol=1e-3, rtol=0)  # they are kept in half precision
+
 
 class TestConstruction:
     def test_a_wrapped_model_is_trained_as_it_is(self):

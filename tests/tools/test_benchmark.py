@@ -12,8 +12,10 @@ import torch
 from frskd_plugin.benchmark import data_paths
 from frskd_plugin.benchmark.command import main
 from frskd_plugin.benchmark.data_paths import DataPath, SampleImages, Source
+from frskd_plugin.benchmark.random_batch import classification_batch
 from frskd_plugin.benchmark.training_step import StepSettings
 from frskd_plugin.data.tensor_images import TensorImages
+from frskd_plugin.methods import DataNeeds
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--threads", "1", "--repeat", "1", "--batch", "2"]
@@ -178,3 +180,13 @@ def test_training_images_are_those_of_cifar100_where_it_is_given(monkeypatch: py
     assert torch.equal(source.images, loaded.images)
     drawn = data_paths.cifar100_or_drawn(None, count=3)
     assert drawn.images.shape == (3, 3, 32, 32) and drawn.text == "3 drawn images"
+
+
+def test_batches_are_what_a_method_asks_for() -> None:
+    images, targets, extra = classification_batch(DataNeeds(views=2), 4, (3, 8, 8), 5, "cpu")
+    assert (tuple(images.shape), len(targets), extra) == ((4, 2, 3, 8, 8), 4, {})
+    for order in ("class_pairs", "overlap"):
+        images, targets, _ = classification_batch(DataNeeds(order=order), 3, (3, 8, 8), 5, "cpu")
+        assert len(images) == 6 and targets[:3].equal(targets[3:]) and 0 <= targets.min() <= targets.max() < 5
+    *_, extra = classification_batch(DataNeeds(index=True), 2, (3, 8, 8), 5, "cpu")
+    assert extra["index"].tolist() == [0, 1]

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from frskd_plugin.methods import DataNeeds
 from frskd_plugin.reproduce import command, session
-from frskd_plugin.reproduce.cost import StepCost, measure_classifier, random_batch
+from frskd_plugin.reproduce.cost import StepCost, measure_classifier
 from frskd_plugin.reproduce.estimate import estimate_seconds
 from frskd_plugin.reproduce.figure import draw, points_of
 from frskd_plugin.reproduce.paper import TABLE_6_RATIOS, Score, read_scores
@@ -521,17 +520,8 @@ def test_what_runs_here_has_the_weights_of_the_papers_and_fewer_operations() -> 
 # --- cost and estimate ---
 
 
-def test_batches_are_what_a_method_asks_for() -> None:
-    images, targets, extra = random_batch(DataNeeds(views=2), 4, (3, 8, 8), 100, "cpu")
-    assert (tuple(images.shape), targets.tolist(), extra) == ((4, 2, 3, 8, 8), [0, 1, 2, 3], {})
-    images, targets, _ = random_batch(DataNeeds(order="class_pairs"), 2, (3, 8, 8), 100, "cpu")
-    assert (len(images), targets.tolist()) == (4, [0, 1, 0, 1])
-    *_, extra = random_batch(DataNeeds(index=True), 2, (3, 8, 8), 100, "cpu")
-    assert extra["index"].tolist() == [0, 1]
-
-
 def test_methods_with_data_of_their_own_take_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frskd_plugin.reproduce.cost.CPU_BATCH", 2)
+    monkeypatch.setattr("frskd_plugin.reproduce.cost.CPU_BATCH_SMALL", 2)
     table = TABLES["table1"].chosen(methods=["ddgsd", "cs_kd", "frskd_sla"])
     runs = {row.key: plan_cell(table, row, table.columns[0], PAPER, 0) for row in table.rows}
     cost = measure_classifier(runs, repeat=1, device="cpu")
