@@ -59,6 +59,10 @@ LAYERS = {
     "coverage": Layer(
         inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "doctor"})
     ),
+    # writes students of any of them as files for other runtimes; nothing imports it
+    "deploy": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg"})),
+    # shows what a training left in its folder; nothing imports it
+    "report": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg"})),
 }
 # the root starts the registration where mmengine is installed, by a call and never by an import statement
 ROOT_MAY_CALL = {f"{PACKAGE}.mmengine"}
