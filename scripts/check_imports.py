@@ -60,9 +60,11 @@ LAYERS = {
         inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "doctor"})
     ),
     # writes students of any of them as files for other runtimes; nothing imports it
-    "deploy": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg"})),
-    # shows what a training left in its folder; nothing imports it
-    "report": Layer(inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg"})),
+    "deploy": Layer(
+        inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "doctor", "benchmark"})
+    ),
+    # reads what a run has logged and kept; nothing but tools imports it
+    "report": Layer(inside=frozenset({"core", "methods", "data", "timm", "mmengine"})),
 }
 # the root starts the registration where mmengine is installed, by a call and never by an import statement
 ROOT_MAY_CALL = {f"{PACKAGE}.mmengine"}

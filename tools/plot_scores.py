@@ -7,7 +7,6 @@ python tools/plot_scores.py work_dirs/baseline_seed* work_dirs/frskd_seed* -o to
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from statistics import mean, pstdev
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from frskd_plugin.report.run_logs import read_run
 
 # what is called so in the logs -> (axis, addition to the name of the curve)
 SCORES = {
@@ -31,16 +32,15 @@ def read_scores(work_dir: Path) -> dict[str, Curve]:
     """Score -> epoch -> percent, from the JSON logs of a run and of its resumed parts.
 
     Raises:
-        ValueError: if the folder holds no validation.
+        ValueError: if the folder holds no validation, or a log is damaged.
     """
     scores: dict[str, Curve] = {}
-    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        for line in map(json.loads, log.read_text().splitlines()):
-            for key in SCORES:
-                if key in line:
-                    scores.setdefault(key, {})[line["step"]] = line[key]
+    for entry in read_run(work_dir).validation:
+        for key in SCORES:
+            if key in entry.values:
+                scores.setdefault(key, {})[int(entry.position)] = entry.values[key]
     if not scores:
-        raise ValueError(f"{work_dir} holds no log with a validation (*/vis_data/scalars.json); expected a run.")
+        raise ValueError(f"{work_dir} holds no log with a validation; expected a run with one of {', '.join(SCORES)}.")
     return scores
 
 

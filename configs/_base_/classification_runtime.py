@@ -21,4 +21,6 @@ custom_hooks = [
     dict(type="BestAndLastHook", metric="top1"),
     # Tells the method how far training is: weights that follow a schedule (ONE, PS-KD), memory of an epoch (DLB).
     dict(type="MethodProgressHook"),
+    # WORK_DIR/attention and TensorBoard: attention maps of student and self-teacher, in the course of the training.
+    dict(type="ClassifierAttentionPictureHook", num_images=2, interval=25),
 ]

@@ -32,6 +32,6 @@ default_hooks = dict(
 
 custom_hooks = [
     dict(type="StepSeedHook"),
-    # After training: image, truth, prediction and attention maps in WORK_DIR/attention.
-    dict(type="AttentionPictureHook", num_images=2),
+    # Image, truth, prediction and attention maps in WORK_DIR/attention and TensorBoard.
+    dict(type="AttentionPictureHook", num_images=2, interval=10),
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from frskd_plugin.core.attention import attention_map
 
@@ -50,6 +50,12 @@ def attention_panels(
         stretched = attention * 0 if flat else (attention - low) / (high - low)
         panels.append(stretched.cpu().numpy())
     return panels
+
+
+def refine(neck: nn.Module, feats: Sequence[Tensor]) -> list[Tensor]:
+    """The self-teacher's maps; where it hands them out before their ReLU, after it, as the student's are."""
+    preactivation = getattr(neck, "preactivation", False)
+    return [F.relu(feat) if preactivation else feat for feat in neck(feats)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.data.image_folder import read_rgb
 from frskd_plugin.data.transforms import build_transforms, to_uint8
+from frskd_plugin.mmengine.attention_maps import refine
 from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
 from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier
 from frskd_plugin.mmengine.export import TEACHER_PREFIX
@@ -108,11 +108,8 @@ class TrainedNetwork(abc.ABC):
         return dataset
 
     def refine(self, feats: list[Tensor]) -> list[Tensor] | None:
-        """The self-teacher's maps; where it hands them out before their ReLU, after it, as the student's are."""
-        if self.neck is None:
-            return None
-        refined_feats = self.neck(feats)
-        return [F.relu(feat) if getattr(self.neck, "preactivation", False) else feat for feat in refined_feats]
+        """The self-teacher's maps; None without one."""
+        return None if self.neck is None else refine(self.neck, feats)
 
 
 class TrainedClassifier(TrainedNetwork):
@@ -168,7 +165,10 @@ class TrainedSegmentor(TrainedNetwork):
         with self.scope():
             data = Compose(steps)(dict(img_path=str(path)))
         inputs = self.model.data_preprocessor(pseudo_collate([data]))["inputs"]
-        feats = list(self.model.extract_feat(inputs))
+        if self.neck is None:
+            feats = list(self.model.extract_feat(inputs))
+        else:
+            feats, _ = self.model.distilled_maps(inputs)
         image = data["inputs"].flip(0).permute(1, 2, 0)  # mmcv loads BGR
         return ImageMaps(image.byte().numpy(), tuple(inputs.shape[-2:]), feats, self.refine(feats))
 

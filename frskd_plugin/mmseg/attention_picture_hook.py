@@ -1,4 +1,4 @@
-"""A picture of what student and self-teacher look at, drawn when the training ends (Figures 3 and 5)."""
+"""Pictures of what a segmentor and its self-teacher look at (Figures 3 and 5)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmengine.dataset import pseudo_collate
-from mmengine.dist import master_only
-from mmengine.hooks import Hook
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from frskd_plugin.mmengine.attention_hook import AttentionHook
 from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
-from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
+from frskd_plugin.mmseg.feature_list import flat_maps
 
 
 def draw_picture(
@@ -39,38 +37,16 @@ def draw_picture(
     return draw_grid(rows)
 
 
-class AttentionPictureHook(Hook):
-    """Writes ``WORK_DIR/attention/*.png`` after the training: image, truth, predictions, and attention maps per level.
+class AttentionPictureHook(AttentionHook):
+    """Image, truth, predictions, and attention maps per level; see `AttentionHook` for its settings.
 
     A plain segmentor gets the same picture without the self-teacher's row.
-
-    Args:
-        num_images: how many images of the validation set, from its start.
     """
 
-    def __init__(self, num_images: int = 2) -> None:
-        self.num_images = num_images
-
-    @master_only
-    def after_train(self, runner: Any) -> None:
-        """Draw with the weights at the end of the training."""
-        if runner.val_loop is None:
-            runner.logger.info(
-                "AttentionPictureHook: there is no validation set to take images from, nothing is drawn."
-            )
-            return
-        dataset = runner.val_dataloader.dataset
-        folder = Path(runner.work_dir) / "attention"
-        folder.mkdir(parents=True, exist_ok=True)
-        model = unwrap_model(runner.model)
-        training = model.training
-        model.eval()
-        for index in range(min(self.num_images, len(dataset))):
-            data = dataset[index]
-            path = folder / f"{Path(data['data_samples'].img_path).stem}.png"
-            FigureCanvasAgg(picture_of(model, data, dataset.metainfo["palette"])).print_png(str(path))
-            runner.logger.info(f"Picture of the attention maps: {path}")
-        model.train(training)
+    def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
+        """See `AttentionHook.picture`."""
+        data = dataset[index]
+        return Path(data["data_samples"].img_path).stem, picture_of(model, data, dataset.metainfo["palette"])
 
 
 @torch.no_grad()
@@ -83,14 +59,15 @@ def picture_of(model: Any, data: dict[str, Any], palette: Sequence[Any]) -> Figu
         palette: RGB colour of each class, 0..255.
     """
     batch = model.data_preprocessor(pseudo_collate([data]), training=False)
-    feats = model.extract_feat(batch["inputs"])
     truth = batch["data_samples"][0].gt_sem_seg.data[0].cpu().numpy()
     image = _image_at(data["inputs"], truth.shape)
 
-    segmentors, attentions = {"prediction": model}, {"student": feats}
+    segmentors, attentions = {"prediction": model}, {}
     if hasattr(model, "self_teacher"):
         segmentors = {"student": model, "self-teacher": model.as_self_teacher()}
-        attentions["self-teacher"] = model.self_teacher.neck(feats)
+        attentions["student"], attentions["self-teacher"] = model.distilled_maps(batch["inputs"])
+    else:
+        attentions["student"] = flat_maps(model.extract_feat(batch["inputs"]))
     labels = {"truth": truth}
     for title, segmentor in segmentors.items():
         samples = [sample.clone() for sample in batch["data_samples"]]

@@ -40,4 +40,8 @@ def test_seeds_become_one_curve(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_folder_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_tool("plot_scores").main([str(tmp_path)])
-    assert "holds no log with a validation" in capsys.readouterr().err
+    assert "holds no log; expected the work folder of a run" in capsys.readouterr().err
+    write_log(tmp_path / "1", [{"loss": 1.0, "epoch": 1, "iter": 1, "step": 1}])
+    with pytest.raises(SystemExit):
+        load_tool("plot_scores").main([str(tmp_path)])
+    assert "holds no log with a validation; expected a run with one of mIoU" in capsys.readouterr().err
