@@ -18,7 +18,7 @@ SHELL := /bin/bash
 .PHONY: help env demo test test-mmdet test-matrix lint format docs wheel clean
 
 BIN := $(VENV)/bin
-SOURCES := frskd_plugin tools configs tests scripts setup.py
+SOURCES := frskd_plugin tools configs tests scripts setup.py conftest.py docs/conf.py docs/_extensions
 # this checkout first, whichever one the environment was made for
 RUN := PYTHONPATH="$(CURDIR)"
 

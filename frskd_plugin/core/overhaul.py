@@ -15,7 +15,7 @@ MARGIN_FORMS = ("published", "current")
 
 
 def overhaul_margin(weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean of the negative part of N(bias, weight^2), a channel each; -3 |weight| where that part is too small.
+    """Mean of the negative part of N(bias, weight^2), a channel each; ``-3 |weight|`` where that part is too small.
 
     Args:
         weight: scale of the batch normalisation, shape [C].

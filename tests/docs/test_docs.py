@@ -1,0 +1,197 @@
+"""What docs/ shows works: code runs, commands and links exist, messages are the library's, Sphinx has no warning."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib.util
+import inspect
+import io
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frskd_plugin.methods import method_class, method_names, method_settings, registry
+from frskd_plugin.mmengine.registration import COMPONENTS
+from tests.helpers.doc_pages import DOCS, ROOT, anchors, blocks, is_run, links, pages, run_page, similar
+
+PAGES = {page.relative_to(DOCS).as_posix(): page for page in pages()}
+RUN = [name for name, page in PAGES.items() if any(is_run(block) for block in blocks(page))]
+SLOW = {name for name in RUN if any(block.note == "run" for block in blocks(PAGES[name]))}
+COMMAND = re.compile(r"python tools/(\w+)\.py((?:[^\n|;#`\\]|\\\n)*)")
+TEXTS = {"README.md": ROOT / "README.md", **PAGES}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RUN])
+def test_code_of_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # a page may register a method
+    run_page(PAGES[name], tmp_path)
+
+
+def test_the_conventions_are_kept() -> None:
+    """A comment before a block says one of what is known, and an output follows some code."""
+    for page in PAGES.values():
+        before = None
+        for block in blocks(page):
+            where = f"{page.name}:{block.line}"
+            known = block.note in ("", "run", "output", "message")
+            assert known or block.note.startswith(("file: ", "not run: ")), f"{where}: {block.note}"
+            assert block.note != "output" or before == "python", f"{where} is the output of no Python block"
+            before = block.kind
+
+
+def test_outputs_are_compared_with_a_tolerance() -> None:
+    assert similar("loss  1.000 of 3\n", "loss 1.01 of 3")
+    assert not similar("loss 1.0", "loss 1.1")
+    assert not similar("loss 1.0", "loss 1.0 2.0")
+    assert not similar("True", "False")
+
+
+def commands() -> Iterator[tuple[str, str, list[str]]]:
+    """Page, tool and words of each command line of a tool in the pages."""
+    for name, page in TEXTS.items():
+        for tool, rest in COMMAND.findall(page.read_text()):
+            yield name, tool, rest.replace("\\\n", " ").split()
+
+
+@functools.cache
+def help_of(tool: str, subcommand: str) -> str:
+    """What ``tools/TOOL.py [SUBCOMMAND] --help`` prints, from within this process."""
+    out, argv = io.StringIO(), sys.argv
+    sys.argv = [f"{tool}.py", *filter(None, [subcommand]), "--help"]
+    try:
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    finally:
+        sys.argv = argv
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("tool", sorted({tool for _, tool, _ in commands()}))
+def test_commands_name_tools_and_options_that_exist(tool: str) -> None:
+    assert (ROOT / "tools" / f"{tool}.py").is_file()
+    for page, _, words in (found for found in commands() if found[1] == tool):
+        subcommand = words[0] if tool == "benchmark" and words and not words[0].startswith("-") else ""
+        known = re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", help_of(tool, subcommand))
+        for word in words:
+            option = re.match(r"--?[a-zA-Z][\w-]*$", word)
+            assert not option or word in known, f"{page}: tools/{tool}.py {subcommand} has no option {word}"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(name: str) -> None:
+    found = set(re.findall(r"(?<![\w/.])(?:tools|configs|scripts)/[\w./]+\.(?:py|sh)\b", TEXTS[name].read_text()))
+    missing = sorted(path for path in found if not (ROOT / path).is_file())
+    assert not missing
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_and_anchors_resolve(name: str) -> None:
+    page = TEXTS[name]
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name}: {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{name}: {target}; {file.name} has {sorted(anchors(file))}"
+
+
+def spoken_texts() -> list[re.Pattern[str]]:
+    """A pattern for each text in the sources of the package and the tools; what a text fills in may be anything."""
+    patterns = set()
+    for path in [*(ROOT / "frskd_plugin").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        tree = ast.parse(path.read_text())
+        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = [re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in node.values]
+                literal = sum(len(p.value) for p in node.values if isinstance(p, ast.Constant))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+                parts, literal = [re.escape(node.value)], len(node.value)
+            else:
+                continue
+            if literal > 20:  # shorter ones are no messages
+                patterns.add("".join(parts))
+    return [re.compile(pattern, re.S) for pattern in sorted(patterns)]
+
+
+def test_messages_of_the_faq_are_those_of_the_library() -> None:
+    messages = [block for block in blocks(DOCS / "faq.md") if block.note == "message"]
+    assert len(messages) > 30
+    patterns = spoken_texts()
+    unknown = [m.text for m in messages if not any(p.fullmatch(m.text.strip()) for p in patterns)]
+    assert not unknown, "\n".join(unknown)
+
+
+def section_of(name: str) -> str:
+    """The part of the page of methods below the heading of a method."""
+    return (DOCS / "methods.md").read_text().split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in method_names() if method_class(name).__module__.startswith("frskd_")]
+)
+def test_settings_of_the_methods_are_those_of_the_code(name: str) -> None:
+    text = re.search(r"^Settings: (.*?)\.$", section_of(name), re.M | re.S).group(1)
+    own = inspect.signature(method_class(name).__init__).parameters
+    for setting, needed in method_settings(name).items():
+        if setting not in own:  # of the class that it builds on
+            assert "those of `frskd`" in text
+        elif needed:
+            assert f"`{setting}` (must be given)" in text
+        else:
+            assert re.search(rf"[`\s]{setting}={re.escape(repr(own[setting].default))}[,`]", text), setting
+    named = re.findall(r"(\w+)=", text)
+    assert set(named) <= set(method_settings(name))
+
+
+def test_every_component_of_a_config_is_in_the_api_reference() -> None:
+    entries = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    entries += "".join((ROOT / "frskd_plugin" / part / "__init__.py").read_text() for part in ("core", "mmseg"))
+    names = [name for components in COMPONENTS.values() for name in components]
+    assert [name for name in names if not re.search(rf"\b{name}\b", entries)] == []
+
+
+@pytest.mark.slow
+def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
+    lacking = [name for name in ("sphinx", "myst_parser", "furo", "latex2mathml") if not importlib.util.find_spec(name)]
+    if lacking:
+        pytest.skip(f"the extra `docs` is not installed: {', '.join(lacking)}")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        str(DOCS),
+        str(tmp_path / "html"),
+    ]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "doctrees")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    html = (tmp_path / "html" / "method.html").read_text()
+    formulas = re.findall(r"<math.*?</math>", html, re.S)
+    assert formulas and not [formula for formula in formulas if "\\" in formula]  # no command of LaTeX is left over
+    for page in (tmp_path / "html").rglob("*.html"):
+        assert not re.search(r"""<(?:script|link|img)[^>]+(?:src|href)=["']https?:""", page.read_text()), page
+    api = (tmp_path / "html" / "api" / "timm.html").read_text()
+    assert (
+        'id="frskd_plugin.wrap"' in api
+        and 'href="core.html#frskd_plugin.core.SelfTeacherNeck"'
+        in (tmp_path / "html" / "api" / "methods.html").read_text()
+    )

@@ -1,0 +1,140 @@
+"""Reads the pages of docs/: their code blocks, links and headings, and runs the blocks.
+
+What a page may say in a comment on the line before a block:
+
+- ``<!-- file: NAME -->``: the block is written to NAME in the page's folder.
+- ``<!-- run -->``: the block, of a shell, is run in the page's folder.
+- ``<!-- output -->``: the block is what the Python block before it prints; numbers may differ by 2 %.
+- ``<!-- not run: REASON -->``: a Python block that is not run.
+
+All other Python blocks of a page run in turn in one namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+FENCE = re.compile(r"(?:^<!-- (?P<note>[^\n]*?) -->\n)?^```(?P<kind>[\w{}-]*)\n(?P<text>.*?)^```$", re.M | re.S)
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        kind: word behind the fence, such as 'python'.
+        text: what stands in it.
+        note: the comment before it, without its marks.
+        line: number of its fence in the page.
+    """
+
+    kind: str
+    text: str
+    note: str
+    line: int
+
+
+def pages() -> list[Path]:
+    """The Markdown files of docs/, what a build wrote left aside."""
+    return sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page."""
+    text = page.read_text()
+    return [
+        Block(m["kind"], m["text"], m["note"] or "", text.count("\n", 0, m.start("kind")) + 1)
+        for m in FENCE.finditer(text)
+    ]
+
+
+def is_run(block: Block) -> bool:
+    """Whether a test runs, writes or compares the block."""
+    return block.note in ("run", "output") or block.note.startswith("file: ") or _is_code(block)
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run the blocks of a page in their order, in ``folder``, where tools/ and configs/ are at hand."""
+    for name in ("tools", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    names: dict = {"__name__": page.stem}
+    printed = ""
+    for block in blocks(page):
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        if block.note.startswith("file: "):
+            (folder / block.note.removeprefix("file: ")).write_text(block.text)
+        elif block.note == "run":
+            run_shell(block.text, folder, where)
+        elif block.note == "output":
+            assert similar(printed, block.text), f"{where} prints\n{printed}"
+        elif _is_code(block):
+            printed = run_python(block, page, folder, names)
+
+
+def run_python(block: Block, page: Path, folder: Path, names: dict) -> str:
+    """Run a block in ``folder`` and in the namespace ``names``; gives back what it prints."""
+    out, before = io.StringIO(), Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out):
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+    finally:
+        os.chdir(before)
+    return out.getvalue()
+
+
+def run_shell(text: str, folder: Path, where: str) -> None:
+    """Run the lines of a block in ``folder``, with the interpreter of this process as ``python``."""
+    binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        ["bash", "-ec", text],
+        cwd=folder,
+        env={**os.environ, "PATH": binaries, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{where} ended with {done.returncode}:\n{done.stdout[-4000:]}"
+
+
+def similar(one: str, other: str) -> bool:
+    """Whether two texts agree in all but spaces, and in their numbers but for ``TOLERANCE``."""
+    words = [NUMBER.sub("#", text).split() for text in (one, other)]
+    numbers = [[float(found) for found in NUMBER.findall(text)] for text in (one, other)]
+    if words[0] != words[1]:
+        return False
+    return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in zip(*numbers, strict=True))
+
+
+def without_blocks(text: str) -> str:
+    """A page without its fenced blocks and its code within lines."""
+    return re.sub(r"`[^`\n]+`", "`code`", FENCE.sub("", text))
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and pictures, those of other servers left aside."""
+    found = re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text()))
+    return [target for target in found if not re.match(r"\w+://|mailto:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and Sphinx give to a page's headings."""
+    headings = re.findall(r"^#{1,6} (.+)$", FENCE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def _is_code(block: Block) -> bool:
+    return block.kind == "python" and not block.note.startswith(("file: ", "not run"))
