@@ -1,5 +1,6 @@
 # What every run shares: logs with ETA, TensorBoard, checkpoints that survive a crash, a resume that changes nothing.
-from importlib.util import find_spec as _find_spec
+# Not an import statement: mmengine 0.10.7 may take one of the standard library for the sign of a lazy config.
+_find_spec = __import__("importlib.util", fromlist=["find_spec"]).find_spec
 
 custom_imports = dict(imports=["frskd_plugin"], allow_failed_imports=False)
 default_scope = "mmseg"

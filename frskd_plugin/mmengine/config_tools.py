@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from frskd_plugin.mmengine.mmcv_operators import MISSING_OPERATORS, lacks_operators
 from frskd_plugin.version import __version__
 
 VERSION_KEY = "frskd_plugin_version"
@@ -59,18 +60,31 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def set_data_root(config: Any, data_root: str | Path) -> int:
-    """Set every `data_root` in a config, at any depth; returns how many there were."""
-    changed = 0
-    if isinstance(config, (dict, Config)):
-        for key, value in config.items():
-            if key == "data_root":
-                config[key] = str(data_root)
-                changed += 1
-            else:
-                changed += set_data_root(value, data_root)
-    elif isinstance(config, (list, tuple)):
-        changed = sum(set_data_root(item, data_root) for item in config)
-    return changed
+    """Set every `data_root` in a config, at any depth; returns how many there were.
+
+    A metric has no `data_root` and names its file as a whole: an `ann_file` that lies in one of the old roots moves
+    with it.
+    """
+    found = [settings for settings in _dicts(config) if "data_root" in settings]
+    old_roots = {Path(settings["data_root"]) for settings in found if settings["data_root"]} - {Path()}
+    for settings in _dicts(config):
+        file = settings.get("ann_file")
+        if isinstance(file, str) and "data_root" not in settings:
+            for root in old_roots.intersection(Path(file).parents):
+                settings["ann_file"] = str(Path(data_root) / Path(file).relative_to(root))
+    for settings in found:
+        settings["data_root"] = str(data_root)
+    return len(found)
+
+
+def _dicts(value: Any) -> Iterator[Any]:
+    """The config and every dict in it, at any depth."""
+    if isinstance(value, (dict, Config)):
+        yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _dicts(item)
 
 
 def enable_amp(config: Config, dtype: str | None = None) -> None:
@@ -130,6 +144,7 @@ def explained_build(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: in place of the `TypeError` or `KeyError` of the registry.
+        ImportError: with the cure, where the config needs operators of mmcv that are not there.
     """
     hint = (
         f"Check the spelling; a config of a later version needs that version (frskd_plugin {__version__} is installed)"
@@ -144,3 +159,7 @@ def explained_build(name: str) -> Iterator[None]:
         if "registry" not in str(error):
             raise
         raise ValueError(f"config {name}: {error.args[0]} {hint}") from error
+    except ImportError as error:
+        if not lacks_operators(error) or MISSING_OPERATORS in str(error):
+            raise
+        raise ImportError(f"config {name}: {MISSING_OPERATORS} ({error}).") from error

@@ -25,7 +25,27 @@ def test_data_root_is_set_at_every_depth() -> None:
     assert config.data_root == "new" and config.loader.dataset.datasets[0].data_root == "new"
 
 
-@pytest.mark.parametrize("error", [TypeError("unsupported operand"), KeyError("img_path")])
+def test_a_metrics_file_moves_with_the_data_root() -> None:
+    config = Config(
+        dict(
+            loader=dict(dataset=dict(data_root="data/coco", ann_file="annotations/val.json")),
+            metric=dict(ann_file="data/coco/annotations/val.json"),
+            other=[dict(ann_file="elsewhere/val.json"), dict(ann_file=None), dict(data_root="", ann_file="val.json")],
+        )
+    )
+    assert set_data_root(config, "/new") == 2
+    assert config.metric.ann_file == "/new/annotations/val.json"
+    assert config.loader.dataset.to_dict() == dict(data_root="/new", ann_file="annotations/val.json")
+    assert [item.ann_file for item in config.other] == ["elsewhere/val.json", None, "val.json"]
+
+
+def test_operators_that_are_missing_are_named_with_the_cure() -> None:
+    with pytest.raises(ImportError, match="config a.py: mmdetection needs an mmcv with compiled operators.*test-mmdet"):
+        with explained_build("a.py"):
+            raise ModuleNotFoundError("No module named 'mmcv._ext'")
+
+
+@pytest.mark.parametrize("error", [TypeError("unsupported operand"), KeyError("img_path"), ImportError("libGL.so.1")])
 def test_other_errors_pass_through(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, explained_build("a.py"):
         raise error
