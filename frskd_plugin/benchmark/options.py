@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -61,6 +62,21 @@ def width(text: str) -> int | str:
         return positive_int(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
+
+
+def name_and_value(text: str) -> tuple[str, object]:
+    """An argument NAME=VALUE; the value is Python's, or a text.
+
+    >>> name_and_value("early_gradients=True"), name_and_value("kd_resolution=head")
+    (('early_gradients', True), ('kd_resolution', 'head'))
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def set_machine(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import frskd_plugin
+from frskd_plugin.benchmark.segmentation_data import DrawnBatches, StepWithData
 from frskd_plugin.benchmark.training_step import StepSettings, TrainingStep
 
 SEGMENTORS = ("effdet_d0", "effdet_d1")
@@ -45,7 +47,9 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep,
 
     size, batch = settings.size or DEFAULT_SIZE, settings.batch or DEFAULT_BATCH
     torch.manual_seed(0)
-    plain, frskd = (SegmentorLoss(build_segmentor(f"{kind}_voc_{name}.py")) for kind in ("baseline", "frskd"))
+    configs = [read_segmentor(f"{kind}_voc_{name}.py") for kind in ("baseline", "frskd")]
+    configs[1].model.self_teacher.update(dict(settings.self_teacher))
+    plain, frskd = (SegmentorLoss(build_segmentor(config)) for config in configs)
     num_classes = plain.segmentor.decode_head.num_classes
     images = torch.randn(batch, 3, size, size, device=settings.device).contiguous(memory_format=settings.memory_format)
     samples = []
@@ -56,15 +60,22 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep,
     return TrainingStep(plain, inputs, settings), TrainingStep(frskd, inputs, settings), batch
 
 
-def build_segmentor(config: str) -> nn.Module:
-    """The model of a config file of this project, with random weights.
+def steps_with_data(
+    name: str, settings: StepSettings, steps: Sequence[TrainingStep], batch: int, folder: Path
+) -> list[StepWithData]:
+    """The same steps, each with the making of its batch out of image files; drawn ones are written to the folder."""
+    config = read_segmentor(f"frskd_voc_{name}.py")
+    size = settings.size or DEFAULT_SIZE
+    return [StepWithData(step, DrawnBatches(config, folder / "VOCdevkit", size, settings), batch) for step in steps]
+
+
+def read_segmentor(config: str) -> Any:
+    """A config file of this project, for random weights.
 
     Raises:
         FileNotFoundError: The config lies neither beside the package nor in its wheel.
     """
     from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import MODELS
 
     package = Path(frskd_plugin.__file__).parent
     folders = [package.parent / "configs", package / ".mim" / "configs"]
@@ -73,7 +84,15 @@ def build_segmentor(config: str) -> nn.Module:
         raise FileNotFoundError(
             f"{config} was not found in {' or '.join(map(str, folders))}: install the package anew."
         )
-    model = Config.fromfile(file).model
-    model.backbone.pretrained = False
+    read = Config.fromfile(file)
+    read.model.backbone.pretrained = False
+    return read
+
+
+def build_segmentor(config: Any) -> nn.Module:
+    """The model of a config."""
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
     init_default_scope("mmseg")
-    return MODELS.build(model)
+    return MODELS.build(config.model)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,12 +16,14 @@ from frskd_plugin.benchmark.options import (
     add_machine_arguments,
     add_network_arguments,
     machine_text,
+    name_and_value,
     option_names,
     positive_int,
     report,
     set_machine,
 )
-from frskd_plugin.benchmark.segmentation import SEGMENTORS, segmentation_steps
+from frskd_plugin.benchmark.peak_memory import PEAK_MEANING, peak_memory
+from frskd_plugin.benchmark.segmentation import SEGMENTORS, segmentation_steps, steps_with_data
 from frskd_plugin.benchmark.timing import interleaved_medians
 from frskd_plugin.benchmark.training_step import StepSettings
 from frskd_plugin.timm.create import check_model_name
@@ -26,19 +31,36 @@ from frskd_plugin.timm.create import check_model_name
 MIB = 1024.0**2
 
 
-def measure_step(name: str, settings: StepSettings, repeat: int) -> dict[str, object]:
+def measure_step(
+    name: str, settings: StepSettings, repeat: int, with_data: bool = False, peak: bool = False
+) -> dict[str, object]:
     """One row of the report: seconds of both steps and their ratio, multiply-accumulates per image, bytes.
 
+    Args:
+        name: timm model or segmentor.
+        settings: how the steps are run.
+        repeat: steps of each kind that are timed.
+        with_data: measure a segmentor's steps also with the making of their batches.
+        peak: measure also the peak memory, in processes of their own.
+
     Raises:
-        ValueError: The model cannot be trained with FRSKD, or not on images of this size.
+        ValueError: The model cannot be trained with FRSKD, or not on images of this size, or not with this option.
+        OSError: A process that measured the peak memory was killed.
     """
-    if name in SEGMENTORS:
-        plain, frskd, batch = segmentation_steps(name, settings)
-    else:
-        plain, frskd, batch = classification_steps(name, settings)
+    steps = segmentation_steps if name in SEGMENTORS else classification_steps
+    more: dict[str, Any] = {}
+    if peak:
+        more["plain_peak"], more["frskd_peak"] = peak_memory(steps, name, settings)
+    plain, frskd, batch = steps(name, settings)
     plain_macs, frskd_macs = forward_macs(plain, batch), forward_macs(frskd, batch)
     plain_memory, frskd_memory = step_memory(plain), step_memory(frskd)
-    plain_s, frskd_s = interleaved_medians([plain, frskd], repeat)
+    with TemporaryDirectory() as folder:
+        timed: list[Callable[[], object]] = [plain, frskd]
+        if with_data:
+            timed += steps_with_data(name, settings, [plain, frskd], batch, Path(folder))
+        plain_s, frskd_s, *data_s = interleaved_medians(timed, repeat)
+    if with_data:
+        more |= {"plain_data_s": data_s[0], "frskd_data_s": data_s[1], "data_ratio": data_s[1] / data_s[0]}
     return {
         "model": name,
         "batch": batch,
@@ -56,6 +78,7 @@ def measure_step(name: str, settings: StepSettings, repeat: int) -> dict[str, ob
         "plain_memory": plain_memory,
         "frskd_memory": frskd_memory,
         "memory_is": MEMORY_MEANING[plain.device_type],
+        **more,
     }
 
 
@@ -65,6 +88,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive_int, help="images in a step (32; resnet18_cifar 16; segmentors 2)")
     parser.add_argument("--size", type=positive_int, help="image height and width (the model's own; segmentors 512)")
     parser.add_argument("--repeat", type=positive_int, default=10, help="steps of each kind that are timed (10)")
+    parser.add_argument(
+        "--with-data", action="store_true", help="time a segmentor's steps also with the making of their batches"
+    )
+    parser.add_argument(
+        "--peak", action="store_true", help="also the peak memory of each step, in a process of its own (CPU)"
+    )
+    parser.add_argument(
+        "--self-teacher",
+        nargs="+",
+        type=name_and_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of a segmentor's FRSKDHead: early_gradients=True, kd_resolution=head, ...",
+    )
     add_network_arguments(parser, meaning="run both networks with")
     add_machine_arguments(parser)
     parser.set_defaults(run=run)
@@ -74,12 +111,28 @@ def run(args: argparse.Namespace) -> None:
     """Measure every model that was named, print a table and write the file.
 
     Raises:
-        ValueError: An unknown model or device.
+        ValueError: An unknown model or device, or an option that is for segmentors.
     """
     set_machine(args)
     check_names(args.model)
-    settings = StepSettings(args.batch, args.size, args.device, args.amp, args.compile, args.channels_last, args.width)
-    report(([measure_step(name, settings, args.repeat)] for name in args.model), describe, args.json)
+    classifiers = [name for name in args.model if name not in SEGMENTORS]
+    if classifiers and (args.with_data or args.self_teacher):
+        raise ValueError(
+            f"--with-data and --self-teacher are for {', '.join(SEGMENTORS)}, got {', '.join(classifiers)}; "
+            "`benchmark.py train` measures classifiers with their data."
+        )
+    settings = StepSettings(
+        args.batch,
+        args.size,
+        args.device,
+        args.amp,
+        args.compile,
+        args.channels_last,
+        args.width,
+        tuple(args.self_teacher),
+    )
+    rows = ([measure_step(name, settings, args.repeat, args.with_data, args.peak)] for name in args.model)
+    report(rows, describe, args.json)
 
 
 def check_names(names: list[str]) -> None:
@@ -98,9 +151,13 @@ def describe(rows: list[dict[str, Any]]) -> str:
     lines = [f"{row['model']}: {', '.join([machine_text(row), *option_names(row)])}"]
     for name, key, unit, scale, remark in (
         ("step", "s", "ms", 1e3, "median"),
+        ("+ data", "data_s", "ms", 1e3, "median, files read and augmented in the same process"),
         ("MACs", "macs", "M", 1e-6, "forward, per image"),
         ("memory", "memory", "MiB", 1 / MIB, row["memory_is"]),
+        ("peak", "peak", "MiB", 1 / MIB, PEAK_MEANING),
     ):
+        if f"plain_{key}" not in row:
+            continue
         plain, frskd = row[f"plain_{key}"] * scale, row[f"frskd_{key}"] * scale
         ratio = f"x {frskd / plain:.2f}"
         lines.append(f"  {name:7}{plain:9.1f} {unit:3} plain {frskd:9.1f} {unit:3} FRSKD  {ratio:7} ({remark})")

@@ -13,7 +13,10 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step is run. ``size`` and ``batch`` of None are the model's own; ``width`` is a classifier's teacher's."""
+    """How a step is run. ``size`` and ``batch`` of None are the model's own; ``width`` is a classifier's teacher's.
+
+    ``self_teacher`` are names and values that a segmentor's config is given for its self-teacher.
+    """
 
     batch: int | None = None
     size: int | None = None
@@ -22,6 +25,7 @@ class StepSettings:
     compile: bool = False
     channels_last: bool = False
     width: int | str = 2
+    self_teacher: tuple[tuple[str, object], ...] = ()
 
     @property
     def memory_format(self) -> torch.memory_format:

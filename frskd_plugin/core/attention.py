@@ -12,6 +12,7 @@ from frskd_plugin.core.checks import check_one_of
 from frskd_plugin.core.soft_label import LOSS_VARIANTS
 
 MAP_EPS = 1e-12
+REDUCTIONS = ("mean", "batchmean")
 
 
 def attention_map(feat: Tensor) -> Tensor:
@@ -34,16 +35,28 @@ def attention_map(feat: Tensor) -> Tensor:
         return F.normalize(pooled.flatten(1), dim=1, eps=MAP_EPS)
 
 
-def attention_transfer_loss(feat: Tensor, refined_feat: Tensor, variant: str = "published") -> Tensor:
+def attention_transfer_loss(
+    feat: Tensor, refined_feat: Tensor, variant: str = "published", reduction: str = "mean"
+) -> Tensor:
     """Distance of the attention maps of one level; the refined map is a constant.
 
     'published': mean over batch and positions of the squared difference. 'equations': L2 norm of the difference, mean
     over the batch.
 
+    An attention map has unit norm whatever its size, so that the squared differences of a map sum up to at most 2. The
+    'published' mean over H x W positions therefore falls with 1 / (H W): beta weighs less on larger images, and within
+    one network less on the levels of high resolution. ``reduction='batchmean'`` takes the sum over the positions and
+    the mean over the batch, as ``torch.nn.functional.kl_div`` uses the word; it does not depend on the resolution. A
+    level is then H W times larger, and ``beta / (H W)``, with the level's size at the resolution that beta was tuned
+    for, weighs it as before. Levels have different sizes, so one beta cannot do that for all of them: the factors are
+    those of `AttentionTransferLoss.levels`, 1 / (H_i W_i) each. 'equations' is a norm of each map and has no mean over
+    the positions: both reductions are the same there.
+
     Args:
         feat: the student's map [B, C, H, W].
         refined_feat: the self-teacher's map [B, D, H, W]; gets no gradient.
         variant: 'published' or 'equations'.
+        reduction: of 'published': 'mean' (the authors' code) or 'batchmean' (independent of the resolution).
 
     Raises:
         ValueError: if batch or size differ.
@@ -52,6 +65,8 @@ def attention_transfer_loss(feat: Tensor, refined_feat: Tensor, variant: str = "
     >>> one, other = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[5.0, 0.0]]]])
     >>> attention_transfer_loss(one, other).item(), round(attention_transfer_loss(one, other, "equations").item(), 4)
     (1.0, 1.4142)
+    >>> attention_transfer_loss(one, other, reduction="batchmean").item()
+    2.0
     """
     if feat.ndim != 4 or feat.shape[0] != refined_feat.shape[0] or feat.shape[2:] != refined_feat.shape[2:]:
         raise ValueError(
@@ -64,7 +79,8 @@ def attention_transfer_loss(feat: Tensor, refined_feat: Tensor, variant: str = "
     if variant == "equations":
         # vector_norm has gradient 0 where the maps agree
         return torch.linalg.vector_norm(difference, dim=1).mean()
-    return difference.square().mean()
+    squared = difference.square()
+    return squared.sum(dim=1).mean() if reduction == "batchmean" else squared.mean()
 
 
 class AttentionTransferLoss(nn.Module):
@@ -72,11 +88,17 @@ class AttentionTransferLoss(nn.Module):
 
     Args:
         variant: 'published' or 'equations'.
+        reduction: of 'published': 'mean' (the authors' code, which their beta belongs to) or 'batchmean', which does
+            not depend on the resolution; beta is then ``beta / (H W)``, see `attention_transfer_loss`.
+
+    Raises:
+        ValueError: for an unknown variant or reduction.
     """
 
-    def __init__(self, variant: str = "published") -> None:
+    def __init__(self, variant: str = "published", reduction: str = "mean") -> None:
         super().__init__()
         self.variant = check_one_of("variant", variant, LOSS_VARIANTS)
+        self.reduction = check_one_of("reduction", reduction, REDUCTIONS)
 
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
         """Maps [B, C_i, H_i, W_i] and [B, D_i, H_i, W_i] -> scalar.
@@ -89,7 +111,10 @@ class AttentionTransferLoss(nn.Module):
     def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
         """The loss of each level, a scalar each."""
         check_same_levels(feats, refined_feats)
-        return [attention_transfer_loss(f, g, self.variant) for f, g in zip(feats, refined_feats, strict=True)]
+        return [
+            attention_transfer_loss(feat, refined_feat, self.variant, self.reduction)
+            for feat, refined_feat in zip(feats, refined_feats, strict=True)
+        ]
 
 
 def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class ForwardCost:
 
 @contextmanager
 def count_forward(network: nn.Module) -> Iterator[ForwardCost]:
-    """Count what the block does. Its result must live until the block ends: what is freed may be counted twice.
+    """Count what the block does. Its result must live until the block ends: what is freed by then is not kept.
 
     Args:
         network: whose weights and buffers are not counted as kept.
@@ -39,18 +40,25 @@ def count_forward(network: nn.Module) -> Iterator[ForwardCost]:
     """
     cost = ForwardCost()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
+    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor.detach())  # with its history it would hold the graph that holds it
+        alive.add(kept)
+        return kept
 
     with (
         FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor),
     ):
         yield cost
     cost.macs = counter.get_total_flops() // 2
-    cost.kept = sum(kept.values())
+    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in alive}
+    cost.kept = sum(nbytes for pointer, nbytes in storages.items() if pointer not in own)
+
+
+class _Kept:
+    """A tensor that the graph keeps; it goes when the graph lets go of it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from frskd_plugin.core.attention import AttentionTransferLoss
-from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.binary_soft_label import BinarySoftLabelLoss
+from frskd_plugin.core.checks import check_not_negative, check_one_of
+from frskd_plugin.core.resize import Size, resize_bilinear
+from frskd_plugin.core.resized_soft_label import resized_soft_label_loss
 from frskd_plugin.core.soft_label import SoftLabelLoss
+
+SOFT_LABELS = {"softmax": SoftLabelLoss, "sigmoid": BinarySoftLabelLoss}
 
 
 class FRSKDLoss(nn.Module):
@@ -20,12 +25,17 @@ class FRSKDLoss(nn.Module):
         temperature: of the soft labels.
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations' (Eq. 3, 4).
         feature_loss: takes (feats, refined_feats) and gives a scalar; None is `AttentionTransferLoss`.
+        feature_reduction: of the attention transfer: 'mean' (the authors' code, which the paper's beta belongs to) or
+            'batchmean', which does not depend on the resolution and wants another beta, see `attention_transfer_loss`.
+        soft_label: how the classifiers turn logits into probabilities: 'softmax' over the classes (`SoftLabelLoss`), or
+            'sigmoid', each class on its own (`BinarySoftLabelLoss`; detectors with focal loss).
 
     Attributes:
         factor: multiplies both terms; a schedule sets it, 0 skips their computation.
 
     Raises:
-        ValueError: for a negative weight, a temperature that is not positive, or an unknown variant.
+        ValueError: for a negative weight, a temperature that is not positive, an unknown variant, reduction or soft
+            label, or a ``feature_reduction`` beside a ``feature_loss`` that has its own.
 
     >>> import torch
     >>> loss = FRSKDLoss(alpha=2, beta=100, temperature=4)
@@ -41,12 +51,21 @@ class FRSKDLoss(nn.Module):
         temperature: float = 4.0,
         variant: str = "published",
         feature_loss: nn.Module | None = None,
+        soft_label: str = "softmax",
+        feature_reduction: str = "mean",
     ) -> None:
         super().__init__()
         self.alpha = check_not_negative("alpha", alpha)
         self.beta = check_not_negative("beta", beta)
-        self.soft_label_loss = SoftLabelLoss(temperature, variant)
-        self.feature_loss = AttentionTransferLoss(variant) if feature_loss is None else feature_loss
+        self.soft_label = check_one_of("soft_label", soft_label, tuple(SOFT_LABELS))
+        self.soft_label_loss = SOFT_LABELS[soft_label](temperature, variant)
+        attention_transfer = AttentionTransferLoss(variant, feature_reduction)
+        if feature_loss is not None and feature_reduction != "mean":
+            raise ValueError(
+                f"`feature_reduction={feature_reduction!r}` belongs to the attention transfer, got `feature_loss="
+                f"{type(feature_loss).__name__}` beside it: leave one of them out."
+            )
+        self.feature_loss = attention_transfer if feature_loss is None else feature_loss
         self.factor = 1.0
 
     @property
@@ -60,14 +79,19 @@ class FRSKDLoss(nn.Module):
         teacher_logits: Tensor,
         feats: Sequence[Tensor],
         refined_feats: Sequence[Tensor],
+        size: Size | None = None,
+        align_corners: bool = False,
     ) -> dict[str, Tensor]:
         """The weighted terms ``loss_kd`` and ``loss_feat``; a term of weight 0 is 0 and not computed.
 
         Args:
-            student_logits: [B, K] or [B, K, H, W].
+            student_logits: [B, K], or with any number of positions, such as [B, K, H, W].
             teacher_logits: the same shape; gets no gradient.
             feats: the student's maps [B, C_i, H_i, W_i].
             refined_feats: the self-teacher's maps [B, D_i, H_i, W_i]; get no gradient.
+            size: height and width at which the soft labels of logits [B, K, h, w] are compared, by bilinear
+                interpolation; the two may then differ in size. None compares them as they are.
+            align_corners: of that interpolation.
 
         Raises:
             ValueError: if shapes or numbers of levels disagree.
@@ -75,6 +99,18 @@ class FRSKDLoss(nn.Module):
         alpha, beta = self.factor * self.alpha, self.factor * self.beta
         zero = student_logits.new_zeros(())
         return {
-            "loss_kd": alpha * self.soft_label_loss(student_logits, teacher_logits) if alpha else zero,
+            "loss_kd": alpha * self._soft_label(student_logits, teacher_logits, size, align_corners) if alpha else zero,
             "loss_feat": beta * self.feature_loss(feats, refined_feats) if beta else zero,
         }
+
+    def _soft_label(
+        self, student_logits: Tensor, teacher_logits: Tensor, size: Size | None, align_corners: bool
+    ) -> Tensor:
+        loss = self.soft_label_loss
+        if size is None:
+            return loss(student_logits, teacher_logits)
+        if isinstance(loss, SoftLabelLoss):  # a mean over the positions, which can be taken piece by piece
+            return resized_soft_label_loss(
+                student_logits, teacher_logits, size, loss.temperature, loss.variant, align_corners
+            )
+        return loss(*(resize_bilinear(x, size, align_corners) for x in (student_logits, teacher_logits.detach())))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,17 @@ def fast_layout(feat: Tensor) -> Tensor:
         feat: map [B, C, H, W].
     """
     return feat.contiguous(memory_format=torch.channels_last) if feat.device.type == "cpu" else feat
+
+
+def common_layout(feats: Sequence[Tensor]) -> torch.memory_format:
+    """channels_last where all maps [B, C, H, W] have it and one of them is not in the ordinary layout too.
+
+    >>> common_layout([torch.rand(1, 2, 3, 3)])
+    torch.contiguous_format
+    """
+    channels_last = all(feat.is_contiguous(memory_format=torch.channels_last) for feat in feats)
+    ordinary = all(feat.is_contiguous() for feat in feats)  # a map of 1 x 1 has both
+    return torch.channels_last if channels_last and not ordinary else torch.contiguous_format
 
 
 def spatial_size(feat: Tensor) -> Size:
@@ -62,6 +75,11 @@ def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
     if mode == "nearest":
         return F.interpolate(feat, size, mode="nearest")
     return F.interpolate(feat, size, mode=mode, align_corners=False)
+
+
+def resize_bilinear(feat: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """A map [B, C, h, w] at ``size``, bilinear, up or down, as segmentation resizes its logits."""
+    return F.interpolate(feat, size, mode="bilinear", align_corners=align_corners)
 
 
 def subsample_to(feat: Tensor, size: Size) -> Tensor:

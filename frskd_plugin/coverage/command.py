@@ -13,7 +13,7 @@ from typing import Any
 
 from frskd_plugin.coverage.choice import modules_to_try, smallest_model
 from frskd_plugin.coverage.fault import Fault
-from frskd_plugin.coverage.isolated import in_process, isolated
+from frskd_plugin.coverage.isolated import attempt, in_process, isolated
 from frskd_plugin.coverage.report import Row, line, summary, write_json, write_markdown
 
 # kind -> (module, function); imported when asked for: a segmentor needs mmseg
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         modules = modules_to_try(args.modules)
         for kind in kinds:
             _examiner(kind)
-        for file in filter(None, (args.json, args.markdown)):  # before the work, not after it
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+        prepare_files(args)
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     rows = []
@@ -70,11 +68,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--classifier", action="store_true", help="as classifiers (default)")
     parser.add_argument("--segmentor", action="store_true", help="as backbones of an FRSKDEncoderDecoder; needs mmseg")
     parser.add_argument("--modules", nargs="+", default=[], metavar="NAME", help="names of timm.list_modules() (all)")
+    add_common_options(parser, "model")
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser, tried: str) -> None:
+    """Where the rows go, and how each of what is ``tried`` is run."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of objects")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables with their explanation")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="limit for each model (600 s)")
-    parser.add_argument("--in-process", action="store_true", help="no process of its own for each model, no limit")
-    return parser
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help=f"limit for each {tried} (600 s)")
+    parser.add_argument("--in-process", action="store_true", help=f"no process of its own for each {tried}, no limit")
+
+
+def prepare_files(args: argparse.Namespace) -> None:
+    """Raises: OSError, where a file cannot be written, before the work and not after it."""
+    for file in filter(None, (args.json, args.markdown)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
 
 
 def try_modules(modules: Sequence[str], kinds: Sequence[str], call: Call, timeout: float) -> Iterator[Row]:
@@ -84,7 +94,7 @@ def try_modules(modules: Sequence[str], kinds: Sequence[str], call: Call, timeou
         for module in modules:
             start = time.perf_counter()
             if module not in models:
-                models[module] = _attempt(call, smallest_model, module, timeout=timeout)
+                models[module] = attempt(call, smallest_model, module, timeout=timeout)
             row = _row(kind, module, models[module], call, timeout)
             print(line(row, time.perf_counter() - start), flush=True)
             yield row
@@ -93,17 +103,10 @@ def try_modules(modules: Sequence[str], kinds: Sequence[str], call: Call, timeou
 def _row(kind: str, module: str, model: str | Fault, call: Call, timeout: float) -> Row:
     if isinstance(model, Fault):
         return Row(kind, module, result=f"no model could be chosen: {model}")
-    facts = _attempt(call, examine, kind, model, timeout=timeout)
+    facts = attempt(call, examine, kind, model, timeout=timeout)
     if isinstance(facts, Fault):
         return Row(kind, module, model, result=str(facts))
     return Row(kind, module, model, **facts)
-
-
-def _attempt(call: Call, *args: Any, timeout: float) -> Any:
-    try:
-        return call(*args, timeout=timeout)
-    except Fault as fault:
-        return fault
 
 
 def examine(kind: str, model: str) -> dict[str, Any]:

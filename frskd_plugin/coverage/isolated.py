@@ -13,7 +13,7 @@ from typing import Any
 from frskd_plugin.coverage.fault import Fault
 
 # imported once by the server that the processes are forked from; what is not installed is left out
-PRELOAD = ["frskd_plugin.coverage.classifier", "frskd_plugin.coverage.segmentor"]
+PRELOAD = ["frskd_plugin.coverage.classifier", "frskd_plugin.coverage.segmentor", "frskd_plugin.coverage.family"]
 
 
 def in_process(function: Callable[..., Any], *args: Any, timeout: float) -> Any:
@@ -66,7 +66,15 @@ def isolated(function: Callable[..., Any], *args: Any, timeout: float) -> Any:
     return value
 
 
-def describe(error: Exception) -> str:
+def attempt(call: Callable[..., Any], *args: Any, timeout: float) -> Any:
+    """What `isolated` or `in_process` gives, or the `Fault` that it raises."""
+    try:
+        return call(*args, timeout=timeout)
+    except Fault as fault:
+        return fault
+
+
+def describe(error: BaseException) -> str:
     """One line: the text of a `Fault`, class and text of any other error.
 
     >>> describe(KeyError("a")), describe(Fault("no gradient"))

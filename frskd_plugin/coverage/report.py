@@ -65,10 +65,15 @@ def cells(row: Row) -> list[str]:
     >>> cells(Row("segmentor", "resnet", "resnet10t", image=64, levels=[0, 1], strides=[2, 4.5], channels=[8, 16]))
     ['resnet', 'resnet10t', '64', '0 1', '2 4.5', '8 16', 'ok']
     """
-    return [_text(getattr(row, name)) for name in COLUMNS[row.kind]]
+    return [text_of(getattr(row, name)) for name in COLUMNS[row.kind]]
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A value as the text of a cell; nothing for None.
+
+    >>> text_of([4, 8.5]), text_of(None)
+    ('4 8.5', '')
+    """
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
     return "" if value is None else str(value)
@@ -116,9 +121,19 @@ def table(kind: str, rows: Sequence[Row]) -> str:
     """A Markdown table under its title; nothing for no rows."""
     if not rows:
         return ""
-    lines = [COLUMNS[kind], ["---"] * len(COLUMNS[kind]), *(cells(row) for row in rows)]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells_) + " |" for cells_ in lines)
-    return f"## {TITLES[kind]}\n\n{body}"
+    return f"## {TITLES[kind]}\n\n{markdown_table(COLUMNS[kind], [cells(row) for row in rows])}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells of text.
+
+    >>> print(markdown_table(["model", "result"], [["a|b", "ok"]]))
+    | model | result |
+    | --- | --- |
+    | a\\|b | ok |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells_) + " |" for cells_ in lines)
 
 
 def versions() -> str:

@@ -8,12 +8,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from mmseg.models.segmentors.cascade_encoder_decoder import CascadeEncoderDecoder
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
+from frskd_plugin.core.listening import listening
 from frskd_plugin.doctor.patient import Patient, Step, tensors
-from frskd_plugin.doctor.unharmed import listening
+from frskd_plugin.mmseg.feature_list import flat_maps, select_maps
+from frskd_plugin.mmseg.semantic_logits import semantic_logits
 
 
 class SegmentorPatient(Patient):
@@ -49,12 +52,22 @@ class SegmentorPatient(Patient):
                 refined = stack.enter_context(listening(self.model.self_teacher, "forward"))
             losses = self.model.loss(self.images, self.data_samples)
         return Step(
-            feats=[tensors(maps) for maps in feats],
-            logits=[tensors(output)[0] for output in outputs],
+            feats=[self._maps(maps) for maps in feats],
+            logits=[self._logits(output) for output in outputs],
             refined_feats=[tensors(maps) for maps, _ in refined],
             teacher_logits=[tensors(output)[0] for _, output in refined],
             terms=_terms(losses),
         )
+
+    def _maps(self, maps: Any) -> list[Tensor]:
+        """What backbone and neck hand out, in the order of the self-teacher's levels."""
+        indices = self.model.self_teacher.feat_indices if self.has_self_teacher else None
+        return select_maps(flat_maps(maps), indices)
+
+    def _logits(self, output: Any) -> Tensor:
+        """Of the map that is predicted; where the head gives none (points), what it gives."""
+        logits = semantic_logits(self._decode_heads()[-1], output)
+        return tensors(output)[0] if logits is None else logits
 
     def plain_step(self) -> Tensor:
         """See `Patient.plain_step`."""
@@ -66,7 +79,7 @@ class SegmentorPatient(Patient):
         if not self.has_self_teacher:
             return self.model
         plain = copy.copy(self.model)
-        plain.__class__ = EncoderDecoder
+        plain.__class__ = CascadeEncoderDecoder if len(self._decode_heads()) > 1 else EncoderDecoder
         plain._modules = {name: module for name, module in self.model._modules.items() if name != "self_teacher"}
         return plain
 

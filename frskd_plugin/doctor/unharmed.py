@@ -1,4 +1,4 @@
-"""Leaves a model that belongs to somebody else as it was: modes, buffers, random numbers, and methods listened to."""
+"""Leaves a model that belongs to somebody else as it was: modes, buffers, random numbers, weights of its losses."""
 
 from __future__ import annotations
 
@@ -36,33 +36,6 @@ def unharmed(model: nn.Module, device: torch.device) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(own)
             module._buffers.update(registered)
-
-
-@contextmanager
-def listening(owner: object, name: str) -> Iterator[list[Any]]:
-    """The results of every call of ``owner.name`` during the block, in order. Only this one object is listened to.
-
-    >>> words = type("Words", (), {"say": lambda self, word: word.upper()})()
-    >>> with listening(words, "say") as heard:
-    ...     _ = words.say("yes"), words.say("no")
-    >>> heard, "say" in vars(words)
-    (['YES', 'NO'], False)
-    """
-    method = getattr(owner, name)
-    before = {key: value for key, value in vars(owner).items() if key == name}
-    heard: list[Any] = []
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        heard.append(result)
-        return result
-
-    vars(owner)[name] = call
-    try:
-        yield heard
-    finally:
-        del vars(owner)[name]
-        vars(owner).update(before)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from frskd_plugin.core.attention import AttentionTransferLoss
+from frskd_plugin.core.attention import REDUCTIONS, AttentionTransferLoss
 from frskd_plugin.core.checks import check_one_of, check_positive_int
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.hint import HintLoss
@@ -46,6 +46,9 @@ class FRSKD(Method):
         feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (FitNet, `HintLoss`) and
             'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
             as it is), or a module that takes (feats, refined_feats) and gives a scalar.
+        feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', whose size does not
+            depend on the resolution. That needs a beta of its own, ``beta / (H W)`` for a level of H x W positions:
+            see `attention_transfer_loss`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -67,10 +70,12 @@ class FRSKD(Method):
         variant: str = "published",
         rectify_input: bool = True,
         feature_loss: str | nn.Module = "attention",
+        feature_reduction: str = "mean",
     ) -> None:
         super().__init__(student)
         if not isinstance(feature_loss, nn.Module):
             check_one_of("feature_loss", feature_loss, [*FEATURE_BETAS])
+        _check_reduction(feature_reduction, feature_loss, beta)
         if beta is None:
             beta = FEATURE_BETAS["attention" if isinstance(feature_loss, nn.Module) else feature_loss]
         self.preactivation = feature_loss == "overhaul"
@@ -92,7 +97,7 @@ class FRSKD(Method):
         self.self_teacher = SelfTeacher(
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
-        made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant)
+        made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant, feature_reduction)
         self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, made)
         if not beta and any(True for _ in made.parameters()):
             raise ValueError(
@@ -129,7 +134,7 @@ class FRSKD(Method):
 
 
 def _make_feature_loss(
-    feature_loss: str | nn.Module, in_channels: Sequence[int], teacher: SelfTeacher, variant: str
+    feature_loss: str | nn.Module, in_channels: Sequence[int], teacher: SelfTeacher, variant: str, reduction: str
 ) -> nn.Module:
     if isinstance(feature_loss, nn.Module):
         return feature_loss
@@ -137,7 +142,23 @@ def _make_feature_loss(
         return HintLoss(in_channels, teacher.neck.out_channels)
     if feature_loss == "overhaul":
         return OverhaulLoss(in_channels, teacher.neck.output_norms())
-    return AttentionTransferLoss(variant)
+    return AttentionTransferLoss(variant, reduction)
+
+
+def _check_reduction(reduction: str, feature_loss: str | nn.Module, beta: float | None) -> None:
+    """A reduction other than the paper's belongs to the attention transfer alone, and the paper's beta not to it."""
+    if check_one_of("feature_reduction", reduction, REDUCTIONS) == "mean":
+        return
+    if feature_loss != "attention":
+        raise ValueError(
+            f"`feature_reduction={reduction!r}` belongs to `feature_loss='attention'`, got {feature_loss!r}: leave one "
+            "of them out."
+        )
+    if beta is None:
+        raise ValueError(
+            f"`feature_reduction={reduction!r}` needs a `beta` of its own: the default belongs to the mean over H x W "
+            "positions. Give beta / (H * W) for a level of H x W positions, e.g. beta=100 / 64 for 8x8."
+        )
 
 
 def _tell_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:

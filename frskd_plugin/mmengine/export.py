@@ -20,6 +20,8 @@ TEACHER_PREFIX = "self_teacher."
 _METHOD_HOOKS = {"DistillWarmupHook", "SelfTeacherValidationHook", "AttentionPictureHook", "StepSeedHook"}
 _STOCK_TYPES = {
     "FRSKDEncoderDecoder": "EncoderDecoder",
+    "FRSKDSingleStage": "SingleStageDetector",
+    "FRSKDCascadeEncoderDecoder": "CascadeEncoderDecoder",
     "SelfTeacherIoUMetric": "IoUMetric",
     "AtomicCheckpointHook": "CheckpointHook",
     "SeededSampler": "DefaultSampler",

@@ -21,7 +21,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "FRSKDLoss": "frskd_plugin.core.frskd_loss",
         "FRSKDHead": "frskd_plugin.mmseg.frskd_head",
         "FRSKDEncoderDecoder": "frskd_plugin.mmseg.segmentor",
+        "FRSKDCascadeEncoderDecoder": "frskd_plugin.mmseg.cascade_segmentor",
         "EffDetSegHead": "frskd_plugin.mmseg.effdet_seg_head",
+        "FRSKDDenseHead": "frskd_plugin.mmdet.dense_head",
+        "FRSKDSingleStage": "frskd_plugin.mmdet.detector",
     },
     "HOOKS": {
         "DistillWarmupHook": "frskd_plugin.mmengine.distill_warmup_hook",
@@ -32,6 +35,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "SelfTeacherValidationHook": "frskd_plugin.mmengine.self_teacher_validation_hook",
         "BestAndLastHook": "frskd_plugin.mmengine.best_and_last_hook",
         "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
+        "ClassifierAttentionPictureHook": "frskd_plugin.mmengine.classifier_attention_hook",
     },
     "DATASETS": {
         "SeededDataset": "frskd_plugin.mmengine.seeded_dataset",

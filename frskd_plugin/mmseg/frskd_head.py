@@ -7,61 +7,42 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import BaseModule
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor
 
 from frskd_plugin.core.bifpn import BiFPN
-from frskd_plugin.core.checks import check_in_channels, check_level
+from frskd_plugin.core.checks import check_in_channels, check_one_of
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
-from frskd_plugin.mmengine.registration import registered_type
+from frskd_plugin.mmseg.early_losses import early_losses
+from frskd_plugin.mmseg.feature_list import flat_maps, level_of, select_maps
+from frskd_plugin.mmseg.semantic_logits import semantic_logits
+from frskd_plugin.mmseg.teacher_head import check_servable, fitted, maps_read, reading_part
 
-
-def check_servable(head: str | type, owner: str) -> None:
-    """Refuse a type of decode head whose training loss is not ``forward`` followed by ``loss_by_feat``.
-
-    Args:
-        head: the class, or its name in mmseg's registry. The class is asked, before one is built.
-        owner: who asks.
-
-    Raises:
-        ValueError: naming the head and what would serve.
-    """
-    head_type = registered_type(MODELS, head)
-    if head_type is None:
-        raise ValueError(
-            f"{owner}: there is no decode head {head!r} in mmseg's registry. Check the spelling and `custom_imports`."
-        )
-    if getattr(head_type, "loss", None) is not BaseDecodeHead.loss:
-        name = head_type.__name__
-        raise ValueError(
-            f"{owner} cannot serve the decode head {name}: FRSKD needs its logits once, from `forward`, and its loss "
-            f"from `loss_by_feat`, and {name} makes its loss in another way. Use one of mmseg's single heads that keep "
-            "`BaseDecodeHead.loss` (FCNHead, ASPPHead, PSPHead, UPerHead, SegformerHead, ...)."
-        )
-
-
-def first_logits(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """The segmentation logits [B, K, H, W] of a head that may hand out auxiliary outputs behind them."""
-    return output if isinstance(output, Tensor) else output[0]
+KD_RESOLUTIONS = ("label", "head")
 
 
 class FRSKDHead(BaseModule):
-    """Self-teacher of `FRSKDEncoderDecoder`; everything of it lives under ``self_teacher.`` in a checkpoint.
+    """Self-teacher of an FRSKD segmentor; everything of it lives under ``self_teacher.`` in a checkpoint.
 
     Its graph ends at the highest level that its head reads, so that every parameter receives a gradient.
 
     Args:
         neck: config of the feature network, as a rule ``dict(type='SelfTeacherNeck', in_channels=[...], ...)``.
         loss_distill: config of the distillation terms, ``dict(type='FRSKDLoss', alpha=, beta=, temperature=)``.
-        head: config of the teacher's head. `FRSKDEncoderDecoder` gives a copy of the student's, with its losses, class
-            weights and sampler; only ``in_channels`` follows from the neck.
+        head: config of the teacher's head. The segmentor gives what `teacher_head` says, as a rule a copy of the
+            student's. Its ``in_index`` counts the student's maps; ``in_channels`` follows from the neck.
+        feat_indices: which of the student's maps (`flat_maps`) the self-teacher receives, highest resolution first.
+            None takes all in the order in which they come, which has to be that one.
+        extra_levels: levels made of the last of these by max-pooling; one for a backbone with a single map.
+        kd_resolution: where the soft labels are compared: 'label', at the size of the labels, as the cross-entropies
+            are, or 'head', at the size of the student's logits: another, cheaper function.
+        early_gradients: whether both heads compute the gradients of their losses at once and keep no up-sampled map
+            for the backward pass. Exact, as fast, and less memory; the losses then see float32 also under autocast.
         init_cfg: mmengine's initialisation config.
 
     Raises:
-        ValueError: if the head cannot be served, or reads a level that the neck does not have.
+        ValueError: if the head cannot be served, or reads a map that the self-teacher does not receive.
     """
 
     def __init__(
@@ -69,6 +50,10 @@ class FRSKDHead(BaseModule):
         neck: dict[str, Any],
         loss_distill: dict[str, Any],
         head: dict[str, Any] | None = None,
+        feat_indices: Sequence[int] | None = None,
+        extra_levels: int = 0,
+        kd_resolution: str = "label",
+        early_gradients: bool = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -79,41 +64,46 @@ class FRSKDHead(BaseModule):
             )
         neck, head = copy.deepcopy(neck), copy.deepcopy(head)
         check_servable(head["type"], type(self).__name__)
-        self.neck = self._build_neck(neck, head.get("in_index", -1))
-        head["in_channels"] = self._head_channels(head.get("in_index", -1))
-        self.head = MODELS.build(head)
+        self.feat_indices = None if feat_indices is None else _check_indices(feat_indices)
+        self.extra_levels = extra_levels
+        self.kd_resolution = check_one_of("kd_resolution", kd_resolution, KD_RESOLUTIONS)
+        self.early_gradients = early_gradients
+        reading = reading_part(head)
+        reading["in_index"] = self._levels_read(neck, maps_read(head))
+        self.neck = _build_neck(neck, reading["in_index"])
+        self.head = MODELS.build(fitted(head, self.neck.out_channels))
         self.loss_distill = MODELS.build(loss_distill)
 
-    @staticmethod
-    def _build_neck(neck: dict[str, Any], in_index: int | Sequence[int]) -> Any:
-        if neck.get("type") in ("SelfTeacherNeck", "BiFPN", SelfTeacherNeck, BiFPN):
-            num_levels = neck.get("num_levels") or len(check_in_channels(neck["in_channels"]))
-            read = [in_index] if isinstance(in_index, int) else in_index
-            end_level = max(check_level("in_index", level, num_levels) for level in read)
-            if neck.setdefault("end_level", end_level) != end_level:
-                raise ValueError(
-                    f"The self-teacher's graph must end at the highest level its head reads (in_index={in_index}, "
-                    f"level {end_level}), got end_level={neck['end_level']}. Leave `end_level` out."
-                )
-        return MODELS.build(neck)
-
-    def _head_channels(self, in_index: int | Sequence[int]) -> int | list[int]:
-        channels = self.neck.out_channels
-        if isinstance(channels, int):
-            return channels if isinstance(in_index, int) else [channels] * len(in_index)
-        return channels[in_index] if isinstance(in_index, int) else [channels[i] for i in in_index]
+    def _levels_read(self, neck: dict[str, Any], in_index: int | list[int]) -> int | list[int]:
+        """The self-teacher's levels that hold the maps which the head reads."""
+        if "in_channels" not in neck:  # another kind of neck, whose levels are the student's
+            return in_index
+        num_levels = neck.get("num_levels") or len(check_in_channels(neck["in_channels"]))
+        num_maps = num_levels - self.extra_levels
+        if self.feat_indices is not None and len(self.feat_indices) != num_maps:
+            raise ValueError(
+                f"The self-teacher receives {len(self.feat_indices)} maps (feat_indices={self.feat_indices}) and makes "
+                f"{self.extra_levels} more, but its neck has {num_levels} levels. Let `in_channels` list them all."
+            )
+        if isinstance(in_index, int):
+            return level_of(in_index, num_maps, self.feat_indices)
+        return [level_of(index, num_maps, self.feat_indices) for index in in_index]
 
     @property
     def threshold(self) -> float | None:
         """Threshold of a binary head, as mmseg's post-processing asks for it."""
         return self.head.threshold
 
-    def forward(self, feats: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Any]:
-        """The student's maps [B, C_i, H_i, W_i] -> refined maps [B, D_i, H_i, W_i] and the head's output."""
-        refined_feats = self.neck(feats)
-        return refined_feats, self.head(refined_feats)
+    def levels(self, feats: Any) -> list[Tensor]:
+        """The maps [B, C_i, H_i, W_i] that are distilled, highest resolution first, of what the student hands out."""
+        return select_maps(flat_maps(feats), self.feat_indices, self.extra_levels)
 
-    def loss(self, feats: Sequence[Tensor], student_logits: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+    def forward(self, feats: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """What the student hands out -> refined maps [B, D_i, H_i, W_i], a level each, and the head's output."""
+        refined_feats = self.neck(self.levels(feats))
+        return refined_feats, self.head(_for_head(refined_feats))
+
+    def loss(self, feats: Any, student_logits: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
         """The teacher's own loss, ``loss_kd`` and ``loss_feat``.
 
         Args:
@@ -122,17 +112,40 @@ class FRSKDHead(BaseModule):
             data_samples: ground truth, ``gt_sem_seg`` [1, H, W] each.
         """
         refined_feats, output = self(feats)
-        losses = self.head.loss_by_feat(output, data_samples)
-        teacher_logits = first_logits(output)
-        if self.loss_distill.active and self.loss_distill.alpha:
-            # Soft labels are compared at the size of the labels, where the cross-entropies stand.
-            size = data_samples[0].gt_sem_seg.data.shape[-2:]
-            student_logits = resize(student_logits, size, mode="bilinear", align_corners=self.head.align_corners)
-            teacher_logits = resize(
-                teacher_logits.detach(), size, mode="bilinear", align_corners=self.head.align_corners
-            )
-        return losses | self.loss_distill(student_logits, teacher_logits, feats, refined_feats)
+        with early_losses(self.head, self.early_gradients):
+            losses = self.head.loss_by_feat(output, data_samples)
+        teacher_logits = semantic_logits(self.head, output)
+        at_head = self.kd_resolution == "head"
+        size = student_logits.shape[-2:] if at_head else data_samples[0].gt_sem_seg.data.shape[-2:]
+        return losses | self.loss_distill(
+            student_logits, teacher_logits, self.levels(feats), refined_feats, tuple(size), self.head.align_corners
+        )
 
-    def predict(self, feats: Sequence[Tensor], batch_img_metas: list[dict[str, Any]], test_cfg: Any) -> Tensor:
+    def predict(self, feats: Any, batch_img_metas: list[dict[str, Any]], test_cfg: Any) -> Tensor:
         """The teacher's logits [B, K, H, W] at image size, as a decode head's ``predict`` gives them."""
-        return self.head.predict(self.neck(feats), batch_img_metas, test_cfg)
+        return self.head.predict(_for_head(self.neck(self.levels(feats))), batch_img_metas, test_cfg)
+
+
+def _for_head(refined_feats: Sequence[Tensor]) -> list[Tensor]:
+    """Some of mmseg's heads take views of maps, which only the ordinary layout lets them (the neck's own is faster)."""
+    return [feat.contiguous() for feat in refined_feats]
+
+
+def _check_indices(feat_indices: Sequence[int]) -> list[int]:
+    indices = list(feat_indices)
+    if not indices or min(indices) < 0 or len(set(indices)) != len(indices):
+        raise ValueError(
+            f"`feat_indices` must name maps of the backbone (or neck), each once, counted from 0, got {indices}."
+        )
+    return indices
+
+
+def _build_neck(neck: dict[str, Any], levels_read: int | Sequence[int]) -> Any:
+    if neck.get("type") in ("SelfTeacherNeck", "BiFPN", SelfTeacherNeck, BiFPN):
+        end_level = levels_read if isinstance(levels_read, int) else max(levels_read)
+        if neck.setdefault("end_level", end_level) != end_level:
+            raise ValueError(
+                f"The self-teacher's graph must end at the highest level its head reads (level {end_level}), got "
+                f"end_level={neck['end_level']}. Leave `end_level` out."
+            )
+    return MODELS.build(neck)

@@ -6,29 +6,23 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
-from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
-from frskd_plugin.mmseg.frskd_head import check_servable, first_logits
+from frskd_plugin.mmseg.early_losses import early_losses
+from frskd_plugin.mmseg.self_taught import SelfTaughtSegmentor
+from frskd_plugin.mmseg.semantic_logits import loss_and_logits
+from frskd_plugin.mmseg.teacher_head import check_student_head
 
 
-class FRSKDEncoderDecoder(EncoderDecoder):
-    """``EncoderDecoder`` with a self-teacher at training time.
-
-    Inference is the plain segmentor's, bit for bit, and never runs the self-teacher. A checkpoint without the keys
-    ``self_teacher.*`` loads strictly into the plain config.
+class FRSKDEncoderDecoder(SelfTaughtSegmentor):
+    """``EncoderDecoder`` with a self-teacher at training time; see `SelfTaughtSegmentor` for what it promises.
 
     Args:
-        self_teacher: config of `FRSKDHead`; its ``head`` is by default a copy of ``decode_head``.
-        decode_head: config of the student's head, one that keeps mmseg's ``BaseDecodeHead.loss``.
+        self_teacher: config of `FRSKDHead`; `teacher_head` says which ``head`` it has by default, as a rule a copy of
+            ``decode_head``.
+        decode_head: config of the student's head.
         **kwargs: of mmseg's ``EncoderDecoder``.
-
-    Attributes:
-        predict_self_teacher: whether ``predict`` adds the teacher's prediction, ``pred_self_teacher``, to each sample.
-            `SelfTeacherValidationHook` switches it on while validating.
 
     Raises:
         ValueError: if the decode head cannot be served.
@@ -38,36 +32,16 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         if not isinstance(decode_head, dict):
             raise ValueError(
                 "FRSKDEncoderDecoder cannot serve a cascade of decode heads "
-                f"({', '.join(str(head.get('type')) for head in decode_head)}): give one head as a dict."
+                f"({', '.join(str(head.get('type')) for head in decode_head)}): give one head as a dict, or use "
+                "FRSKDCascadeEncoderDecoder."
             )
-        check_servable(decode_head["type"], type(self).__name__)
+        check_student_head(decode_head["type"], type(self).__name__)
         head = copy.deepcopy(decode_head)
         super().__init__(decode_head=decode_head, **kwargs)
-        # Random numbers of its own: with one seed, the student starts as the plain segmentor does.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed() + 1)
-            self.self_teacher = MODELS.build({"head": head, **self_teacher})
-        self.predict_self_teacher = False
+        self._add_self_teacher(self_teacher, head)
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
-        output = self.decode_head.forward(inputs)
-        losses = add_prefix(self.decode_head.loss_by_feat(output, data_samples), "decode")
-        teacher_losses = self.self_teacher.loss(inputs, first_logits(output), data_samples)
-        return losses | add_prefix(teacher_losses, "self_teacher")
-
-    def as_self_teacher(self) -> EncoderDecoder:
-        """This segmentor with the self-teacher in place of the decode head; parameters are shared, not copied."""
-        teacher = copy.copy(self)
-        teacher._modules = {**self._modules, "decode_head": self.self_teacher}
-        return teacher
-
-    def predict(self, inputs: Tensor, data_samples: SampleList | None = None) -> SampleList:
-        """The plain segmentor's prediction of images [B, 3, H, W]; see ``predict_self_teacher``."""
-        if not self.predict_self_teacher:
-            return super().predict(inputs, data_samples)
-        samples = None if data_samples is None else [sample.clone() for sample in data_samples]
-        teacher_results = EncoderDecoder.predict(self.as_self_teacher(), inputs, samples)
-        results = super().predict(inputs, data_samples)
-        for result, teacher_result in zip(results, teacher_results, strict=True):
-            result.pred_self_teacher = teacher_result.pred_sem_seg
-        return results
+        with early_losses(self.decode_head, self.self_teacher.early_gradients):
+            losses, logits = loss_and_logits(self.decode_head, [inputs], data_samples, self.train_cfg, self.test_cfg)
+        teacher_losses = self.self_teacher.loss(inputs, logits, data_samples)
+        return add_prefix(losses, "decode") | add_prefix(teacher_losses, "self_teacher")

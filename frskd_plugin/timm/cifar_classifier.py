@@ -140,9 +140,8 @@ class CifarClassifier(nn.Module):
         weight = self.stem.weight
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, device=weight.device, dtype=weight.dtype
-        )
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        self.fc.to(device=weight.device, dtype=weight.dtype)  # timm before 1.0.21 takes neither in `create_classifier`
         self.global_pool.train(self.training)
         self.fc.train(self.training)
 

@@ -73,6 +73,7 @@ class TimmFeatureExtractor(nn.Module):
         self.norm_eval = norm_eval
         # The final norm and the head serve the classifier only; left in, they would be parameters without a gradient.
         model.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
+        _remove_head(model)
         self.model = model
         self.frozen_stages = frozen_stages
         self._frozen_modules = self._freeze(frozen_stages, model_name)
@@ -130,3 +131,10 @@ class TimmFeatureExtractor(nn.Module):
             x, indices=list(self.out_indices), norm=False, output_fmt="NCHW", intermediates_only=True
         )
         return tuple(maps)
+
+
+def _remove_head(model: nn.Module) -> None:
+    """Remove a head that is more than a classifier: timm before 1.0.31 leaves the norm in that of ConvNeXt."""
+    head = getattr(model, "head", None)
+    if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
+        model.head = nn.Identity()

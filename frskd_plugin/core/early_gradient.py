@@ -1,0 +1,82 @@
+"""A scalar whose gradient is computed as soon as the scalar is, so that nothing of what it was made of is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A value that stands in the graph with a gradient that is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (grad_output * gradient).to(ctx.dtype), None, None
+
+
+def with_known_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar ``value``, whose gradient in ``x`` is ``gradient``. It can be differentiated once.
+
+    Args:
+        x: any tensor of the graph.
+        value: scalar.
+        gradient: of the shape of ``x``.
+
+    >>> import torch
+    >>> x = torch.tensor([3.0], requires_grad=True)
+    >>> (2 * with_known_gradient(x, torch.tensor(9.0), torch.tensor([6.0]))).backward()
+    >>> x.grad
+    tensor([12.])
+    """
+    return _KnownGradient.apply(x, value.detach(), gradient.detach())
+
+
+def differentiate_early(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
+    """``function(x)``, with the gradient of each scalar computed at once, so that ``function`` keeps nothing.
+
+    What comes out and its gradient in ``x`` are the same as without; the time too. ``function`` sees float32 at least,
+    because its gradients are not scaled as those of a whole loss in float16 are. Without gradients (evaluation) it is
+    simply called.
+
+    Args:
+        function: gives named tensors; what it gives a gradient to is ``x`` alone, no weights of its own.
+        x: any tensor.
+
+    Raises:
+        ValueError: a result that has a gradient is not a scalar.
+
+    >>> import torch
+    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> found = differentiate_early(lambda x: {"loss": x.square().sum(), "accuracy": x.detach().max()}, x)
+    >>> found["loss"].backward()
+    >>> found["loss"].item(), found["accuracy"].item(), x.grad
+    (5.0, 2.0, tensor([2., 4.]))
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    leaf = x.detach().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
+    found = function(leaf)
+    differentiable = [name for name, value in found.items() if value.requires_grad]
+    for name in differentiable:
+        if found[name].numel() != 1:
+            raise ValueError(
+                f"differentiate_early takes the gradients of scalars, got {name!r} of shape {list(found[name].shape)}. "
+                "Let the loss be reduced (reduction='mean')."
+            )
+    made = {name: value.detach() for name, value in found.items()}
+    for name in differentiable:
+        (gradient,) = torch.autograd.grad(found.pop(name), leaf, retain_graph=name != differentiable[-1])
+        made[name] = with_known_gradient(x, made[name], gradient)
+    return made

@@ -1,0 +1,211 @@
+"""Turns a plain config of mmsegmentation into the FRSKD one, with the channels found by a dry run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from frskd_plugin.core.checks import check_not_negative, check_positive_int, check_temperature
+from frskd_plugin.methods.base import StudentInfo
+from frskd_plugin.methods.teacher_width import CHANNEL_STEP, teacher_share, width_within
+from frskd_plugin.mmengine.config_tools import read_config
+from frskd_plugin.mmseg.feature_maps import FeatureMaps, feature_channels
+
+PACKAGE = "frskd_plugin"
+FRSKD_TYPES = {
+    "EncoderDecoder": "FRSKDEncoderDecoder",
+    "CascadeEncoderDecoder": "FRSKDCascadeEncoderDecoder",
+}
+DEFAULT_MAX_SHARE = 0.5  # the self-teacher's copy of the decode head comes on top
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """The self-teacher that suits a segmentor.
+
+    Attributes:
+        maps: the segmentor's feature maps.
+        width: of the feature network.
+        max_channels: limit to its channels; None: no limit.
+        share: its multiply-accumulates / the segmentor's, both for one image.
+    """
+
+    maps: FeatureMaps
+    width: int
+    max_channels: int | None
+    share: float
+
+    @property
+    def head_share(self) -> float:
+        """The decode head's multiply-accumulates / the segmentor's: about what the self-teacher's copy adds."""
+        return self.maps.head_macs / self.maps.macs
+
+    def neck(self) -> dict[str, Any]:
+        """Config of the feature network."""
+        neck = dict(type="SelfTeacherNeck", in_channels=list(self.maps.channels), width=self.width)
+        return neck if self.max_channels is None else {**neck, "max_channels": self.max_channels}
+
+    def self_teacher(self, alpha: float, beta: float, temperature: float) -> dict[str, Any]:
+        """Config of the self-teacher."""
+        made: dict[str, Any] = dict(type="FRSKDHead", neck=self.neck())
+        if not self.maps.in_order:
+            made["feat_indices"] = list(self.maps.indices)
+        if self.maps.extra_levels:
+            made["extra_levels"] = self.maps.extra_levels
+        made["loss_distill"] = dict(type="FRSKDLoss", alpha=alpha, beta=beta, temperature=temperature)
+        if self.maps.binary:  # one logit a pixel has no softmax
+            made["loss_distill"]["soft_label"] = "sigmoid"
+        return made
+
+
+def frskd_config(
+    config: Config | str | Path,
+    *,
+    alpha: float = 1.0,
+    beta: float = 50.0,
+    temperature: float = 1.0,
+    width: int | str = "auto",
+    max_share: float = DEFAULT_MAX_SHARE,
+    max_channels: int | None = None,
+    image_size: Sequence[int] | None = None,
+) -> Config:
+    """The config that trains the same segmentor with FRSKD.
+
+    The segmentor is built without pretrained weights and run once, to see its feature maps; data sets are not touched.
+
+    Args:
+        config: a plain config of mmsegmentation, or its file; it is not changed.
+        alpha: weight of the soft labels.
+        beta: weight of the feature distillation.
+        temperature: of the soft labels.
+        width: of the self-teacher's feature network; 'auto': the largest of 2, 1, or 1 with a limit to the channels,
+            whose multiply-accumulates are at most ``max_share`` of the segmentor's (8 channels where none is).
+        max_share: for ``width='auto'``.
+        max_channels: limit to the feature network's channels.
+        image_size: height and width of the images of the dry run; None: what the config trains with.
+
+    Returns:
+        The config with another ``model.type``, ``model.self_teacher``, and this package in ``custom_imports``.
+
+    Raises:
+        TypeError: it is neither a config nor a path.
+        ValueError: the config is of FRSKD already, is not of a segmentor that can be served, or cannot be run; or a
+            setting is out of range.
+    """
+    weights = checked_weights(alpha, beta, temperature)  # before the dry run takes its time
+    plain = plain_config(config)
+    plan = plan_self_teacher(plain, width, max_share, max_channels, image_size)
+    made = copy.deepcopy(plain)
+    made.custom_imports = merged_imports(plain)
+    made.model.type = frskd_type(plain)
+    made.model.self_teacher = plan.self_teacher(*weights)
+    return made
+
+
+def plain_config(config: Config | str | Path) -> Config:
+    """The config, read if it is a file, after the check that it can be turned into FRSKD.
+
+    Raises:
+        TypeError: it is neither a config nor a path.
+        ValueError: see `frskd_config`.
+    """
+    if isinstance(config, (str, Path)):
+        config = read_config(config)
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"expected a Config of mmengine or the path of a config file, got {type(config).__name__}; "
+            "mmengine.Config(dict(model=...)) makes one of a dict."
+        )
+    frskd_type(config)
+    return config
+
+
+def frskd_type(config: Config) -> str:
+    """Name of the segmentor that trains the config's model with FRSKD.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model = config.get("model")
+    if not model:
+        raise ValueError("the config has no `model`: give the config of a whole training, not a part of one (_base_).")
+    kind = model.get("type")
+    name = str(kind if isinstance(kind, str) else getattr(kind, "__name__", kind)).rpartition(".")[2]
+    if name in FRSKD_TYPES.values() or "self_teacher" in model:
+        raise ValueError(
+            f"the config is of FRSKD already (model.type={name!r}): give the plain config that it is made of, or "
+            "change its `model.self_teacher`."
+        )
+    if name == "TimmClassifier":
+        raise ValueError(
+            "the config is of a classifier (TimmClassifier): set model.method=dict(name='frskd', ...), or train with "
+            "tools/train.py --method frskd."
+        )
+    if name not in FRSKD_TYPES:
+        raise ValueError(
+            f"model.type={name!r} is not a segmentor that FRSKD serves: expected {' or '.join(FRSKD_TYPES)}."
+        )
+    if not model.get("decode_head"):
+        raise ValueError("the config's segmentor has no `decode_head`, whose logits FRSKD distils: give it one.")
+    return FRSKD_TYPES[name]
+
+
+def plan_self_teacher(
+    config: Config,
+    width: int | str = "auto",
+    max_share: float = DEFAULT_MAX_SHARE,
+    max_channels: int | None = None,
+    image_size: Sequence[int] | None = None,
+) -> TeacherPlan:
+    """Look at the segmentor's maps and choose the self-teacher's size; see `frskd_config`."""
+    if isinstance(width, str) and width != "auto":
+        raise ValueError(f"`width` must be an int >= 1 or 'auto', got {width!r}.")
+    if width != "auto":
+        check_positive_int("width", width)
+    if max_channels is not None:
+        check_positive_int("max_channels", max_channels)
+    maps = feature_channels(config, image_size)
+    # the classifier that is counted with the feature network there has one output and costs nothing
+    student = StudentInfo(nn.Identity(), maps.channels, maps.sizes, 1, maps.macs, (3, *maps.image_size))
+    if width == "auto":
+        width, max_channels = _width_within(student, max_share, max_channels)
+    share = teacher_share(student, int(width), max_channels)
+    return TeacherPlan(maps, int(width), max_channels, share)
+
+
+def _width_within(student: StudentInfo, max_share: float, max_channels: int | None) -> tuple[int, int | None]:
+    """As `width_within`; for a network so cheap that nothing keeps within the share, the least that there is."""
+    if not max_share > 0:
+        raise ValueError(f"`max_share` must be > 0 (self-teacher's MACs / segmentor's MACs), got {max_share}.")
+    try:
+        return width_within(student, max_share, max_channels)
+    except ValueError:
+        return 1, min(max_channels or CHANNEL_STEP, CHANNEL_STEP)
+
+
+def checked_weights(alpha: float, beta: float, temperature: float) -> tuple[float, float, float]:
+    """The settings of the distillation terms, after a check.
+
+    Raises:
+        ValueError: a negative weight, or a temperature that is not positive.
+    """
+    return check_not_negative("alpha", alpha), check_not_negative("beta", beta), check_temperature(temperature)
+
+
+def merged_imports(config: Config) -> dict[str, Any]:
+    """The config's ``custom_imports`` with this package among them.
+
+    >>> merged_imports(Config(dict(custom_imports=dict(imports="mine"))))
+    {'imports': ['mine', 'frskd_plugin']}
+    """
+    merged = dict(copy.deepcopy(config.get("custom_imports")) or {})
+    names = merged.get("imports") or []
+    names = [names] if isinstance(names, str) else list(names)
+    merged["imports"] = names if PACKAGE in names else [*names, PACKAGE]
+    return merged

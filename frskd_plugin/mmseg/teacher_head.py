@@ -1,0 +1,186 @@
+"""Which decode heads FRSKD serves, and which head a self-teacher gets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
+
+from frskd_plugin.mmengine.registration import registered_type
+from frskd_plugin.mmseg.semantic_logits import first_of
+
+# Heads that keep `BaseDecodeHead.loss` but do not pick plain maps by `in_index`.
+_OTHER_INPUTS = {
+    "PIDHead": "it takes the three branches of its backbone",
+    "DDRHead": "it takes the two branches of its backbone",
+    "DPTHead": "it takes a class token beside each map",
+}
+_NO_CLASSES = {"VPDDepthHead": "it predicts depth, which has no classes to make soft labels of"}
+# The map that a plain head reads in the place of one of these: that of the branch which predicts. Others: the last.
+_MAIN_MAP = {"PIDHead": 1}
+_FALLBACK_CHANNELS = 128
+# Settings that mean the same in every head.
+_COMMON = ("num_classes", "out_channels", "threshold", "dropout_ratio", "align_corners", "ignore_index", "norm_cfg")
+
+
+def head_type_of(head: str | type, owner: str) -> type:
+    """The class of a decode head, or behind its name in mmseg's registry; none is built.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    head_type = registered_type(MODELS, head)
+    if head_type is None:
+        raise ValueError(
+            f"{owner}: there is no decode head {head!r} in mmseg's registry. Check the spelling and `custom_imports`."
+        )
+    return head_type
+
+
+def check_servable(head: str | type, owner: str) -> None:
+    """Refuse a type of decode head that cannot stand on the self-teacher's refined maps.
+
+    It has to read plain maps by ``in_index``, and its training loss must be ``forward`` followed by ``loss_by_feat``.
+
+    Args:
+        head: the class, or its name in mmseg's registry. The class is asked, before one is built.
+        owner: who asks.
+
+    Raises:
+        ValueError: naming the head and what would serve.
+    """
+    head_type = head_type_of(head, owner)
+    reason = first_of(_OTHER_INPUTS | _NO_CLASSES, head_type)
+    if reason is None and getattr(head_type, "loss", None) is not BaseDecodeHead.loss:
+        reason = "its training loss is not `forward` followed by `loss_by_feat`"
+    if reason is not None:
+        raise ValueError(
+            f"{owner} cannot serve the decode head {head_type.__name__} on refined maps: {reason}. Use one of mmseg's "
+            "single heads that keep `BaseDecodeHead.loss` (FCNHead, ASPPHead, PSPHead, UPerHead, SegformerHead, ...)."
+        )
+
+
+def check_student_head(head: str | type, owner: str, behind_another: bool = False) -> None:
+    """Refuse a student's decode head that is of another kind than its segmentor, or predicts no classes.
+
+    Args:
+        head: the class, or its name in mmseg's registry.
+        owner: who asks.
+        behind_another: whether it is a later stage of a cascade.
+
+    Raises:
+        ValueError: naming the head, the reason, and what would serve.
+    """
+    head_type = head_type_of(head, owner)
+    name = head_type.__name__
+    reason = first_of(_NO_CLASSES, head_type)
+    if reason is not None:
+        raise ValueError(f"{owner} cannot serve the decode head {name}: {reason}.")
+    if issubclass(head_type, BaseCascadeDecodeHead) != behind_another:
+        if behind_another:
+            raise ValueError(
+                f"{owner} cannot serve the decode head {name} behind another head, whose output it does not take. "
+                "Expected OCRHead, PointHead or another BaseCascadeDecodeHead there."
+            )
+        raise ValueError(
+            f"{owner} cannot serve the decode head {name} alone: it takes the output of a head before it. Use "
+            "FRSKDCascadeEncoderDecoder with a list of heads, the first of which is a single one such as FCNHead."
+        )
+
+
+def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Config of the head that a self-teacher gets where none is asked for.
+
+    1. A copy of the student's head with its losses, class weights and sampler, where `check_servable` lets it pass.
+    2. Of a cascade: such a copy of its first stage, which reads maps alone, with the losses of the last stage that
+       makes its loss from a map, as the first one's often weighs less.
+    3. Otherwise (branches, class tokens, mask classification) a plain ``FCNHead``, 3x3 convolution and classifier, with
+       the student's classes, on the map that the student's prediction comes from. Its loss is a cross-entropy.
+
+    Args:
+        decode_head: of the student; a list for a cascade.
+
+    Raises:
+        ValueError: a plain head is needed and the student's does not say its number of classes.
+    """
+    stages = [decode_head] if isinstance(decode_head, dict) else list(decode_head)
+    try:
+        check_servable(stages[0]["type"], "the self-teacher")
+    except ValueError:
+        return _plain_head(stages[0], stages[-1])
+    head = copy.deepcopy(dict(stages[0]))
+    losses = [stage["loss_decode"] for stage in stages if _makes_loss_from_map(stage) and "loss_decode" in stage]
+    if len(stages) > 1 and losses:
+        head["loss_decode"] = copy.deepcopy(losses[-1])
+    return head
+
+
+def reading_part(head: dict[str, Any]) -> dict[str, Any]:
+    """The part of a head's config that says which maps it reads: the head itself, or the head inside it (K-Net)."""
+    return head.get("kernel_generate_head", head)
+
+
+def maps_read(head: dict[str, Any]) -> int | list[int]:
+    """The indices of the student's maps that a head's output depends on."""
+    in_index = reading_part(head).get("in_index", -1)
+    if isinstance(in_index, int):
+        return in_index
+    # EncHead selects several maps and, without lateral convolutions, uses the last of them alone
+    head_type = head_type_of(head["type"], "the self-teacher")
+    only_last = first_of({"EncHead": True}, head_type) and not head.get("add_lateral", False)
+    return list(in_index)[-1:] if only_last else list(in_index)
+
+
+def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any]:
+    """A head's config for other maps: with their channels, and what else follows from these.
+
+    Args:
+        head: its ``in_index`` counts these maps.
+        channels: of each map, or of all.
+    """
+    made = copy.deepcopy(head)
+    reading = reading_part(made)
+
+    def of(index: int) -> int:
+        return channels if isinstance(channels, int) else channels[index]
+
+    in_index = reading["in_index"]
+    reading["in_channels"] = of(in_index) if isinstance(in_index, int) else [of(index) for index in in_index]
+    if reading.get("num_convs") == 0:  # FCNHead classifies its input as it is
+        reading["channels"] = sum(of(index) for index in ([in_index] if isinstance(in_index, int) else in_index))
+    if reading.get("c1_in_channels"):  # DeepLabV3+ reads map 0 too, whatever its `in_index`
+        reading["c1_in_channels"] = of(0)
+    return made
+
+
+def _makes_loss_from_map(head: dict[str, Any]) -> bool:
+    head_type = head_type_of(head["type"], "the self-teacher")
+    return getattr(head_type, "loss_by_feat", None) is BaseDecodeHead.loss_by_feat
+
+
+def _plain_head(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    head_type = head_type_of(last["type"], "the self-teacher")
+    if "num_classes" not in last:
+        raise ValueError(
+            f"The self-teacher cannot copy the decode head {head_type.__name__}, nor make a plain one for it, as its "
+            "config has no `num_classes`. Give it one, or give `self_teacher.head`, the config of a head such as "
+            "FCNHead."
+        )
+    # in a head of another base, such as mmdet's, the same names mean other things
+    names = _COMMON if issubclass(head_type, BaseDecodeHead) else ("num_classes", "align_corners", "ignore_index")
+    settings = {name: copy.deepcopy(last[name]) for name in names if last.get(name) is not None}
+    loss = {"type": "CrossEntropyLoss", "use_sigmoid": settings.get("out_channels") == 1, "avg_non_ignore": True}
+    return {
+        "type": "FCNHead",
+        "in_index": first_of(_MAIN_MAP, head_type_of(first["type"], "the self-teacher")) or -1,
+        "channels": _FALLBACK_CHANNELS,
+        "num_convs": 1,
+        "concat_input": False,
+        "norm_cfg": {"type": "BN"},
+        "loss_decode": loss,
+        **settings,
+    }

@@ -1,0 +1,219 @@
+"""`frskd_config`: the channels that it finds, what it leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmseg.models.backbones import MixVisionTransformer
+
+from frskd_plugin.mmseg.convert import frskd_config, plan_self_teacher
+from frskd_plugin.mmseg.feature_maps import build_plain, feature_channels
+from frskd_plugin.mmseg.written_config import find_config
+from tests.helpers.segmentors import build, effdet, fcn, make_batch
+from tests.helpers.tiny_mmseg import frskd_model, tiny_config
+
+# mmsegmentation's own configs as they are: a dry run needs no memory for weights' gradients nor numbers
+SHIPPED = {
+    "fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py": ([256, 512, 1024, 2048], (4, 8, 8, 8), None),
+    "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py": ([32, 64, 160, 256], (4, 8, 16, 32), None),
+    "ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py": ([256, 512, 1024, 2048], (4, 8, 8, 8), None),
+    # hands its maps out from the lowest resolution to the highest
+    "unet/unet-s5-d16_deeplabv3_4xb4-40k_drive-64x64.py": (
+        [64, 128, 256, 512, 1024],
+        (1, 2, 4, 8, 16),
+        [4, 3, 2, 1, 0],
+    ),
+    # its branches come in training only
+    "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py": ([64, 128], (8, 8), None),
+    # maps with class tokens
+    "dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py": ([768] * 4, (16,) * 4, None),
+}
+
+
+def plain(**model):
+    """A small plain config; `model` overrides."""
+    config = Config(dict(model=fcn(), crop_size=(64, 96), default_scope="mmseg"))
+    config.model.data_preprocessor.size = (64, 96)
+    config.merge_from_dict(dict(model=model))
+    return config
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_give_their_channels(name):
+    channels, strides, feat_indices = SHIPPED[name]
+    config = Config.fromfile(find_config(name))
+    before = copy.deepcopy(config.to_dict())
+    made = frskd_config(config)
+    assert config.to_dict() == before
+    self_teacher = made.model.self_teacher
+    assert self_teacher.neck.in_channels == channels
+    assert self_teacher.get("feat_indices") == feat_indices
+    assert "extra_levels" not in self_teacher
+    assert feature_channels(config).strides == strides
+    assert made.model.type == "FRSKD" + config.model.type
+    assert made.custom_imports["imports"][-1] == "frskd_plugin"
+    # all else stays
+    kept = made.to_dict()
+    kept["model"].pop("self_teacher")
+    kept["model"]["type"] = config.model.type
+    kept["custom_imports"] = before.get("custom_imports")
+    if kept["custom_imports"] is None:
+        del kept["custom_imports"]
+    assert kept == before
+
+
+def test_result_trains_and_shares_the_plain_keys():
+    config = plain()
+    made = frskd_config(config, alpha=2, beta=10, temperature=3, width=1)
+    assert made.model.self_teacher == dict(
+        type="FRSKDHead",
+        neck=dict(type="SelfTeacherNeck", in_channels=[8, 16, 32, 64], width=1),
+        loss_distill=dict(type="FRSKDLoss", alpha=2.0, beta=10.0, temperature=3.0),
+    )
+    model = build(made.model.to_dict()).train()
+    losses = model.loss(*make_batch())
+    sum(value for key, value in losses.items() if "loss" in key).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    student = {key: value for key, value in model.state_dict().items() if not key.startswith("self_teacher.")}
+    build(config.model.to_dict()).load_state_dict(student, strict=True)
+
+
+def test_a_single_map_gets_a_second_level():
+    config = plain(backbone=dict(out_indices=(3,)), decode_head=dict(in_index=0), auxiliary_head=None)
+    made = frskd_config(config)
+    assert made.model.self_teacher.extra_levels == 1
+    assert made.model.self_teacher.neck.in_channels == [64, 64]
+    maps = feature_channels(config)
+    assert maps.sizes == ((2, 3), (1, 2)) and maps.indices == (0,)
+    losses = build(made.model.to_dict()).train().loss(*make_batch())
+    assert losses["self_teacher.loss_feat"] > 0
+
+
+def test_one_logit_a_pixel_is_distilled_with_the_sigmoid():
+    config = plain(decode_head=dict(num_classes=2, out_channels=1, loss_decode=dict(use_sigmoid=True)))
+    assert frskd_config(config).model.self_teacher.loss_distill.soft_label == "sigmoid"
+
+
+def test_a_necks_maps_are_found():
+    config = Config(dict(model=effdet(), custom_imports=dict(imports="frskd_plugin", allow_failed_imports=False)))
+    made = frskd_config(config, width=1)
+    assert made.model.self_teacher.neck.in_channels == [8] * 6
+    assert made.custom_imports == dict(imports=["frskd_plugin"], allow_failed_imports=False)
+
+
+def test_images_are_those_of_the_training():
+    assert feature_channels(plain()).image_size == (64, 96)
+    assert feature_channels(plain(), (128, 64)).sizes[0] == (32, 16)
+    with pytest.raises(
+        ValueError, match=r"`image_size` must be \(height, width\), such as \(512, 512\), got \(64, 0\)"
+    ):
+        feature_channels(plain(), (64, 0))
+
+
+def test_width_keeps_the_cost_within_the_share():
+    config = plain()
+    free = plan_self_teacher(config, max_share=10.0)
+    assert (free.width, free.max_channels) == (2, None)
+    narrow = plan_self_teacher(config, max_share=free.share / 5)
+    assert narrow.width == 1 and narrow.max_channels % 8 == 0
+    assert narrow.share <= free.share / 5
+    assert narrow.neck()["max_channels"] == narrow.max_channels
+    least = plan_self_teacher(config, max_share=1e-6)  # a network so cheap that nothing is within the share
+    assert (least.width, least.max_channels) == (1, 8) and 1e-6 < least.share <= narrow.share
+    assert plan_self_teacher(config, width=3).share > free.share
+    assert plan_self_teacher(config, width=2, max_channels=16).neck()["max_channels"] == 16
+
+
+def test_the_cost_is_counted_by_hand():
+    maps = feature_channels(plain(auxiliary_head=None))
+    height, width = maps.sizes[-1]
+    # FCNHead: 3x3 from 64 to 16, 3x3 over the concatenated 64 + 16, 1x1 to 5 classes
+    assert maps.head_macs == height * width * (9 * 64 * 16 + 9 * 80 * 16 + 16 * 5)
+    assert maps.macs > maps.head_macs
+
+
+def test_random_state_and_weights_files_are_left_alone():
+    config = plain(pretrained="open-mmlab://resnet18_v1c")  # fetched nowhere
+    state = torch.get_rng_state()
+    frskd_config(config)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert config.model.pretrained == "open-mmlab://resnet18_v1c"
+
+
+def test_networks_that_need_numbers_run_on_the_cpu(monkeypatch):
+    """A network that asks for a value cannot run on the meta device: the CPU's small images serve."""
+    sizes = []
+    forward = MixVisionTransformer.forward
+
+    def asks_for_a_value(self, x):
+        float(x.sum())
+        sizes.append(tuple(x.shape[2:]))
+        return forward(self, x)
+
+    monkeypatch.setattr(MixVisionTransformer, "forward", asks_for_a_value)
+    config = Config.fromfile(find_config("segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"))
+    assert feature_channels(config).channels == (32, 64, 160, 256)
+    assert set(sizes) == {(64, 128)}
+
+
+def test_plain_build_has_no_sync_bn():
+    config = plain(norm_cfg=None)
+    del config.model["norm_cfg"]
+    config.model.backbone.norm_cfg = dict(type="SyncBN", requires_grad=True)
+    kinds = {type(module).__name__ for module in build_plain(config).modules()}
+    assert "SyncBatchNorm" not in kinds
+    assert feature_channels(config).channels == (8, 16, 32, 64)
+
+
+def frskd_of(config):
+    config = copy.deepcopy(config)
+    config.merge_from_dict(dict(model=frskd_model()))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "error", "message"),
+    [
+        (frskd_of(plain()), {}, ValueError, "is of FRSKD already .*'FRSKDEncoderDecoder'.*give the plain config"),
+        (plain(self_teacher=dict(type="FRSKDHead")), {}, ValueError, "is of FRSKD already"),
+        (plain(decode_head=None), {}, ValueError, "has no `decode_head`, whose logits FRSKD distils"),
+        (
+            plain(type="DepthEstimator"),
+            {},
+            ValueError,
+            "'DepthEstimator' is not a segmentor that FRSKD serves: expected",
+        ),
+        (plain(type="TimmClassifier"), {}, ValueError, "of a classifier .*--method frskd"),
+        (Config(dict(optimizer={})), {}, ValueError, "the config has no `model`"),
+        (dict(model=fcn()), {}, TypeError, "expected a Config of mmengine or the path of a config file, got dict"),
+        (plain(), dict(width="wide"), ValueError, "`width` must be an int >= 1 or 'auto', got 'wide'"),
+        (plain(), dict(width=0), ValueError, "`width` must be >= 1, got 0"),
+        (plain(), dict(max_channels=0), ValueError, "`max_channels` must be >= 1"),
+        (plain(), dict(max_share=0), ValueError, "`max_share` must be > 0"),
+        (plain(), dict(alpha=-1), ValueError, "`alpha` weighs a loss and must be >= 0"),
+        (plain(), dict(temperature=0), ValueError, "`temperature` divides the logits"),
+        (plain(backbone=dict(depth=19)), {}, KeyError, "invalid depth 19"),
+        (plain(decode_head=dict(spelt_wrong=1)), {}, ValueError, "unexpected keyword argument 'spelt_wrong'"),
+        (
+            plain(data_preprocessor=dict(mean=[0.0])),
+            dict(image_size=(32, 32)),
+            ValueError,
+            "the segmentor failed on images 32x32: .*Check that the plain config trains",
+        ),
+    ],
+)
+def test_refuses(config, settings, error, message):
+    with pytest.raises(error, match=message):
+        frskd_config(config, **settings)
+
+
+def test_reads_a_file(tmp_path: Path, data_root: Path):
+    path = tmp_path / "tiny.py"
+    tiny_config(data_root).dump(path)
+    assert frskd_config(path).model == frskd_config(str(path)).model == frskd_config(Config.fromfile(path)).model
+    with pytest.raises(FileNotFoundError, match="not found; expected a Python config file"):
+        frskd_config(tmp_path / "missing.py")

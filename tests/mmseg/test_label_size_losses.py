@@ -1,0 +1,122 @@
+"""Soft labels and cross-entropies at the size of the labels: exact, and without up-sampled maps that are kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg.models.losses import CrossEntropyLoss
+from torch import nn
+
+from frskd_plugin.core import soft_label_loss
+from frskd_plugin.core.forward_cost import count_forward
+from frskd_plugin.mmseg.early_losses import early_losses
+from tests.helpers.segmentors import CLASSES, build, effdet, fcn, make_batch, with_frskd
+
+SIZE = (64, 64)
+
+
+def segmentor(plain=effdet, **settings):
+    config = with_frskd(plain())
+    config["self_teacher"].update(settings)
+    return build(config).train()
+
+
+def losses_and_gradients(model, dtype=torch.float64):
+    """Of one step in float64, dropout switched off."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+    images, samples = make_batch(size=SIZE)
+    losses = model.to(dtype).loss(images.to(dtype), samples)
+    sum(value for name, value in losses.items() if "loss" in name).backward()
+    return losses, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("plain", [effdet, fcn])
+def test_soft_label_is_that_of_resizing_both_maps_first(plain):
+    model = segmentor(plain).double()
+    images, samples = make_batch(size=SIZE)
+    feats = model.extract_feat(images.double())
+    student_logits = model.decode_head(feats).detach().requires_grad_()
+    refined, teacher_logits = model.self_teacher(feats)
+    large = [F.interpolate(x, SIZE, mode="bilinear", align_corners=False) for x in (student_logits, teacher_logits)]
+    expected = soft_label_loss(*large, temperature=1.0)
+    (expected_grad,) = torch.autograd.grad(expected, student_logits)
+    model.self_teacher.forward = lambda _: (refined, teacher_logits)
+    losses = model.self_teacher.loss(feats, student_logits, samples)
+    torch.testing.assert_close(losses["loss_kd"], expected, rtol=1e-10, atol=1e-12)
+    (grad,) = torch.autograd.grad(losses["loss_kd"], student_logits)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("plain", [effdet, fcn])
+def test_early_gradients_change_neither_losses_nor_gradients(plain):
+    expected, expected_grads = losses_and_gradients(segmentor(plain))
+    actual, grads = losses_and_gradients(segmentor(plain, early_gradients=True))
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-12, atol=0)
+    for name, gradient in expected_grads.items():
+        assert (grads[name] - gradient).abs().max() <= 1e-10 * gradient.abs().max().clamp(min=1e-6), name
+
+
+def test_early_gradients_keep_no_map_of_the_labels_size():
+    images, samples = make_batch(size=SIZE)
+    kept = {}
+    for early in (False, True):
+        model = segmentor(early_gradients=early)
+        with count_forward(model) as cost:
+            losses = model.loss(images, samples)
+        kept[early] = cost.kept
+        del losses
+    maps = 2 * CLASSES * SIZE[0] * SIZE[1] * 4  # one map of both images
+    # a log-softmax of each cross-entropy; what the graph keeps in their place is four times 16 x 16 at most
+    assert kept[False] - kept[True] >= 2 * maps - 4 * maps // 16
+
+
+def test_kd_resolution_head_compares_the_logits_as_they_are():
+    model = segmentor(kd_resolution="head").double()
+    images, samples = make_batch(size=SIZE)
+    feats = model.extract_feat(images.double())
+    student_logits = model.decode_head(feats)
+    output = model.self_teacher(feats)
+    model.self_teacher.forward = lambda _: output
+    losses = model.self_teacher.loss(feats, student_logits, samples)
+    expected = soft_label_loss(student_logits, output[1], temperature=1.0)
+    torch.testing.assert_close(losses["loss_kd"], expected, rtol=1e-10, atol=0)
+    model.self_teacher.kd_resolution = "label"
+    other = model.self_teacher.loss(feats, student_logits, samples)["loss_kd"]
+    assert abs(other - expected) > 1e-3 * expected
+
+
+def test_kd_resolution_is_checked():
+    with pytest.raises(ValueError, match="`kd_resolution` must be one of 'label', 'head', got 'image'"):
+        segmentor(kd_resolution="image")
+
+
+class WeightedLoss(CrossEntropyLoss):
+    """A loss with a weight to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, *args, **kwargs):
+        return self.log_scale.exp() * super().forward(*args, **kwargs)
+
+
+def test_losses_with_weights_and_other_outputs_are_left_as_they_are():
+    head = segmentor().decode_head
+    _, samples = make_batch(size=SIZE)
+    logits = torch.randn(2, CLASSES, 16, 16, requires_grad=True)
+    original = head.loss_by_feat
+    with early_losses(head):
+        assert type(head.loss_by_feat(logits, samples)["loss_ce"].grad_fn).__name__ == "_KnownGradientBackward"
+        with pytest.raises((TypeError, AttributeError)):
+            head.loss_by_feat((logits,), samples)  # mmseg's own error: the head gives no tuples
+    assert head.loss_by_feat == original and "loss_by_feat" not in vars(head)
+    head.loss_decode = WeightedLoss()
+    with early_losses(head):
+        head.loss_by_feat(logits, samples)["loss_ce"].backward()
+    assert head.loss_decode.log_scale.grad is not None

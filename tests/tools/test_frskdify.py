@@ -1,0 +1,182 @@
+"""tools/frskdify.py: the file that it writes loads, is the config of `frskd_config`, and trains."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mmseg
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from frskd_plugin.mmengine.export import export_student
+from frskd_plugin.mmseg.convert import frskd_config, plan_self_teacher
+from frskd_plugin.mmseg.written_config import base_expression, config_text, find_config, warm_up
+from tests.helpers.tiny_mmseg import REPOSITORY, load_tool, tiny_config, train
+
+# Stock configs of mmsegmentation, made small; what stands there is mmengine's own inheritance.
+HEADER = """\
+_base_ = [{base}]
+crop_size = (64, 96)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+"""
+RESNET = """\
+    pretrained=None,
+    backbone=dict(depth=18, base_channels=8, stem_channels=8),
+"""
+SHRUNK = {
+    "fcn": HEADER
+    + RESNET
+    + """\
+    decode_head=dict(in_channels=64, channels=16),
+    auxiliary_head=dict(_delete_=True, type="FCNHead", in_channels=32, in_index=2, channels=8, num_convs=1,
+                        concat_input=False, num_classes=19),
+)
+""",
+    "segformer": HEADER
+    + """\
+    backbone=dict(embed_dims=4, num_layers=[1, 1, 1, 1], init_cfg=None),
+    decode_head=dict(in_channels=[4, 8, 20, 32], channels=16),
+)
+""",
+    "ocrnet": HEADER
+    + RESNET
+    + """\
+    decode_head=[
+        dict(type="FCNHead", in_channels=32, in_index=2, channels=8, num_convs=1, concat_input=False, num_classes=19,
+             loss_decode=dict(type="CrossEntropyLoss", loss_weight=0.4)),
+        dict(type="OCRHead", in_channels=64, in_index=3, channels=16, ocr_channels=8, num_classes=19,
+             loss_decode=dict(type="CrossEntropyLoss")),
+    ],
+)
+""",
+}
+BASES = {
+    "fcn": "fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py",
+    "segformer": "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
+    "ocrnet": "ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py",
+}
+CHANNELS = {"fcn": [8, 16, 32, 64], "segformer": [4, 8, 20, 32], "ocrnet": [8, 16, 32, 64]}
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool("frskdify")
+
+
+def write_shrunk(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(SHRUNK[name].format(base=base_expression(find_config(BASES[name]), path)))
+    return path
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+def test_written_file_is_the_config_of_frskd_config(tool, name, tmp_path, capsys):
+    plain, out = write_shrunk(name, tmp_path), tmp_path / "frskd" / f"{name}.py"
+    options = ["--alpha", "2", "--beta", "10", "--temperature", "3", "--width", "1"]
+    assert tool.main([str(plain), "-o", str(out), *options]) == 0
+    written = Config.fromfile(out)
+    expected = frskd_config(plain, alpha=2, beta=10, temperature=3, width=1)
+    assert written.model == expected.model
+    assert written.custom_imports == expected.custom_imports
+    assert {key: value for key, value in written.items() if key != "model"} == {
+        key: value for key, value in expected.items() if key != "model"
+    }
+    assert written.model.self_teacher.neck.in_channels == CHANNELS[name]
+    assert "8 channels at stride" in capsys.readouterr().out
+
+    init_default_scope("mmseg")
+    model = MODELS.build(written.model)
+    student = {key: value for key, value in model.state_dict().items() if not key.startswith("self_teacher.")}
+    MODELS.build(Config.fromfile(plain).model).load_state_dict(student, strict=True)
+
+
+def test_written_file_trains(tool, data_root, tmp_path):
+    plain, out = tmp_path / "plain.py", tmp_path / "frskd.py"
+    tiny_config(data_root, epochs=1, workers=0).dump(plain)
+    assert tool.main([str(plain), "-o", str(out)]) == 0
+    text = out.read_text()
+    assert '_base_ = ["plain.py"]' in text
+    # the hooks stand there as comments: take these away, as a user does
+    hooked = tmp_path / "hooked.py"
+    start = text.index("# custom_hooks")
+    hooked.write_text(text[:start] + text[start:].replace("# ", "", 1).replace("\n# ", "\n"))
+    config = Config.fromfile(hooked)
+    kinds = [hook["type"] for hook in config.custom_hooks]
+    assert kinds[-2:] == ["DistillWarmupHook", "SelfTeacherValidationHook"] and "StepSeedHook" in kinds
+
+    runner = train(config, tmp_path / "run", custom_hooks=[])
+    scalars = runner.message_hub.log_scalars
+    for term in ("loss_ce", "loss_kd", "loss_feat"):
+        assert scalars[f"train/self_teacher.{term}"].current() > 0
+    export_student(tmp_path / "run" / "epoch_1.pth", tmp_path / "student.pth")
+    weights = torch.load(tmp_path / "student.pth", weights_only=True)["state_dict"]
+    MODELS.build(Config.fromfile(plain).model).load_state_dict(weights, strict=True)
+
+
+def test_shipped_configs_are_found_wherever_mmseg_lies(tool, tmp_path):
+    out = tmp_path / "frskd_fcn.py"
+    assert tool.main([f"mmseg::{BASES['fcn']}", "-o", str(out)]) == 0
+    text = out.read_text()
+    assert mmseg.__path__[0] not in text
+    assert f'__import__("mmseg").__path__[0] + "/.mim/configs/{BASES["fcn"]}"' in text
+    assert Config.fromfile(out).model == frskd_config(find_config(BASES["fcn"])).model
+    assert max(len(line) for line in text.splitlines()) <= 120
+    # one comment for each thing to tune, and the warm-up of this training's length
+    for word in ("alpha", "beta", "temperature", "width", "max_channels", "feature_reduction", "begin=26667"):
+        assert re.search(rf"#.*{word}", text), word
+
+
+def test_cost_stands_in_the_file():
+    path = REPOSITORY / "configs" / "baseline_camvid_fcn_r18.py"
+    plan = plan_self_teacher(Config.fromfile(path))
+    text = config_text(Config.fromfile(path), plan, (1.0, 50.0, 1.0), path.with_name("other.py"))
+    assert f"costs {plan.share:.2f} of the segmentor's multiply-accumulates" in text
+    assert f"about {plan.head_share:.2f} more" in text
+    assert '_base_ = ["baseline_camvid_fcn_r18.py"]' in text
+
+
+def test_paths_and_schedules():
+    root = Path("/").resolve()
+    assert base_expression(root / "a" / "plain.py", root / "b" / "frskd.py") == '"/a/plain.py"'
+    assert base_expression(root / "a" / "b" / "plain.py", root / "a" / "frskd.py") == '"b/plain.py"'
+    assert warm_up(Config(dict(train_cfg=dict(max_epochs=60)))) == dict(begin=40, by_epoch=True)
+
+
+@pytest.fixture
+def files(data_root, tmp_path):
+    config = tiny_config(data_root)
+    config.dump(tmp_path / "plain.py")
+    tiny_config(data_root, frskd=True).dump(tmp_path / "frskd.py")
+    (tmp_path / "there.py").write_text("kept = True\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{t}/missing.py", "-o", "{t}/a.py"], "missing.py not found, neither as a file nor in .*mmseg::fcn/"),
+        (["{t}/frskd.py", "-o", "{t}/a.py"], "is of FRSKD already"),
+        (["{t}/plain.py", "-o", "{t}/there.py"], "there.py exists; give another output file, or --force"),
+        (["{t}/plain.py", "-o", "{t}/plain.py", "--force"], "is the plain config itself"),
+        (["{t}/plain.py", "-o", "{t}/a.txt"], "must be written to a .py file, got .*a.txt"),
+        (["{t}/plain.py", "-o", "{t}/a.py", "--beta", "-1"], "`beta` weighs a loss and must be >= 0, got -1"),
+        (["{t}/plain.py", "-o", "{t}/a.py", "--width", "wide"], "`width` must be an int >= 1 or 'auto', got 'wide'"),
+        (["{t}/plain.py", "-o", "{t}/a.py", "--image-size", "0", "8"], r"must be \(height, width\)"),
+    ],
+)
+def test_refuses(tool, files, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        tool.main([argument.format(t=files) for argument in arguments])
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (files / "a.py").exists()
+    assert (files / "there.py").read_text() == "kept = True\n"
+
+
+def test_force_writes_over(tool, files):
+    assert tool.main([str(files / "plain.py"), "-o", str(files / "there.py"), "--force"]) == 0
+    assert Config.fromfile(files / "there.py").model.type == "FRSKDEncoderDecoder"
