@@ -64,19 +64,19 @@ def width(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
 
 
-def name_and_value(text: str) -> tuple[str, object]:
-    """An argument NAME=VALUE; the value is Python's, or a text.
+def key_and_value(text: str) -> tuple[str, Any]:
+    """An argument ``key=value``, the value as Python writes it, or as text.
 
-    >>> name_and_value("early_gradients=True"), name_and_value("kd_resolution=head")
-    (('early_gradients', True), ('kd_resolution', 'head'))
+    >>> key_and_value("out_indices=1,2"), key_and_value("width=auto"), key_and_value("alpha=0.5")
+    (('out_indices', (1, 2)), ('width', 'auto'), ('alpha', 0.5))
     """
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as alpha=2")
     try:
-        return name, ast.literal_eval(value)
+        return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value
+        return key, value
 
 
 def set_machine(args: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from frskd_plugin.benchmark.cost import MEMORY_MEANING, forward_macs, step_memor
 from frskd_plugin.benchmark.options import (
     add_machine_arguments,
     add_network_arguments,
+    key_and_value,
     machine_text,
-    name_and_value,
     option_names,
     positive_int,
     report,
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--self-teacher",
         nargs="+",
-        type=name_and_value,
+        type=key_and_value,
         default=[],
         metavar="NAME=VALUE",
         help="settings of a segmentor's FRSKDHead: early_gradients=True, kd_resolution=head, ...",

@@ -6,13 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frskd_plugin.benchmark.options import positive_int
+from frskd_plugin.benchmark.options import key_and_value, positive_int
 from frskd_plugin.deploy.check import CheckError
 from frskd_plugin.deploy.export import DEFAULT_TOLERANCE, Exported, export_student_file
 from frskd_plugin.deploy.formats import FORMATS
 from frskd_plugin.deploy.student import Student, open_student, with_normalization
 from frskd_plugin.doctor.build import is_config
-from frskd_plugin.doctor.command import setting
 
 EPILOG = """\
 CHECKPOINT is one of training (with FRSKD or without), a file of tools/export_student.py, or a timm state_dict.
@@ -113,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model-kwargs",
         nargs="+",
-        type=setting,
+        type=key_and_value,
         default=[],
         metavar="KEY=VALUE",
         help="arguments of timm.create_model, for a MODEL",
@@ -143,4 +142,4 @@ def setting_of_config(text: str) -> tuple[str, object]:
     key, equals, _ = text.partition("=")
     if not (equals and key.replace(".", "").isidentifier()):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as model.test_cfg.mode=whole")
-    return key, setting(f"value={text.partition('=')[2]}")[1]
+    return key, key_and_value(f"value={text.partition('=')[2]}")[1]

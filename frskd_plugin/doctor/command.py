@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import json
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from frskd_plugin.benchmark.options import check_device, positive_int
+from frskd_plugin.benchmark.options import check_device, key_and_value, positive_int
 from frskd_plugin.benchmark.training_step import AMP_DTYPES
 from frskd_plugin.doctor.build import Admission, admit_config, admit_model, is_config
 from frskd_plugin.doctor.describe import describe
@@ -81,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("--set", "settings of the method, and out_indices: alpha=2 width=auto out_indices=1,2,3,4"),
         ("--model-kwargs", "arguments of timm.create_model: drop_path_rate=0.1"),
     ):
-        model.add_argument(option, nargs="+", type=setting, default=[], metavar="KEY=VALUE", help=text)
+        model.add_argument(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
     config = parser.add_argument_group("of a CONFIG")
     config.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="settings that override the config")
     return parser
@@ -120,21 +119,6 @@ def _config_settings(options: list[str] | None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="--cfg-options")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
     return parser.parse_args(["--cfg-options", *options]).cfg_options
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """An argument ``key=value``, the value as Python writes it, or as text.
-
-    >>> setting("out_indices=1,2"), setting("width=auto"), setting("alpha=0.5")
-    (('out_indices', (1, 2)), ('width', 'auto'), ('alpha', 0.5))
-    """
-    key, equals, value = text.partition("=")
-    if not (key.isidentifier() and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as alpha=2")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def write_json(file: str, report: dict[str, Any]) -> None:

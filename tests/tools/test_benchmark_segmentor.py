@@ -13,7 +13,7 @@ pytest.importorskip("mmseg", reason="the segmentor needs mmsegmentation")
 
 from frskd_plugin.benchmark import peak_memory
 from frskd_plugin.benchmark.command import main
-from frskd_plugin.benchmark.options import name_and_value
+from frskd_plugin.benchmark.options import key_and_value
 from frskd_plugin.benchmark.segmentation import build_segmentor, read_segmentor, segmentation_steps
 from frskd_plugin.benchmark.segmentation_data import DrawnBatches, StepWithData
 from frskd_plugin.benchmark.training_step import StepSettings
@@ -94,7 +94,7 @@ def test_read_configs_have_random_weights() -> None:
             ["--model", "wrn_16_2", "--with-data"],
             "are for effdet_d0, effdet_d1, got wrn_16_2",
         ),
-        (["--model", "effdet_d0", "--self-teacher", "early"], "'early' is not NAME=VALUE"),
+        (["--model", "effdet_d0", "--self-teacher", "early"], "'early' is not KEY=VALUE"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,4 +121,4 @@ def killed(*_: object) -> None:
 
 
 def test_names_and_values() -> None:
-    assert name_and_value("a=1.5") == ("a", 1.5) and name_and_value("b=c=d") == ("b", "c=d")
+    assert key_and_value("a=1.5") == ("a", 1.5) and key_and_value("b=c=d") == ("b", "c=d")
