@@ -89,7 +89,7 @@ def base_expression(source: Path, target: str | Path) -> str:
     A config that mmsegmentation ships is found in the installed package, wherever that is; any other by a path relative
     to ``target``, or an absolute one where the two share nothing but the root of the file system.
 
-    >>> base_expression(Path("/work/configs/fcn.py"), "/work/frskd/fcn.py")
+    >>> base_expression(Path("/data/configs/fcn.py"), "/data/frskd/fcn.py")
     '"../configs/fcn.py"'
     """
     source, folder = source.resolve(), Path(target).resolve().parent
