@@ -1,4 +1,4 @@
-"""Two steps of every method in DistributedDataParallel, one process a rank: python methods_in_ddp.py FOLDER RANK WORLD."""
+"""Two steps of every method in DistributedDataParallel, one process a rank: methods_in_ddp.py FOLDER RANK WORLD."""
 
 from __future__ import annotations
 
