@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def allow_checkpoint_globals() -> None:
         torch.serialization.add_safe_globals(checkpoint_globals())
 
 
+@contextmanager
+def _allowed_for_now(names: list[type | Callable[..., Any]]) -> Iterator[None]:
+    """As `torch.serialization.safe_globals`, which on leaving also forbids what was allowed before."""
+    missing = [name for name in names if name not in torch.serialization.get_safe_globals()]
+    with torch.serialization.safe_globals(missing):
+        yield
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of mmengine on the CPU with `weights_only=True`.
 
@@ -56,7 +65,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint {path} not found; expected a .pth file written in training")
     try:
         if _KNOWS_SAFE_GLOBALS:
-            with torch.serialization.safe_globals(checkpoint_globals()):
+            with _allowed_for_now(checkpoint_globals()):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=False)

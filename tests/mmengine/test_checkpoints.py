@@ -22,6 +22,7 @@ from frskd_plugin.mmengine.atomic_write import atomic_write
 from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
     allow_checkpoint_globals,
+    checkpoint_globals,
     find_resume_checkpoint,
     load_checkpoint,
     resume_state,
@@ -80,6 +81,19 @@ def test_mmengine_reads_numpy_scores_with_weights_only(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch, "load", lambda *args, **kw: seen.append(kw.get("weights_only")) or load(*args, **kw))
     assert _load_checkpoint(str(tmp_path / "a.pth"))["best"] == 0.5
     assert False not in seen
+
+
+def test_reading_a_checkpoint_leaves_what_torch_allows_as_it_was(finished_run: Path) -> None:
+    before = torch.serialization.get_safe_globals()
+    try:
+        for allowed in ([], [HistoryBuffer], checkpoint_globals()):
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(allowed)
+            load_checkpoint(finished_run / "epoch_4.pth")
+            assert set(torch.serialization.get_safe_globals()) == set(allowed)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
