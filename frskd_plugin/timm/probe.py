@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +96,19 @@ def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int
         # whichever module was made for one image size keeps it: the model itself, or the first layer that cuts patches
         made_for = (getattr(module, "img_size", None) for module in model.modules())
         size = next((pair for pair in made_for if isinstance(pair, tuple) and len(pair) == 2), size)
-        input_size = (getattr(model, "in_chans", channels), *size)
+        input_size = (_input_channels(model, cfg) or channels, *size)
     if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
         raise ValueError(f"`input_size` must be (channels, height, width), e.g. (3, 32, 32), got {input_size!r}.")
     channels, height, width = input_size
     return channels, height, width
+
+
+def _input_channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
+    """What the model keeps as in_chans; in timm before 1.0.26 many keep nothing, but their first convolution tells."""
+    if hasattr(model, "in_chans"):
+        return model.in_chans
+    modules, first = dict(model.named_modules()), cfg.get("first_conv") or ""
+    return getattr(modules.get(first if isinstance(first, str) else first[0]), "in_channels", None)
 
 
 def _random_images(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
