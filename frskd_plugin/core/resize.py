@@ -66,6 +66,9 @@ def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
     """Up-sample a map [B, C, H, W] to ``size`` with ``mode`` 'nearest' or 'bilinear' (half-pixel centres).
 
     A target that is smaller in an axis (levels handed in out of order) is max-pooled instead.
+
+    Returns:
+        The map [B, C, *size]; ``feat`` itself where it has that size.
     """
     height, width = spatial_size(feat)
     if (height, width) == size:

@@ -23,6 +23,10 @@ class AutocastOptimWrapper(OptimWrapper):
     Args:
         dtype: 'bfloat16', or the `torch.dtype`.
         device_type: 'cpu', 'cuda', ...; None is the device on which mmengine trains.
+        kwargs: further arguments of `OptimWrapper`.
+
+    Raises:
+        ValueError: another dtype; float16 needs the loss scaled.
     """
 
     def __init__(self, dtype: str | torch.dtype = "bfloat16", device_type: str | None = None, **kwargs: Any) -> None:

@@ -25,9 +25,13 @@ class SyncBNDataParallel(MMDistributedDataParallel):
         module: the model.
         sync_bn: convert every BN to a synchronised one, with `timm.layers.convert_sync_batchnorm`: mmengine's
             `sync_bn='torch'` would replace timm's BatchNormAct2d by a BN without the activation.
+        kwargs: further arguments of `MMDistributedDataParallel`.
 
     On a CPU there is no synchronised BN: SyncBN layers become plain ones, as mmengine does in one process, with a
     warning.
+
+    Raises:
+        ValueError: ``sync_bn`` for a model on the CPU.
     """
 
     def __init__(self, module: nn.Module, sync_bn: bool = False, **kwargs: Any) -> None:

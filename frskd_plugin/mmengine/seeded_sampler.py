@@ -71,6 +71,14 @@ class SeededInfiniteSampler(InfiniteSampler):
 
     The epoch of an index is the number of passes that the stream of all ranks had completed before it.
 
+    Args:
+        dataset: anything with a length.
+        shuffle: draw a new order for each pass.
+        seed: of the order and of the indices, the same on all ranks; None: drawn once and shared by the ranks.
+
+    Raises:
+        ValueError: the dataset is empty.
+
     Example:
         >>> draws = iter(SeededInfiniteSampler(range(2), shuffle=False, seed=1))
         >>> [(int(index), index.epoch) for _, index in zip(range(5), draws)]

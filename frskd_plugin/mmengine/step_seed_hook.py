@@ -24,6 +24,9 @@ class StepSeedHook(Hook):
     Args:
         seed: the seed of the run; None takes the runner's (`randomness = dict(seed=...)`, or the one it drew and wrote
             into its checkpoints).
+
+    Raises:
+        ValueError: a negative seed.
     """
 
     # Before every hook that might draw.

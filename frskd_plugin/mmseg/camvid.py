@@ -13,13 +13,20 @@ from frskd_plugin.mmseg.dataset_files import require_files
 class CamVidDataset(BaseSegDataset):
     """Road scenes with the 11 classes of the SegNet authors (Brostow et al. 2009; Badrinarayanan et al. 2017).
 
-    ``data_root`` is the folder that holds ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` (pixel = class index
-    0..10, 255 = void) and ``ImageSets/Segmentation/<split>.txt``, or the folder in which that one is named ``CamVid``.
     Class 0 is sky, a class of its own: there is no background and nothing to subtract. The PNG are palette images whose
     colours mean nothing here; mmseg's ``LoadAnnotations`` reads their indices (with its default Pillow backend).
 
+    Args:
+        ann_file: list of ids, one a line, below ``data_root``.
+        img_suffix: of the images.
+        seg_map_suffix: of the label maps.
+        data_root: folder with ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` (pixel = class index 0..10, 255 =
+            void) and ``ImageSets/Segmentation/<split>.txt``, or the folder in which that one is named ``CamVid``.
+        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``); None: those two.
+        kwargs: further arguments of `BaseSegDataset`, such as ``pipeline``.
+
     Raises:
-        FileNotFoundError: If the list or one of the two image folders is not there.
+        FileNotFoundError: the list or one of the two image folders is not there.
     """
 
     METAINFO = dict(

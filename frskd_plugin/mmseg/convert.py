@@ -163,7 +163,18 @@ def plan_self_teacher(
     max_channels: int | None = None,
     image_size: Sequence[int] | None = None,
 ) -> TeacherPlan:
-    """Look at the segmentor's maps and choose the self-teacher's size; see `frskd_config`."""
+    """Look at the segmentor's maps and choose the self-teacher's size.
+
+    Args:
+        config: config of a plain segmentor; it is only read.
+        width: factor of the self-teacher's channels (1, 2, ...), or ``'auto'``: the widest within ``max_share``.
+        max_share: for ``'auto'``, the greatest share of the segmentor's MACs that the feature network may take.
+        max_channels: cap of each level's channels; None: none.
+        image_size: height and width for which the costs are counted; None: what the config says.
+
+    Raises:
+        ValueError: a setting is out of its range, or the segmentor cannot be built or run.
+    """
     if isinstance(width, str) and width != "auto":
         raise ValueError(f"`width` must be an int >= 1 or 'auto', got {width!r}.")
     if width != "auto":

@@ -12,8 +12,15 @@ from frskd_plugin.mmseg.dataset_files import require_files
 class CheckedPascalVOCDataset(PascalVOCDataset):
     """mmseg's `PascalVOCDataset`, which stops with a bare assertion where a list or a folder is missing.
 
+    Args:
+        ann_file: list of ids, one a line, below ``data_root``.
+        data_root: the devkit's folder, which holds VOC2007 and VOC2012, or one of these two.
+        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``); None: ``JPEGImages`` and
+            ``SegmentationClass``.
+        kwargs: further arguments of `PascalVOCDataset`, such as ``pipeline``.
+
     Raises:
-        FileNotFoundError: Names what is missing.
+        FileNotFoundError: names what is missing.
     """
 
     def __init__(

@@ -22,6 +22,14 @@ class CifarClassifier(nn.Module):
     """Base of the wide ResNets WRN-``depth``-``k``: a stem and ``group1`` .. ``group3``, which a subclass makes.
 
     The features of a group, as handed out, are rectified (`rectify`); what feeds the next group is the group's output.
+
+    Args:
+        depth: layers, 6n + 4.
+        k: width; the groups have 16k, 32k and 64k channels.
+        num_classes: width of the logits; 0: no classifier.
+        in_chans: channels of the images.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: dropout before the classifier.
     """
 
     num_groups = 3

@@ -18,25 +18,35 @@ from frskd_plugin.timm.feature_indices import check_out_indices, default_out_ind
 class TimmFeatureExtractor(nn.Module):
     """Feature maps of any timm model with ``forward_intermediates``; the layers behind the last map are removed.
 
-    ``model_name`` with its tag (``'tf_efficientnet_b0.aa_in1k'``) chooses the weights that ``pretrained=True``
-    fetches. ``checkpoint`` is a local file with the weights of the whole classifier or of its trunk instead.
-    ``out_indices`` counts the maps that timm's ``feature_info`` lists; by default the last map of each stride is
-    taken. ``frozen_stages=0`` freezes the stem, ``k`` the stem and the first k stages (blocks of a plain ViT), -1
-    nothing: frozen layers get no gradient and stay in eval mode. ``norm_eval`` keeps every batch norm in eval mode.
-    Other arguments go to the timm model; Swin and ViT are set to take any image size.
+    Images [B, C, H, W] in, maps [B, C_i, H_i, W_i] out, highest resolution first. Swin and ViT take any image size.
 
-    Attributes: ``out_channels`` and ``strides``, one int per map, and ``out_indices`` counted from 0.
+    Args:
+        model_name: a name of timm; its tag (``'tf_efficientnet_b0.aa_in1k'``) chooses among pretrained weights.
+        pretrained: fetch the weights of that tag.
+        checkpoint: a local file with the weights of the whole classifier or of its trunk, instead of ``pretrained``.
+        out_indices: maps to hand out, counted as in timm's ``feature_info``; None: the last map of each stride.
+        frozen_stages: 0 freezes the stem, k the stem and the first k stages (blocks of a plain ViT), -1 nothing. Frozen
+            layers get no gradient and stay in eval mode.
+        norm_eval: keep every batch norm in eval mode.
+        in_chans: channels of the images.
+        model_kwargs: further arguments of ``timm.create_model``.
 
-    >>> import torch
-    >>> backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3, 4))
-    >>> [list(f.shape) for f in backbone(torch.rand(1, 3, 64, 64))]
-    [[1, 64, 16, 16], [1, 128, 8, 8], [1, 256, 4, 4], [1, 512, 2, 2]]
-    >>> backbone.out_channels, backbone.strides
-    ((64, 128, 256, 512), (4, 8, 16, 32))
+    Attributes:
+        out_channels: channels of each map.
+        strides: image size / map size of each, as timm states it.
+        out_indices: the maps that are handed out, counted from 0.
 
     Raises:
-        ValueError: An unknown model, an index, number of stages or checkpoint that does not fit it.
-        RuntimeError: Pretrained weights could not be fetched.
+        ValueError: an unknown model, or an index, number of stages or checkpoint that does not fit it.
+        RuntimeError: pretrained weights could not be fetched.
+
+    Example:
+        >>> import torch
+        >>> backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3, 4))
+        >>> [list(f.shape) for f in backbone(torch.rand(1, 3, 64, 64))]
+        [[1, 64, 16, 16], [1, 128, 8, 8], [1, 256, 4, 4], [1, 512, 2, 2]]
+        >>> backbone.out_channels, backbone.strides
+        ((64, 128, 256, 512), (4, 8, 16, 32))
     """
 
     def __init__(
