@@ -137,4 +137,6 @@ def state_of(run: RunLogs, length: tuple[float, str] | None) -> str:
         return f"{unit} {position_text(position)} is logged"
     if position < length[0]:
         return f"under way or stopped, at {unit} {position_text(position)} of {length[0]}"
+    if run.validation and run.validation_unit == unit and run.validation[-1].position < length[0]:
+        return f"all {length[0]} {unit}s are trained, the last validation is missing"  # mmengine ends with one
     return f"done, {length[0]} {unit}s"

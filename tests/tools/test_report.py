@@ -379,6 +379,16 @@ def test_run_under_way_without_any_validation(tmp_path: Path) -> None:
     assert page.labels() == ["total loss over epochs. run: from 3 to 2, lowest 2, highest 3."]
 
 
+def test_run_that_was_stopped_in_its_last_validation(tmp_path: Path) -> None:
+    lines = [step(4, 1, loss=3.0), {"top1": 5.0, "step": 1}, step(8, 2, loss=2.0)]
+    folder = write_start(tmp_path / "run", "20260102_000000", lines)
+    (folder / "config.py").write_text("train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)\n")
+    assert "all 2 epochs are trained, the last validation is missing" in report(tmp_path / "run").text
+    with open(folder / "scalars.json", "a") as file:
+        file.write('{"top1": 6.0, "step": 2}\n')
+    assert "done, 2 epochs" in report(tmp_path / "run").text
+
+
 def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
     losses = [3.0, math.nan, 2.0, math.inf, -math.inf, 1.0, 1e200]
     lines = [step(n, 1 + (n - 1) // 4, loss=loss, grad_norm=math.nan) for n, loss in enumerate(losses, start=1)]
