@@ -23,6 +23,7 @@ from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_c
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.method_data import provide_method_data, set_method
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
+from frskd_plugin.mmengine.stack_check import versions_text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with ends_in_one_line(ValueError, FileNotFoundError):
             runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
             open_data(runner, "train", "val")
+        runner.logger.info(versions_text())
         runner.train()
         del runner  # it holds the process group, which ends next
     end_distributed()

@@ -10,6 +10,8 @@ import importlib.metadata
 import warnings
 from collections.abc import Mapping
 
+from frskd_plugin.version import __version__
+
 # import name -> distributions that provide it; at most one of them may be installed
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "mmengine": ("mmengine", "mmengine-lite", "onedl-mmengine"),
@@ -40,6 +42,12 @@ def installed_versions() -> dict[str, str]:
             if version:
                 found[name] = version
     return found
+
+
+def versions_text() -> str:
+    """Versions of this package, timm and OpenMMLab for a log, a line each; mmengine's own logs tell torch's."""
+    versions = {"frskd_plugin": __version__, "timm": importlib.metadata.version("timm"), **installed_versions()}
+    return "Packages:\n" + "\n".join(f"    {name}: {version}" for name, version in versions.items())
 
 
 def mixed_stacks(installed: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _STEPS = re.compile(r"Epoch\(train\)\s*\[\s*\d+\]\[\s*\d+/(\d+)\]")
-_FACT = re.compile(r"^ {4}(Python|PyTorch|TorchVision|OpenCV|MMEngine|GPU \d[\d,]*|seed): (\S.*)$", re.MULTILINE)
+_NAMES = r"Python|PyTorch|TorchVision|OpenCV|MMEngine|GPU \d[\d,]*|seed|frskd_plugin|timm|(?:onedl-)?mm(?!engine)[\w-]+"
+_FACT = re.compile(rf"^ {{4}}({_NAMES}): (\S.*)$", re.MULTILINE)
 _TIME = re.compile(r"^(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d) - ", re.MULTILINE)
 
 
@@ -37,9 +38,9 @@ def read_text_log(folder: Path) -> TextLog:
 def parse_text_log(text: str) -> TextLog:
     r"""What a log says.
 
-    >>> log = parse_text_log("2026/11/24 03:09:29 - mmengine - INFO - \n    seed: 2\n    PyTorch: 2.11.0\n")
+    >>> log = parse_text_log("2026/11/24 03:09:29 - mmengine - INFO - \n    seed: 2\n    timm: 1.0.31\n")
     >>> log.facts, log.begin
-    ({'seed': '2', 'PyTorch': '2.11.0'}, '2026-11-24 03:09:29')
+    ({'seed': '2', 'timm': '1.0.31'}, '2026-11-24 03:09:29')
     """
     times = ["{}-{}-{} {}".format(*found) for found in _TIME.findall(text)]
     steps = _STEPS.search(text)

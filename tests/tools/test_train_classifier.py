@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin.mmengine.export import export_student
+from frskd_plugin.report.text_log import read_text_log
 from tests.helpers.tiny_classification import final_weights, tiny_config, train, write_cifar
 from tests.helpers.tiny_mmseg import load_tool, run_tool, write_config
 from tests.tools.test_distributed import free_port
@@ -68,6 +69,8 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(run: Path, config_f
     expected, found = (json.loads((folder / "result.json").read_text()) for folder in (run, work_dir))
     assert found == {**expected, "config": "tiny"}
     assert f"last epoch (3): top1 {found['last']['top1']:.2f}" in resumed.stdout
+    versions = read_text_log(max(work_dir.glob("20*"))).facts
+    assert versions["frskd_plugin"] == frskd_plugin.__version__ and versions["timm"] == timm.__version__
 
 
 @pytest.mark.slow
