@@ -40,7 +40,7 @@ test-mmdet: env ## Run the tests that need mmdet; builds mmcv with its operators
 	@$(RUN) JOBS="$(JOBS)" scripts/test_mmdet.sh "$(BIN)/python" $(PYTEST_ARGS)
 
 test-matrix: env ## Run the tests with other versions: newest, oldest timm, original OpenMMLab (ROWS= chooses)
-	@$(RUN) "$(BIN)/python" -m scripts.matrix $(ROWS)
+	@$(RUN) "$(BIN)/python" -m scripts.matrix --jobs "$(JOBS)" $(ROWS)
 
 lint: env ## Check style (ruff), types (mypy) and the directions of imports
 	"$(BIN)/ruff" check $(SOURCES)
