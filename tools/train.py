@@ -19,7 +19,7 @@ from frskd_plugin.mmengine.command_line import (
     ends_in_one_line,
     open_data,
 )
-from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, set_for_classifier
+from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, speed_up
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.method_data import provide_method_data, set_method
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
@@ -51,8 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--amp", action="store_true", help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU"
     )
     parser.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
-    parser.add_argument("--channels-last", action="store_true", help="that memory format (classifiers; for GPUs)")
-    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile (classifiers)")
+    parser.add_argument("--channels-last", action="store_true", help="train in that memory format")
+    parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same run")
     parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms only (slower on CUDA)")
     args = parser.parse_args(argv)
@@ -71,10 +71,7 @@ def build_config(args: argparse.Namespace) -> Config:
         provide_method_data(config)
     if args.amp or args.amp_dtype:
         enable_amp(config, args.amp_dtype)
-    if args.channels_last:
-        set_for_classifier(config, "--channels-last", "channels_last")
-    if args.compile:
-        set_for_classifier(config, "--compile", "compile")
+    speed_up(config, args.channels_last, args.compile)
     randomness = dict(config.get("randomness") or {})
     if args.seed is not None:
         randomness["seed"] = args.seed

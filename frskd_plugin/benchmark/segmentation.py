@@ -57,7 +57,13 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep,
         meta = {"img_shape": (size, size), "ori_shape": (size, size), "pad_shape": (size, size)}
         samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta))
     inputs = (images, samples)
-    return TrainingStep(plain, inputs, settings), TrainingStep(frskd, inputs, settings), batch
+    parts = [f"segmentor.{name}" for name in ("backbone", "neck", "decode_head")]
+    teacher = [f"segmentor.self_teacher.{name}" for name in ("neck", "head")]
+    return (
+        TrainingStep(plain, inputs, settings, parts),
+        TrainingStep(frskd, inputs, settings, [*parts, *teacher]),
+        batch,
+    )
 
 
 def steps_with_data(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from frskd_plugin.core.compiled_parts import CompiledParts
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,23 +40,25 @@ class TrainingStep:
     """Calls ``network(*inputs)``, which gives the scalar loss, and updates the network by SGD with momentum.
 
     The learning rate is tiny: the weights of a random network stay finite however many steps are timed. ``inputs`` may
-    be replaced between the steps.
+    be replaced between the steps. With ``settings.compile`` the ``parts`` of the network are compiled, '' being all.
     """
 
-    def __init__(self, network: nn.Module, inputs: tuple[object, ...], settings: StepSettings) -> None:
+    def __init__(
+        self, network: nn.Module, inputs: tuple[object, ...], settings: StepSettings, parts: Sequence[str] = ("",)
+    ) -> None:
         self.network = network.to(settings.device).to(memory_format=settings.memory_format).train()
         self.inputs = inputs
         self.device_type = torch.device(settings.device).type
         self.amp_dtype = AMP_DTYPES[settings.amp] if settings.amp else None
         self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=settings.amp == "fp16")
-        self._forward: Callable[..., Tensor] = torch.compile(network) if settings.compile else network
+        self._compiled = CompiledParts(network, parts if settings.compile else ())
 
     def loss(self, compiled: bool = True) -> Tensor:
         """The loss of the batch, with its graph."""
-        forward = self._forward if compiled else self.network
-        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            return forward(*self.inputs)
+        autocast = torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+        with autocast, nullcontext() if compiled else self._compiled.disabled():
+            return self.network(*self.inputs)
 
     def __call__(self) -> None:
         """One step."""

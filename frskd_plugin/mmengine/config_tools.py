@@ -115,18 +115,21 @@ def enable_amp(config: Config, dtype: str | None = None) -> None:
         wrapper.type, wrapper.dtype = "AutocastOptimWrapper", "bfloat16"
 
 
-def set_for_classifier(config: Config, option: str, setting: str) -> None:
-    """Turn on a `setting` of `TimmClassifier`, for the command line's `option`.
+def speed_up(config: Config, channels_last: bool = False, compile: bool = False) -> None:
+    """Train in the channels_last layout, or through ``torch.compile``: settings of a classifier, hooks of other models.
 
-    Raises:
-        ValueError: the config's model is another one.
+    Args:
+        config: is changed.
+        channels_last: as `ChannelsLastHook`.
+        compile: as `CompileHook`; of a classifier all is compiled, its method too.
     """
-    if not is_classifier(config):
-        raise ValueError(
-            f"{option} is for classifiers (model.type='TimmClassifier'), but the config's model is "
-            f"{config.get('model', {}).get('type')!r}; leave it out"
-        )
-    config.model[setting] = True
+    chosen = {"channels_last": channels_last, "compile": compile}
+    for name in (name for name, wanted in chosen.items() if wanted):
+        if is_classifier(config):
+            config.model[name] = True
+        else:
+            hook = {"channels_last": "ChannelsLastHook", "compile": "CompileHook"}[name]
+            config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type=hook)]
 
 
 def is_classifier(config: Config) -> bool:

@@ -30,6 +30,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "DistillWarmupHook": "frskd_plugin.mmengine.distill_warmup_hook",
         "AtomicCheckpointHook": "frskd_plugin.mmengine.atomic_checkpoint_hook",
         "StepSeedHook": "frskd_plugin.mmengine.step_seed_hook",
+        "CompileHook": "frskd_plugin.mmengine.compile_hook",
+        "ChannelsLastHook": "frskd_plugin.mmengine.channels_last_hook",
         "MethodProgressHook": "frskd_plugin.mmengine.method_progress_hook",
         "SyncStatisticsHook": "frskd_plugin.mmengine.sync_statistics_hook",
         "SelfTeacherValidationHook": "frskd_plugin.mmengine.self_teacher_validation_hook",

@@ -121,13 +121,12 @@ def test_type_of_mixed_precision(config_file: Path, monkeypatch: pytest.MonkeyPa
         built(config_file, "--amp-dtype", "fp16")
 
 
-@pytest.mark.parametrize("option", ["--channels-last", "--compile"])
-def test_options_of_classifiers_are_refused_for_segmentors(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        load_tool("train").main(["configs/frskd_camvid_fcn_r18.py", option])
-    message = capsys.readouterr().err
-    assert f"{option} is for classifiers (model.type='TimmClassifier'), but the config's model is" in message
-    assert "'FRSKDEncoderDecoder'; leave it out" in message
+@pytest.mark.parametrize("kind", ["baseline", "frskd"])
+def test_options_of_speed_are_hooks_of_segmentors(kind: str) -> None:
+    file = Path(f"configs/{kind}_camvid_fcn_r18.py")
+    hooks = built(file).custom_hooks
+    assert built(file, "--channels-last").custom_hooks == [*hooks, dict(type="ChannelsLastHook")]
+    assert built(file, "--compile").custom_hooks == [*hooks, dict(type="CompileHook")]
 
 
 def test_reduced_run_needs_one_line_of_options() -> None:
