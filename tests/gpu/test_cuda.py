@@ -8,8 +8,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from tests.helpers.real_runs import final_weights, train
 from tests.helpers.segmentors import build, effdet, make_batch, with_frskd
-from tests.helpers.tiny_mmseg import final_weights, tiny_config, train
+from tests.helpers.tiny_mmseg import tiny_config
 
 pytestmark = [
     pytest.mark.gpu,

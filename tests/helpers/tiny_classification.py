@@ -5,38 +5,20 @@ Configs import this module by `custom_imports`, so it registers its parts. It ne
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import Runner
+from mmengine.registry import DATASETS
 from PIL import Image
-from torch import Tensor
 
 from frskd_plugin.data.tensor_images import TensorCifar100
+from tests.helpers import real_runs  # noqa: F401  registers the hooks of the configs below
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_CLASSES = 100  # CIFAR-100 has as many, whatever the number of images
-
-
-@HOOKS.register_module(force=True)
-class EndHook(Hook):
-    """Ends the training in the middle of an epoch: the process as `kill -9` does, or the run with KeyboardInterrupt."""
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if os.environ.get("TINY_KILL_AT_ITER") == str(runner.iter + 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if os.environ.get("TINY_STOP_AT_ITER") == str(runner.iter + 1):
-            raise KeyboardInterrupt
 
 
 @DATASETS.register_module(force=True)
@@ -45,17 +27,6 @@ class OddCifar100(TensorCifar100):
 
     def __len__(self) -> int:
         return super().__len__() - 1
-
-
-@HOOKS.register_module(force=True)
-class DumpClassifierHook(Hook):
-    """Writes the weights and buffers that each rank ends with."""
-
-    priority = "LOWEST"
-
-    def after_train(self, runner: Any) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        torch.save(model.state_dict(), Path(runner.work_dir) / f"rank_{runner.rank}.pth")
 
 
 def write_cifar(root: Path, train: int = 60, test: int = 44) -> Path:
@@ -120,24 +91,5 @@ def tiny_config(data_root: Path, name: str = "frskd_cifar100_wrn_16_2", epochs: 
     if config.model.method.name == "frskd":
         config.model.method.width = 1
     config.custom_imports = dict(imports=["frskd_plugin", "tests.helpers.tiny_classification"])
-    config.custom_hooks = [*config.custom_hooks, dict(type="EndHook"), dict(type="DumpClassifierHook")]
+    config.custom_hooks = [*config.custom_hooks, dict(type="EndHook"), dict(type="DumpRankHook")]
     return config
-
-
-def train(config: Config, work_dir: Path, **settings: Any) -> Runner:
-    """Train in this process; `settings` override the config."""
-    config = Config(config.to_dict())
-    config.merge_from_dict({name.replace("__", "."): value for name, value in settings.items()})
-    config.work_dir = str(work_dir)
-    config.launcher = "none"
-    # mmengine shares logger, message hub and visualizer between runs of one name.
-    config.experiment_name = config.visualizer.name = f"tiny_{uuid.uuid4().hex}"
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
-
-
-def final_weights(work_dir: Path, epoch: int) -> dict[str, Tensor]:
-    from frskd_plugin.mmengine.resume import load_checkpoint
-
-    return load_checkpoint(work_dir / f"epoch_{epoch}.pth")["state_dict"]

@@ -5,28 +5,19 @@ Configs import this module by `custom_imports`, so it registers its parts.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import signal
-import subprocess
-import sys
-import uuid
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, MODELS
-from mmengine.runner import Runner
+from mmengine.registry import MODELS
 from PIL import Image
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers import real_runs  # noqa: F401  registers the hooks of the configs below
+
 NUM_CLASSES = 4
 CLASSES = ("background", "square", "disc", "bar")
 PALETTE = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
@@ -46,26 +37,6 @@ class TinyBackbone(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         high = torch.relu(self.norm(self.stem(x)))
         return high, torch.relu(self.body(self.dropout(high)))
-
-
-@HOOKS.register_module(force=True)
-class KillHook(Hook):
-    """Ends its own process as `kill -9` does, in the middle of an epoch, when TINY_KILL_AT_ITER says so."""
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if os.environ.get("TINY_KILL_AT_ITER") == str(runner.iter + 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-@HOOKS.register_module(force=True)
-class DumpRankHook(Hook):
-    """Writes the weights and buffers that each rank ends with."""
-
-    priority = "LOWEST"
-
-    def after_train(self, runner: Any) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        torch.save(model.state_dict(), Path(runner.work_dir) / f"rank_{runner.rank}.pth")
 
 
 def write_dataset(root: Path, num_images: int = 8, size: int = 32) -> Path:
@@ -191,68 +162,9 @@ def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: 
             logger=dict(type="LoggerHook", interval=1),
             checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="mIoU"),
         ),
-        custom_hooks=[dict(type="StepSeedHook"), dict(type="KillHook"), dict(type="DumpRankHook")],
+        custom_hooks=[dict(type="StepSeedHook"), dict(type="EndHook"), dict(type="DumpRankHook")],
     )
     config = Config(config)
     if frskd:
         config.merge_from_dict(dict(model=frskd_model()))
     return config
-
-
-def write_config(path: Path, config: Config) -> Path:
-    config.dump(path)
-    return path
-
-
-def train(config: Config, work_dir: Path, **settings: Any) -> Runner:
-    """Train in this process; `settings` override the config (`train_cfg.max_epochs`, ... with dots as `__`)."""
-    config = Config(config.to_dict())
-    config.merge_from_dict({name.replace("__", "."): value for name, value in settings.items()})
-    config.work_dir = str(work_dir)
-    config.launcher = "none"
-    # mmengine shares logger, message hub and visualizer between runs of one name.
-    config.experiment_name = config.visualizer.name = f"tiny_{uuid.uuid4().hex}"
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
-
-
-def load_tool(name: str) -> ModuleType:
-    """The command line `tools/<name>.py` as a module."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", REPOSITORY / "tools" / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """Environment of a command line in another process: one thread, this repository and interpreter."""
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **extra}
-
-
-def run_tool(
-    *command: object, check: bool = True, timeout: int = 300, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command line of tools/ and return its output (stdout and stderr together)."""
-    done = subprocess.run(
-        [*map(str, command)],
-        start_new_session=True,
-        env=environment(**extra),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}")
-    return done
-
-
-def final_weights(work_dir: Path, epoch: int) -> dict[str, Tensor]:
-    from frskd_plugin.mmengine.resume import load_checkpoint
-
-    return load_checkpoint(work_dir / f"epoch_{epoch}.pth")["state_dict"]

@@ -11,7 +11,8 @@ from mmengine.config import Config
 
 from frskd_plugin.mmengine.attention_maps import attention_panels
 from frskd_plugin.mmengine.classifier_attention_hook import ClassifierAttentionPictureHook, picture_of
-from tests.helpers.tiny_classification import final_weights, tiny_config, train, write_cifar
+from tests.helpers.real_runs import final_weights, train
+from tests.helpers.tiny_classification import tiny_config, write_cifar
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ from frskd_plugin.mmengine.resume import (
     load_checkpoint,
     resume_state,
 )
-from tests.helpers.tiny_mmseg import tiny_config, train
+from tests.helpers.real_runs import train
+from tests.helpers.tiny_mmseg import tiny_config
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -22,7 +22,8 @@ from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.mmengine.config_tools import enable_amp
 from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
 from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
-from tests.helpers.tiny_classification import final_weights, tiny_config, train, write_cifar, write_image_folder
+from tests.helpers.real_runs import final_weights, train
+from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder
 
 STUDENT = dict(model_name="wrn_16_2", num_classes=5, depth=10, k=1)
 FRSKD = dict(name="frskd", alpha=3.0, beta=50.0, width=1)

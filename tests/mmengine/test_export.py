@@ -7,7 +7,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from frskd_plugin.mmengine.export import export_student, plain_config
-from tests.helpers.tiny_mmseg import tiny_config, train
+from tests.helpers.real_runs import train
+from tests.helpers.tiny_mmseg import tiny_config
 
 
 def test_exported_config_trains_on_without_this_package(data_root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from mmengine.config import Config
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.mmengine.autocast_optim_wrapper import AutocastOptimWrapper
 from frskd_plugin.mmengine.distill_warmup_hook import DistillWarmupHook
-from tests.helpers.tiny_mmseg import tiny_config, train
+from tests.helpers.real_runs import train
+from tests.helpers.tiny_mmseg import tiny_config
 
 
 def scalars(work_dir: Path) -> list[dict]:

@@ -18,7 +18,8 @@ from frskd_plugin.mmengine.random_state import derive_seeds, seeded
 from frskd_plugin.mmengine.seeded_dataset import SeededDataset
 from frskd_plugin.mmengine.seeded_sampler import DrawnIndex, SeededInfiniteSampler, SeededSampler
 from frskd_plugin.mmengine.step_seed_hook import StepSeedHook
-from tests.helpers.tiny_mmseg import tiny_config, train
+from tests.helpers.real_runs import train
+from tests.helpers.tiny_mmseg import tiny_config
 
 
 class DrawingDataset:

@@ -11,15 +11,11 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from frskd_plugin.mmengine.compile_hook import CompileHook
-from tests.helpers.tiny_mmseg import tiny_config, train, write_dataset
+from tests.helpers.real_runs import train
+from tests.helpers.tiny_mmseg import tiny_config
 
 COMPILED = dict(type="CompileHook", backend="eager")  # what dynamo captures, run by torch as it is
 LAID_OUT = dict(type="ChannelsLastHook")
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 def run(data_root: Path, work_dir: Path, *hooks: dict[str, Any], **settings: Any) -> Runner:

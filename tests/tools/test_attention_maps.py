@@ -18,8 +18,8 @@ import frskd_plugin.mmengine  # noqa: F401
 from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
 from frskd_plugin.mmengine.attention_picture import attention_picture, in_order
 from frskd_plugin.mmengine.trained_network import open_checkpoint
+from tests.helpers.real_runs import load_tool
 from tests.helpers.tiny_classification import tiny_config, write_image_folder
-from tests.helpers.tiny_mmseg import load_tool
 from tests.helpers.tiny_mmseg import tiny_config as tiny_segmentor
 
 

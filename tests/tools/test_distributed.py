@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from frskd_plugin.mmengine.distributed import SyncBNDataParallel, init_distributed, set_model_wrapper
-from tests.helpers.tiny_mmseg import run_tool, tiny_config, write_config
+from tests.helpers.real_runs import run_tool, write_config
+from tests.helpers.tiny_mmseg import tiny_config
 
 DIST_TRAIN = "tools/dist_train.sh"
 

@@ -22,8 +22,9 @@ from frskd_plugin.deploy.formats import FORMATS
 from frskd_plugin.deploy.networks import NormalizedNetwork, SegmentationNetwork
 from frskd_plugin.deploy.student import Student, open_student
 from frskd_plugin.mmengine.export import export_student
+from tests.helpers.real_runs import REPOSITORY, load_tool
 from tests.helpers.segmentors import build, effdet, with_frskd
-from tests.helpers.tiny_mmseg import REPOSITORY, load_tool, tiny_config
+from tests.helpers.tiny_mmseg import tiny_config
 
 onnx = pytest.importorskip("onnx", reason="frskd_plugin[export] is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="frskd_plugin[export] is not installed")

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from frskd_plugin.mmengine.export import export_student
-from tests.helpers.tiny_mmseg import load_tool, tiny_config, train
+from tests.helpers.real_runs import load_tool, train
+from tests.helpers.tiny_mmseg import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from mmengine.registry import MODELS, init_default_scope
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmseg.convert import frskd_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import base_expression, config_text, find_config, warm_up
-from tests.helpers.tiny_mmseg import REPOSITORY, load_tool, tiny_config, train
+from tests.helpers.real_runs import REPOSITORY, load_tool, train
+from tests.helpers.tiny_mmseg import tiny_config
 
 # Stock configs of mmsegmentation, made small; what stands there is mmengine's own inheritance.
 HEADER = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.tiny_mmseg import load_tool
+from tests.helpers.real_runs import load_tool
 
 
 def write_log(folder: Path, lines: list[dict]) -> None:

@@ -23,9 +23,9 @@ from frskd_plugin.report.facts import facts_of, read_config_of
 from frskd_plugin.report.run_logs import read_run
 from frskd_plugin.report.scores import read_result, scores_of
 from frskd_plugin.report.style import BACKGROUND, DARK, LIGHT
-from tests.helpers.tiny_classification import tiny_config, train, write_cifar
+from tests.helpers.real_runs import train
+from tests.helpers.tiny_classification import tiny_config, write_cifar
 from tests.helpers.tiny_mmseg import tiny_config as tiny_segmentor
-from tests.helpers.tiny_mmseg import train as train_segmentor
 
 VOID = {"meta", "img", "br", "path", "link", "input"}
 
@@ -288,7 +288,7 @@ def test_segmentor(data_root: Path, tmp_path: Path) -> None:
     config.val_evaluator.type = "SelfTeacherIoUMetric"
     hooks = [dict(type="SelfTeacherValidationHook"), dict(type="AttentionPictureHook", num_images=1, interval=1)]
     config.custom_hooks += hooks
-    train_segmentor(config, tmp_path / "seg")
+    train(config, tmp_path / "seg")
     page, lines = report(tmp_path / "seg"), lines_of(tmp_path / "seg")
     scores = [line for line in lines if "mIoU" in line]
     assert page.values("mean intersection over union (%)")[1:] == [

@@ -26,8 +26,8 @@ from frskd_plugin.reproduce.report import markdown
 from frskd_plugin.reproduce.sizes import count_self_teacher, count_wide_resnet, table6_ratios
 from frskd_plugin.reproduce.tables import BASELINE, FRSKD, TABLES, Column, Table
 from frskd_plugin.reproduce.trainer import LOCK_NAME, Machine, Trainer, training_command
+from tests.helpers.real_runs import REPOSITORY
 from tests.helpers.tiny_classification import write_cifar
-from tests.helpers.tiny_mmseg import REPOSITORY
 
 COUNTS = json.loads((REPOSITORY / "tests" / "data" / "counts.json").read_text())
 PAPER = Scale()

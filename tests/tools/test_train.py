@@ -9,7 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.helpers.tiny_mmseg import final_weights, load_tool, run_tool, tiny_config, train, write_config
+from tests.helpers.real_runs import final_weights, load_tool, run_tool, train, write_config
+from tests.helpers.tiny_mmseg import tiny_config
 
 TRAIN = "tools/train.py"
 

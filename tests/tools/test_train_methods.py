@@ -16,8 +16,8 @@ import torch
 
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin.methods import method_names
-from tests.helpers.tiny_classification import final_weights, tiny_config, write_cifar
-from tests.helpers.tiny_mmseg import REPOSITORY, environment, load_tool, write_config
+from tests.helpers.real_runs import REPOSITORY, environment, final_weights, load_tool, write_config
+from tests.helpers.tiny_classification import tiny_config, write_cifar
 from tests.tools.test_distributed import free_port
 
 TEACHER = dict(model_name="wrn_16_2", num_classes=100, depth=10, k=2)
