@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 class CompiledParts:
     """Parts of a model whose forward pass is compiled in training; in eval mode they run as they are.
 
-    Compiling happens in the first training step. Parameters and their names in checkpoints stay. A model with losses
-    between its parts (samplers, metrics, data-dependent sizes) breaks a graph of the whole often, its parts do not.
+    Compiling happens in the first training step, for the sizes of that step; other sizes, such as a smaller last batch,
+    run as they are, for to compile with symbolic sizes can take longer than the training. Parameters and their names in
+    checkpoints stay. A model with losses between its parts (samplers, metrics, data-dependent sizes) breaks a graph of
+    the whole often, its parts do not.
 
     Args:
         model: the model, which is changed until `restore`.
         parts: names of modules in it, such as ``'backbone'``; of a list of modules each one is compiled; ``''`` is the
             model itself.
+        any_size: run every size compiled, not only that of the first step.
         options: of ``torch.compile``.
 
     Raises:
@@ -34,11 +37,11 @@ class CompiledParts:
         >>> compiled.restore()
     """
 
-    def __init__(self, model: nn.Module, parts: Sequence[str], **options: Any) -> None:
+    def __init__(self, model: nn.Module, parts: Sequence[str], any_size: bool = False, **options: Any) -> None:
         self.enabled = True
         self._modules = [module for name in parts for module in _modules_of(model, name)]
         for module in self._modules:
-            module.forward = _Switch(self, module, torch.compile(module.forward, **options))
+            module.forward = _Switch(self, module, torch.compile(module.forward, **options), any_size)
 
     def restore(self) -> None:
         """Give the parts their own forward passes back."""
@@ -57,18 +60,25 @@ class CompiledParts:
 
 
 class _Switch:
-    """Stands in for the forward pass of a module; a copy of the module gets the plain one."""
+    """Stands in for the forward pass of a module; a copy of the module, or a pickled one, gets the plain one."""
 
-    def __init__(self, parts: CompiledParts, module: nn.Module, compiled: Callable[..., Any]) -> None:
-        self.parts, self.module, self.compiled = parts, module, compiled
+    def __init__(self, parts: CompiledParts, module: nn.Module, compiled: Callable[..., Any], any_size: bool) -> None:
+        self.parts, self.module, self.compiled, self.any_size = parts, module, compiled, any_size
         self.plain = module.forward
+        self.sizes: list[torch.Size] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        chosen = self.compiled if self.parts.enabled and self.module.training else self.plain
-        return chosen(*args, **kwargs)
+        if not (self.parts.enabled and self.module.training):
+            return self.plain(*args, **kwargs)
+        if not self.any_size:
+            sizes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.sizes = self.sizes or sizes
+            if sizes != self.sizes:
+                return self.plain(*args, **kwargs)
+        return self.compiled(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        return copy.deepcopy(self.plain, memo)  # a bound method: it is bound to the copy of the module
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Module, str]]:
+        return getattr, (self.module, "forward")  # of the copy, which has none of its own yet: that of its class
 
 
 def _modules_of(model: nn.Module, name: str) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.methods import method_class
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.wrap import wrap
@@ -36,7 +37,8 @@ class TimmClassifier(BaseModel):
         input_size: (channels, height, width) of the images, where timm's entry for the model does not fit.
         mix: config of what mixes a batch, `Mixup` or `CutMix`; None mixes nothing.
         channels_last: keep weights and images in that memory format.
-        compile: run the network through ``torch.compile``; the names in a checkpoint stay. A dict holds its options.
+        compile: train the network through ``torch.compile`` (`CompiledParts`); the names in a checkpoint stay. A dict
+            holds its options.
         data_preprocessor: config of `ImagePreprocessor`.
 
     Attributes:
@@ -80,7 +82,7 @@ class TimmClassifier(BaseModel):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
         if compile:
-            self.network.compile(**(compile if isinstance(compile, dict) else {}))
+            CompiledParts(self.network, [""], **(compile if isinstance(compile, dict) else {}))
         self.mix = None if mix is None else TRANSFORMS.build(mix)
         self.predict_self_teacher = False
 

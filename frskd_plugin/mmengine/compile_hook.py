@@ -17,19 +17,21 @@ DEFAULT_PARTS = ("backbone", "neck", "decode_head", "self_teacher.neck", "self_t
 class CompileHook(Hook):
     """Runs networks of a segmentor through ``torch.compile`` while it trains (`CompiledParts`).
 
-    mmengine's ``compile=True`` takes the whole model, whose losses break the graph at each step. Validation and test
-    run as ever: their images have many sizes, each of which would be compiled anew.
+    mmengine's ``compile=True`` takes the whole model, whose losses break the graph at each step. Only the size of the
+    first batch runs compiled; a smaller last batch, validation and test run as ever.
 
     Args:
         parts: names of modules in the model; None: those of backbone, neck, decode head and self-teacher that it has.
+        any_size: run every size compiled, not only that of the first batch.
         options: of ``torch.compile``, such as ``mode='max-autotune'``.
 
     Raises:
         ValueError: when the training begins, if the model has no such part.
     """
 
-    def __init__(self, parts: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(self, parts: Sequence[str] | None = None, any_size: bool = False, **options: Any) -> None:
         self.parts = parts
+        self.any_size = any_size
         self.options = options
         self._compiled: CompiledParts | None = None
 
@@ -42,7 +44,7 @@ class CompileHook(Hook):
                 f"CompileHook found none of {', '.join(DEFAULT_PARTS)} in {type(model).__name__}: name what to compile "
                 f"with `parts`, or take the hook out of `custom_hooks`."
             )
-        self._compiled = CompiledParts(model, parts, **self.options)
+        self._compiled = CompiledParts(model, parts, self.any_size, **self.options)
 
     def after_train(self, runner: Any) -> None:
         """Leave the model as it was."""

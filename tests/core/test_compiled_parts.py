@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def model() -> Net:
+    torch._dynamo.reset()  # it compiles the code of a class a few times only
     torch.manual_seed(0)
     return Net().train()
 
@@ -73,6 +76,19 @@ def test_eval_mode_a_block_and_restore_run_as_they_are(model: Net) -> None:
     assert backend.calls == 2 and not any("forward" in vars(module) for module in model.modules())
 
 
+def test_other_sizes_run_as_they_are_unless_all_are_asked_for(model: Net) -> None:
+    backend = Backend()
+    compiled = CompiledParts(model, ["neck"], backend=backend)
+    for batch in (2, 3, 2):
+        model(torch.randn(batch, 2, 4, 4))
+    assert backend.calls == 2
+    compiled.restore()
+    CompiledParts(model, ["neck"], backend=backend, any_size=True)
+    for batch in (2, 3, 2):
+        model(torch.randn(batch, 2, 4, 4))
+    assert backend.calls == 5
+
+
 def test_the_model_itself(model: Net) -> None:
     backend = Backend()
     compiled = CompiledParts(model, [""], backend=backend)
@@ -81,10 +97,11 @@ def test_the_model_itself(model: Net) -> None:
     compiled.restore()
 
 
-def test_a_copy_runs_its_own_weights_as_they_are(model: Net) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_runs_its_own_weights_as_they_are(model: Net, copied: Callable[[Net], Net]) -> None:
     x, backend = torch.randn(2, 2, 4, 4), Backend()
     CompiledParts(model, ["neck"], backend=backend)
-    other = copy.deepcopy(model)
+    other = copied(model)
     nn.init.zeros_(other.neck[1].weight)
     nn.init.ones_(other.neck[1].bias)
     assert torch.equal(other.neck(x), torch.ones(2, 4, 4, 4)) and backend.calls == 0
