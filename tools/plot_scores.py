@@ -10,7 +10,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for (name, key), runs in curves.items():
         label = name + SCORES[key][1]
         epochs = sorted(set.intersection(*(set(run) for run in runs)))
+        if not epochs:
+            parser.error(f"{name}: its runs were validated in no epoch that all of them have")
         values = [[run[epoch] for run in runs] for epoch in epochs]
         (line,) = axis.plot(epochs, [mean(v) for v in values], "--" if SCORES[key][1] else "-", marker=".", label=label)
         if len(runs) > 1:
@@ -91,7 +93,7 @@ def describe(values: Sequence[float]) -> str:
     """The value, or mean and standard deviation of several."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} +- {pstdev(values):.2f} ({len(values)} runs)"
+    return f"{mean(values):.2f} +- {stdev(values):.2f} ({len(values)} runs)"
 
 
 if __name__ == "__main__":

@@ -85,11 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = build_config(args)
     init_distributed(args.launcher)
     allow_checkpoint_globals()
-    with explained_build(args.config):
+    with ends_in_one_line(ValueError, FileNotFoundError), explained_build(args.config):
         runner = Runner.from_cfg(config)
-        with ends_in_one_line(ValueError, FileNotFoundError):
-            open_data(runner, "test")
-        runner.test()
+        open_data(runner, "test")
+    runner.test()
     end_distributed()
 
 

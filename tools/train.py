@@ -16,12 +16,13 @@ from frskd_plugin.mmengine.command_line import (
     add_common_options,
     check_common_options,
     config_of,
+    default_work_dir,
     ends_in_one_line,
     open_data,
 )
 from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, speed_up
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
-from frskd_plugin.mmengine.method_data import provide_method_data, set_method
+from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
 from frskd_plugin.mmengine.stack_check import versions_text
 
@@ -66,7 +67,10 @@ def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's settings in it."""
     config = config_of(args)
     if args.method is not None or args.method_options is not None:
+        before = method_name(config)
         set_method(config, args.method, args.method_options or {})
+        if method_name(config) != before and config.work_dir == default_work_dir(args.config):
+            config.work_dir = default_work_dir(args.config, args.method)
     if is_classifier(config):
         provide_method_data(config)
     if args.amp or args.amp_dtype:
@@ -88,7 +92,7 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def set_resume(config: Config, explicit: bool) -> None:
-    """Choose the checkpoint to go on from.
+    """Choose the checkpoint to go on from; one of another method is refused.
 
     `explicit`: `--cfg-options load_from=FILE` beside `--resume` names it, as in mmseg. A `load_from` of the config
     itself is what the run started from, and is used where there is no checkpoint yet.
@@ -101,6 +105,13 @@ def set_resume(config: Config, explicit: bool) -> None:
         config.resume = False
         return
     path, meta = state
+    if is_classifier(config) and isinstance(meta.get("cfg"), str):
+        trained, wanted = method_name(Config.fromstring(meta["cfg"], file_format=".py")), method_name(config)
+        if trained != wanted:
+            raise ValueError(
+                f"--resume: {path} was trained with the method {trained!r}, and this run is to train with {wanted!r}: "
+                f"give another --work-dir, or leave --resume out to start again in this one"
+            )
     config.load_from = str(path)
     # The data order is made before mmengine reads the seed from the checkpoint.
     if config.randomness["seed"] is None:
@@ -114,13 +125,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = build_config(args)
     init_distributed(args.launcher)
     allow_checkpoint_globals()
-    with explained_build(args.config):
-        with ends_in_one_line(ValueError, FileNotFoundError):
-            runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
-            open_data(runner, "train", "val")
-        runner.logger.info(versions_text())
-        runner.train()
-        del runner  # it holds the process group, which ends next
+    with ends_in_one_line(ValueError, FileNotFoundError), explained_build(args.config):
+        runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+        open_data(runner, "train", "val")
+    runner.logger.info(versions_text())
+    runner.train()
+    del runner  # it holds the process group, which ends next
     end_distributed()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 from torch import Tensor
 
@@ -32,13 +33,25 @@ def check_one_of(name: str, value: object, allowed: Sequence[str]) -> str:
     return value
 
 
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no number.
+
+    Raises:
+        TypeError: if it is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {value!r} ({type(value).__name__}).")
+
+
 def check_not_negative(name: str, value: float) -> float:
     """Return ``value`` as a float when it is >= 0.
 
     Raises:
-        ValueError: if it is negative or not a number.
+        TypeError: if it is not a number.
+        ValueError: if it is negative, infinite or NaN.
     """
-    if not value >= 0:
+    check_number(name, value)
+    if not 0 <= value < float("inf"):
         raise ValueError(f"`{name}` weighs a loss and must be >= 0, got {value}. Use 0 to switch the term off.")
     return float(value)
 
@@ -47,9 +60,11 @@ def check_temperature(value: float) -> float:
     """Return ``value`` as a float when it is > 0.
 
     Raises:
-        ValueError: if it is not.
+        TypeError: if it is not a number.
+        ValueError: if it is not above 0.
     """
-    if not value > 0:
+    check_number("temperature", value)
+    if not 0 < value < float("inf"):
         raise ValueError(
             f"`temperature` divides the logits and must be > 0, got {value}. The paper uses 4 (1 to segment)."
         )

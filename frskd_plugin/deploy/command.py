@@ -18,7 +18,7 @@ CHECKPOINT is one of training (with FRSKD or without), a file of tools/export_st
 The file takes normalised images unless --with-normalization puts that into it; a segmentor's padding to
 data_preprocessor.size stays with the caller. Logits come out: [B, K], or [B, K, H, W] of a segmentor.
 --dynamic alone can take many minutes to trace (SegFormer); with multiples, --dynamic 32, it is a matter of seconds.
-exit status: 0 written and checked, 1 the file failed its check and was removed, 2 nothing could be written
+exit status: 0 written and checked, 1 the file failed its check and was not kept, 2 nothing could be written
 examples:
   export_model.py configs/frskd_cifar100_wrn_16_2.py work_dirs/frskd_cifar100_wrn_16_2/epoch_200.pth wrn.onnx
   export_model.py resnet18 student.pth resnet18.onnx --dynamic
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except CheckError as error:
-        print(f"{parser.prog}: {args.output} FAILED its check and was removed: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {args.output} FAILED its check and was not kept: {error}", file=sys.stderr)
         return 1
     print(summary(student, made))
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from frskd_plugin.deploy.check import CheckError, check_difference, check_only_student
+from frskd_plugin.deploy.check import check_difference, check_only_student
 from frskd_plugin.deploy.formats import FORMATS, FileFormat
 from frskd_plugin.deploy.student import Student
 
@@ -68,13 +68,14 @@ def export_student_file(
     sizes = image_sizes(student, size, batch, dynamic)
     program = trace(student, sizes[0], dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.write(program, path)
+    unchecked = path.with_name(f".{path.stem}.unchecked{path.suffix}")
     try:
-        parameters = check_only_student(made.tensors(path), student.network)
-        differences = check_difference(made.read(path), student.network, sizes, tolerance)
-    except CheckError:
-        path.unlink()
-        raise
+        made.write(program, unchecked)
+        parameters = check_only_student(made.tensors(unchecked), student.network)
+        differences = check_difference(made.read(unchecked), student.network, sizes, tolerance)
+        unchecked.replace(path)  # an earlier file stays where the new one is no good
+    finally:
+        unchecked.unlink(missing_ok=True)
     return Exported(path, parameters, tuple(sizes), tuple(differences))
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
 from frskd_plugin.mmengine.export import TEACHER_PREFIX
-from frskd_plugin.mmengine.resume import checkpoint_globals
+from frskd_plugin.mmengine.resume import checkpoint_globals_allowed
 
 # Where the plain network's weights lie: in `TimmClassifier`, in what `frskd_plugin.wrap` returns.
 _STUDENT_PREFIXES = (STUDENT_PREFIX, "student.")
@@ -30,7 +29,7 @@ def student_weights(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} not found; expected a .pth or .safetensors file")
     try:
-        with torch.serialization.safe_globals(checkpoint_globals()):
+        with checkpoint_globals_allowed():
             weights = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors errors differ; all mean the same to the user
         raise ValueError(
@@ -46,6 +45,7 @@ def student_weights(path: str | Path) -> dict[str, Tensor]:
 def without_teacher(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's part of a state_dict, under the plain network's names.
 
+    >>> import torch
     >>> list(without_teacher({"student.fc.bias": torch.ones(1), "method.self_teacher.head.bias": torch.ones(1)}))
     ['fc.bias']
     >>> list(without_teacher({"decode_head.conv.bias": torch.ones(1), "self_teacher.head.conv.bias": torch.ones(1)}))

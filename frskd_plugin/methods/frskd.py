@@ -113,6 +113,11 @@ class FRSKD(Method):
         """Weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output`` [B, K]."""
         feats, logits, maps = self.run_student(student, images)
         refined_feats, teacher_logits = self.self_teacher(feats)  # not detached: its loss trains the trunk too
+        if logits.shape != teacher_logits.shape:
+            raise ValueError(
+                f"The student has {logits.shape[1]} classes and its self-teacher {teacher_logits.shape[1]}: after "
+                f"`reset_classifier` wrap the model again."
+            )
         return {
             "loss_ce": criterion(logits, targets),
             "loss_teacher_ce": criterion(teacher_logits, targets),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.targets import soft_targets
+from frskd_plugin.methods.targets import soft_loss, soft_targets
 
 
 class LabelSmoothing(Method):
@@ -31,4 +31,4 @@ class LabelSmoothing(Method):
         """See `Method.forward`; soft labels are smoothed too."""
         _, logits = student(images)
         smoothed = (1 - self.smoothing) * soft_targets(targets, logits) + self.smoothing / logits.shape[1]
-        return {"loss_ce": criterion(logits, smoothed), "output": logits}
+        return {"loss_ce": soft_loss(criterion, logits, smoothed), "output": logits}

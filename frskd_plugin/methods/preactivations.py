@@ -56,7 +56,8 @@ def forward_with_preactivations(student: StudentForward, images: Tensor) -> tupl
         student: images -> (feats, logits).
         images: [B, C, H, W].
     """
-    with RectifierWatch() as watch:
+    watch = RectifierWatch()
+    with watch:  # not `as watch`: torch.compile would bind None
         feats, logits = student(images)
     return feats, logits, [watch.before(feat) for feat in feats]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.prediction_store import PredictionStore
-from frskd_plugin.methods.targets import soft_targets
+from frskd_plugin.methods.targets import soft_loss, soft_targets
 
 
 def mixed_targets(targets: Tensor, before: Tensor, alpha: float) -> Tensor:
@@ -93,4 +93,4 @@ class PSKD(Method):
         before = self.predictions.read(index).to(logits.device)
         mixed = mixed_targets(soft_targets(targets, logits), before, self.alpha_now)
         self.predictions.write(index, logits.detach().float().softmax(dim=1))
-        return {"loss_ce": criterion(logits, mixed), "output": logits}
+        return {"loss_ce": soft_loss(criterion, logits, mixed), "output": logits}

@@ -66,6 +66,13 @@ class SAD(Method):
             raise ValueError(f"`start_epoch` counts epochs from 0, got {start_epoch}.")
         self.weight = check_not_negative("weight", weight)
         self.start_epoch = float(start_epoch)
+        # not the epoch itself: torch.compile would compile anew for each value that the forward pass reads
+        self.has_started = self.start_epoch <= 0
+
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """See `Method.set_progress`."""
+        super().set_progress(epoch, max_epochs)
+        self.has_started = self.progress[0] >= self.start_epoch
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
@@ -73,7 +80,7 @@ class SAD(Method):
         """``loss_ce`` and the weighted ``loss_attention``, which is 0 and not computed before the start epoch."""
         feats, logits = student(images)
         attention = logits.new_zeros(())
-        if self.weight and self.progress[0] >= self.start_epoch:
+        if self.weight and self.has_started:
             pairs = zip(feats, feats[1:], strict=False)
             attention = self.weight * torch.stack([attention_distance(f, g) for f, g in pairs]).sum()
         return {"loss_ce": criterion(logits, targets), "loss_attention": attention, "output": logits}

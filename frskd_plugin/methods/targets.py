@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from frskd_plugin.methods.base import Criterion
+
 
 def soft_targets(targets: Tensor, logits: Tensor) -> Tensor:
     """A distribution [B, K] for each image, in the dtype of the logits: labels become one-hot, soft labels stay.
@@ -20,3 +22,19 @@ def soft_targets(targets: Tensor, logits: Tensor) -> Tensor:
     if targets.ndim == 1:
         targets = F.one_hot(targets, logits.shape[1])
     return targets.to(logits.dtype)
+
+
+def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
+    """The criterion on soft labels [B, K] that the method has made.
+
+    Raises:
+        ValueError: the criterion takes labels only.
+    """
+    try:
+        return criterion(logits, targets)
+    except RuntimeError as error:
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        raise ValueError(
+            f"The method hands soft labels [B, K] to the criterion, and {name} failed on them ({error}): leave "
+            f"`criterion` and its smoothing out, or give one for soft labels, such as timm's SoftTargetCrossEntropy()."
+        ) from error

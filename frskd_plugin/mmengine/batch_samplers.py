@@ -2,7 +2,7 @@
 
 Both take the order of a `SeededSampler`, its share of the images in each process, its seed and its epoch. So they are
 the same after a resume. ``batch_size`` counts the images that are new in a step: a batch holds twice as many, and an
-epoch has as many steps as that of another method.
+epoch has as many steps as that of another method, or one less where each batch shares half with the one before.
 """
 
 from __future__ import annotations

@@ -147,10 +147,13 @@ class TimmClassifier(BaseModel):
 
 def _check_mix(mix: dict[str, Any], method: str) -> None:
     needs = method_class(method).needs
-    if needs.views > 1 or needs.order != "any":
+    if needs.views > 1 or needs.order != "any" or needs.index:
+        does = (
+            "remembers its prediction of each image" if needs.index else "compares images of one label in its batches"
+        )
         raise ValueError(
-            f"TimmClassifier: the method {method!r} compares images of one label in its batches, which "
-            f"{mix.get('type')} would mix with others: set mix=None, or choose another method."
+            f"TimmClassifier: the method {method!r} {does}, which {mix.get('type')} would mix with others: set "
+            f"mix=None, or choose another method."
         )
 
 

@@ -55,8 +55,17 @@ def config_of(args: argparse.Namespace) -> Config:
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get("work_dir") is None:
-        config.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+        config.work_dir = default_work_dir(args.config)
     return config
+
+
+def default_work_dir(config_file: str | Path, *parts: str) -> str:
+    """Where a run goes whose config and command line name no folder; ``parts`` tell it from others of that config.
+
+    >>> default_work_dir("configs/fcn_r18.py"), default_work_dir("configs/fcn_r18.py", "one")
+    ('work_dirs/fcn_r18', 'work_dirs/fcn_r18_one')
+    """
+    return str(Path("work_dirs") / "_".join([Path(config_file).stem, *parts]))
 
 
 def open_data(runner: Runner, *loops: str) -> None:

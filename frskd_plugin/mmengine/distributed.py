@@ -142,8 +142,11 @@ def set_model_wrapper(config: Config) -> None:
     """
     sync_bn = config.get("sync_bn")
     chosen = config.get("model_wrapper_cfg")
-    if sync_bn == "timm" and chosen is not None:
-        raise ValueError("sync_bn='timm' sets model_wrapper_cfg itself; remove one of the two from the config")
+    if sync_bn in ("timm", "torch") and chosen is not None:
+        raise ValueError(
+            f"sync_bn={sync_bn!r} sets model_wrapper_cfg itself; remove one of the two from the config (a wrapper of "
+            f"type SyncBNDataParallel takes sync_bn=True)"
+        )
     if chosen is not None or sync_bn == "mmcv":
         return
     cuda = torch.cuda.is_available()

@@ -17,7 +17,17 @@ from frskd_plugin.mmengine.resume import load_checkpoint
 
 TEACHER_PREFIX = "self_teacher."
 # Hooks that exist for the method or for the training run, and mean nothing to the plain student.
-_METHOD_HOOKS = {"DistillWarmupHook", "SelfTeacherValidationHook", "AttentionPictureHook", "StepSeedHook"}
+_METHOD_HOOKS = {
+    "DistillWarmupHook",
+    "SelfTeacherValidationHook",
+    "AttentionPictureHook",
+    "StepSeedHook",
+    "CompileHook",
+    "ChannelsLastHook",
+    "SyncStatisticsHook",
+}
+# First line of a config that was written here, and so may be written again.
+_MARK = "# Written by frskd_plugin beside the student's weights.\n"
 _STOCK_TYPES = {
     "FRSKDEncoderDecoder": "EncoderDecoder",
     "FRSKDSingleStage": "SingleStageDetector",
@@ -49,7 +59,7 @@ def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path |
     Raises:
         FileNotFoundError: `source` is missing.
         ValueError: `source` is neither of a classifier nor of FRSKD, or `target` is the same file or has another suffix
-            than `.pth`.
+            than `.pth`, or a config of the user's stands beside it, which would be lost.
     """
     source, target = Path(source), Path(target)
     if target.suffix != ".pth":
@@ -63,7 +73,12 @@ def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path |
         return target, None
     student, config = student_checkpoint(checkpoint, str(source))
     config_path = target.with_suffix(".py")
-    atomic_write(config_path, config.pretty_text.encode())
+    if config_path.exists() and not config_path.read_text().startswith(_MARK):
+        raise ValueError(
+            f"export writes the config of {target} to {config_path}, which exists and was not written by an export; "
+            f"give another output file, or move that config"
+        )
+    atomic_write(config_path, (_MARK + config.pretty_text).encode())
     _save(student, target)
     return target, config_path
 
@@ -108,6 +123,11 @@ def plain_config(config: Config) -> Config:
     plain: dict[str, Any] = _stock(config.to_dict())
     plain["model"].pop("self_teacher", None)
     plain["load_from"], plain["resume"] = None, False
+    # those of the run: another training must not go into its folder, nor ask for its launcher
+    plain.pop("work_dir", None)
+    plain["launcher"] = "none"
+    if (plain.get("model_wrapper_cfg") or {}).get("type") == "SyncBNDataParallel":
+        del plain["model_wrapper_cfg"]
     plain["custom_hooks"] = [hook for hook in plain.get("custom_hooks") or [] if hook.get("type") not in _METHOD_HOOKS]
     # What only the self-teacher read gets no gradient in the plain model: DDP has to be told.
     plain["find_unused_parameters"] = True

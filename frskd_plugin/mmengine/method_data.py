@@ -16,6 +16,15 @@ from frskd_plugin.mmengine.config_tools import is_classifier
 BATCH_SAMPLERS = {"class_pairs": "ClassPairBatchSampler", "overlap": "OverlapBatchSampler"}
 
 
+def method_name(config: Config) -> str:
+    """Name of the training method in a classifier's config; 'baseline' where there is none.
+
+    Raises:
+        ValueError: the method has no name.
+    """
+    return str(_method_of(config)["name"])
+
+
 def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> None:
     """Replace the training method of a classifier's config, or change its settings.
 

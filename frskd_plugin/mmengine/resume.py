@@ -46,9 +46,15 @@ def allow_checkpoint_globals() -> None:
 
 
 @contextmanager
-def _allowed_for_now(names: list[type | Callable[..., Any]]) -> Iterator[None]:
-    """As `torch.serialization.safe_globals`, which on leaving also forbids what was allowed before."""
-    missing = [name for name in names if name not in torch.serialization.get_safe_globals()]
+def checkpoint_globals_allowed() -> Iterator[None]:
+    """As `allow_checkpoint_globals`, for a block.
+
+    `torch.serialization.safe_globals` would on leaving also forbid what was allowed before.
+    """
+    if not _KNOWS_SAFE_GLOBALS:
+        yield
+        return
+    missing = [name for name in checkpoint_globals() if name not in torch.serialization.get_safe_globals()]
     with torch.serialization.safe_globals(missing):
         yield
 
@@ -64,11 +70,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} not found; expected a .pth file written in training")
     try:
-        if _KNOWS_SAFE_GLOBALS:
-            with _allowed_for_now(checkpoint_globals()):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        with checkpoint_globals_allowed():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=_KNOWS_SAFE_GLOBALS)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... for a damaged file
         raise BrokenCheckpointError(
             f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or not a "

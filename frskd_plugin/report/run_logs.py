@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frskd_plugin.mmengine.json_log import json_lines
 from frskd_plugin.report.text_log import TextLog, read_text_log
 
 LOGS = "*/vis_data/scalars.json"  # mmengine's LocalVisBackend writes one for each start of a run
@@ -131,22 +132,11 @@ def _lines_of(file: Path, start: int) -> Iterator[_Line]:
     Raises:
         ValueError: another line is no entry of a log.
     """
-    text = file.read_text(encoding="utf-8", errors="replace")
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except ValueError:
-            if number == len(lines):  # no line end behind it
-                return
-            content = None
-        places = [content.get(key, 0) for key in _PLACES] if isinstance(content, dict) and "step" in content else [None]
-        if not all(map(_is_number, places)):
+    for number, content in json_lines(file):
+        if "step" not in content or not all(_is_number(content.get(key, 0)) for key in _PLACES):
             raise ValueError(
                 f"{file}, line {number}: expected a JSON object with the numbers of a step, as mmengine's "
-                f'LocalVisBackend writes it ({{..., "step": 1}}), got {line[:60]!r}'
+                f'LocalVisBackend writes it ({{..., "step": 1}}), got {json.dumps(content)[:60]!r}'
             )
         yield _Line(content, start)
 

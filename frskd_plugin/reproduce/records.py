@@ -13,7 +13,8 @@ from typing import Any
 from frskd_plugin.mmengine.atomic_write import atomic_write
 from frskd_plugin.mmengine.best_and_last_hook import RESULT_NAME, best_entry
 from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.mmengine.resume import find_resume_checkpoint
+from frskd_plugin.mmengine.json_log import json_lines
+from frskd_plugin.mmengine.resume import resume_state
 from frskd_plugin.reproduce.plan import Run
 from frskd_plugin.version import __version__
 
@@ -103,10 +104,11 @@ class Store:
         return start["seconds"] + max(0.0, max(written) - start["started"])
 
     def _keep_teacher(self, run: Run) -> bool:
-        """Export the network; False where the checkpoint is gone and the run has to be made again."""
-        checkpoint = find_resume_checkpoint(self.folder(run))
-        if checkpoint is None:
+        """Export the network; False where the last checkpoint is gone and the run has to be made or ended again."""
+        state = resume_state(self.folder(run))
+        if state is None or state[1].get("epoch") != run.epochs:
             return False
+        checkpoint, _ = state
         file = self.teacher_file(run)
         file.parent.mkdir(parents=True, exist_ok=True)
         export_student(checkpoint, file)
@@ -125,7 +127,7 @@ def read_history(folder: Path) -> list[Entry]:
     for file in score_files(folder):
         if file.name == RESULT_NAME:
             return read_json(file).get("history", [])
-        for line in map(json.loads, file.read_text().splitlines()):
+        for _, line in json_lines(file):
             if SEGMENTATION_SCORE in line:
                 scores = {key: value for key, value in line.items() if key != "step"}
                 found[line["step"]] = {"epoch": line["step"], **scores}

@@ -43,7 +43,9 @@ class Machine:
         if kind == "cpu":
             extra["CUDA_VISIBLE_DEVICES"] = ""
         elif index:
-            extra["CUDA_VISIBLE_DEVICES"] = index
+            # the index counts the GPUs that this process sees, which a scheduler may have chosen
+            visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+            extra["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible else index
         package = str(find_recipe("tools/train.py").parent.parent)
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         return {**os.environ, "PYTHONPATH": path, **extra}

@@ -44,7 +44,7 @@ def choose_indices(
     if out_indices is None:
         chosen = last_of_each(sizes)
     else:
-        infos = [{"num_chs": c, "reduction": f"{h}x{w}"} for c, h, w in maps]
+        infos = [{"num_chs": c, "size": f"{h}x{w}"} for c, h, w in maps]
         chosen = check_out_indices(out_indices, infos, model_name)
     return tuple(sorted(chosen, key=lambda i: -sizes[i][0] * sizes[i][1]))
 
@@ -60,7 +60,7 @@ def check_out_indices(
     num_maps = len(feature_info)
     given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     if not given or any(not isinstance(i, int) or not -num_maps <= i < num_maps for i in given):
-        maps = ", ".join(f"{i}: {f['num_chs']} channels at stride {f['reduction']}" for i, f in enumerate(feature_info))
+        maps = ", ".join(f"{i}: {f['num_chs']} channels {_place_of(f)}" for i, f in enumerate(feature_info))
         raise ValueError(
             f"out_indices={out_indices!r} does not fit {model_name!r}, which has {num_maps} feature maps ({maps}). "
             f"Choose from 0..{num_maps - 1}, or count from the last with -1..-{num_maps}."
@@ -72,3 +72,7 @@ def check_out_indices(
             f"which the network makes them), e.g. {tuple(sorted(set(indices)))}."
         )
     return indices
+
+
+def _place_of(info: dict[str, Any]) -> str:
+    return f"of {info['size']}" if "size" in info else f"at stride {info['reduction']}"

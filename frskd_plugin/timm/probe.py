@@ -97,7 +97,11 @@ def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int
         made_for = (getattr(module, "img_size", None) for module in model.modules())
         size = next((pair for pair in made_for if isinstance(pair, tuple) and len(pair) == 2), size)
         input_size = (_input_channels(model, cfg) or channels, *size)
-    if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
+    if (
+        not isinstance(input_size, Sequence)
+        or len(input_size) != 3
+        or any(not isinstance(n, int) or n < 1 for n in input_size)
+    ):
         raise ValueError(f"`input_size` must be (channels, height, width), e.g. (3, 32, 32), got {input_size!r}.")
     channels, height, width = input_size
     return channels, height, width

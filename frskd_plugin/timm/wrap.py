@@ -15,8 +15,9 @@ from frskd_plugin.timm.feature_indices import choose_indices
 from frskd_plugin.timm.frozen_teacher import make_teacher
 from frskd_plugin.timm.probe import probe_student
 
-# Where other libraries keep the model that they wrap: DistributedDataParallel, ModelEmaV3; torch.compile.
-_INNER = ("module", "_orig_mod")
+# Where other libraries keep the model that they wrap: DistributedDataParallel, ModelEmaV3; torch.compile; timm's tasks;
+# timm's first ModelEma.
+_INNER = ("module", "_orig_mod", "trainable_module", "ema")
 
 
 def wrap(
@@ -46,8 +47,10 @@ def wrap(
             'kd' the ``teacher``, see `make_teacher`.
 
     Raises:
-        TypeError: it is no timm model, or a setting that the method does not have.
-        ValueError: the model cannot be split into maps and classifier, is wrapped already, or a setting is wrong.
+        TypeError: it is no timm model but something around one, a criterion that cannot be called, or a setting that
+            the method does not have.
+        ValueError: the model cannot be split into maps and classifier, drops patches in training, is wrapped already,
+            or a setting is wrong.
 
     >>> import timm, torch
     >>> model = wrap(timm.create_model("resnet18", num_classes=10), out_indices=(1, 2, 3, 4), input_size=(3, 64, 64))
@@ -61,7 +64,14 @@ def wrap(
     """
     if _find_wrapped(model) is not None:
         raise ValueError(f"{type(model).__name__} is wrapped already: frskd_plugin.unwrap(model) gives the timm model.")
+    _check_bare(model)
+    if isinstance(criterion, type) or not (criterion is None or callable(criterion)):
+        raise TypeError(
+            f"`criterion` is called with logits and targets: expected nn.BCEWithLogitsLoss(), got {criterion}."
+        )
     probe = probe_student(model, input_size)
+    if method != "baseline":
+        _check_all_patches(model)
     indices = choose_indices(probe.maps, out_indices, type(model).__name__)
     student = StudentInfo(
         module=model,
@@ -95,6 +105,26 @@ def unwrap(model: nn.Module) -> nn.Module:
     if wrapped is None:
         raise TypeError(f"unwrap expects a model made by frskd_plugin.wrap, got {type(model).__name__}.")
     return wrapped.student
+
+
+def _check_bare(model: nn.Module) -> None:
+    """Refuse what holds the timm model: its attributes may reach through, and the training would go around it."""
+    for name in _INNER:
+        if hasattr(getattr(model, name, None), "forward_intermediates"):
+            raise TypeError(
+                f"{type(model).__name__} holds a timm model: wrap that one first (`wrap(model.{name})`), and compile "
+                f"the result or put it into DDP or an EMA."
+            )
+
+
+def _check_all_patches(model: nn.Module) -> None:
+    """Refuse a ViT that drops patches in training: what is left of its tokens is no map."""
+    for name, module in model.named_modules():
+        if type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0:
+            raise ValueError(
+                f"{type(model).__name__} drops patches in training (`{name}`), so its tokens make no feature maps: "
+                f"create it with patch_drop_rate=0."
+            )
 
 
 def _find_wrapped(model: object) -> DistilledModel | None:

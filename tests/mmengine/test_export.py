@@ -50,3 +50,21 @@ def test_what_only_this_package_has_keeps_its_import() -> None:
     )
     assert plain.val_evaluator.type == "IoUMetric"
     assert plain.custom_hooks == [dict(type="EMAHook")] and plain.load_from is None
+
+
+def test_nothing_of_the_run_is_left_in_the_config() -> None:
+    hooks = ("CompileHook", "ChannelsLastHook", "SyncStatisticsHook", "StepSeedHook")
+    config = Config(
+        dict(
+            model=dict(type="FRSKDEncoderDecoder", self_teacher=dict(type="FRSKDHead")),
+            custom_hooks=[dict(type=name) for name in hooks],
+            model_wrapper_cfg=dict(type="SyncBNDataParallel", sync_bn=True),
+            work_dir="work_dirs/frskd_fcn",
+            launcher="pytorch",
+        )
+    )
+    plain = plain_config(config)
+    assert plain.custom_hooks == [] and plain.launcher == "none"
+    assert "work_dir" not in plain and "model_wrapper_cfg" not in plain
+    config.model_wrapper_cfg = dict(type="MMFullyShardedDataParallel")  # the user's choice
+    assert plain_config(config).model_wrapper_cfg.type == "MMFullyShardedDataParallel"

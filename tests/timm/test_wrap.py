@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEma, ModelEmaV3
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -293,3 +296,107 @@ def test_a_users_own_method_is_ten_lines(monkeypatch):
         register_method("confident")(type("Other", (Method,), {}))
     with pytest.raises(TypeError, match="expects a subclass of frskd_plugin.methods.Method"):
         register_method("other")(nn.Linear)
+
+
+class TestWhatIsNoBareModel:
+    @pytest.mark.parametrize(
+        "outer", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel, ModelEmaV3, ModelEma]
+    )
+    def test_the_inner_one_is_to_be_wrapped_first(self, outer):
+        model = timm.create_model("test_resnet", num_classes=4)
+        with pytest.raises(TypeError, match=r"holds a timm model: wrap that one first \(`wrap\(model\.\w+\)`\)"):
+            frskd_plugin.wrap(outer(model))
+
+    @pytest.mark.parametrize("outer", [nn.DataParallel, ModelEmaV3, ModelEma])
+    def test_unwrap_looks_through(self, outer):
+        student, model = make()
+        inner = frskd_plugin.unwrap(outer(model))
+        assert type(inner) is type(student) and (outer is not nn.DataParallel or inner is student)
+
+    @pytest.mark.parametrize("method", ["frskd", "sad", "ddgsd"])
+    def test_a_vit_that_drops_patches_has_no_maps(self, method):
+        model = timm.create_model("test_vit", num_classes=4, img_size=64, patch_drop_rate=0.5)
+        with pytest.raises(ValueError, match=r"drops patches in training \(`patch_drop`\).*with patch_drop_rate=0"):
+            frskd_plugin.wrap(model, method)
+        plain = frskd_plugin.wrap(model, "baseline").train()
+        assert plain(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]))["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(criterion="ce"), "`criterion` is called with logits and targets.*got ce"),
+        (dict(criterion=nn.CrossEntropyLoss), "`criterion` is called with logits and targets"),
+        (dict(alpha="2"), r"`alpha` must be a number, got '2' \(str\)"),
+        (dict(temperature=None), "`temperature` must be a number, got None"),
+    ],
+)
+def test_wrong_types_are_named(settings, message):
+    with pytest.raises(TypeError, match=message):
+        make(**settings)
+
+
+def test_values_out_of_range_are_named():
+    with pytest.raises(ValueError, match="`alpha` weighs a loss and must be >= 0, got inf"):
+        make(alpha=float("inf"))
+    with pytest.raises(ValueError, match=r"`input_size` must be \(channels, height, width\).*got 64"):
+        frskd_plugin.wrap(timm.create_model("test_resnet"), input_size=64)
+    with pytest.raises(ValueError, match=r"has 5 feature maps \(0: 32 channels of 32x32, "):
+        frskd_plugin.wrap(timm.create_model("test_resnet"), input_size=(3, 64, 64), out_indices=(1, 9))
+
+
+@pytest.mark.parametrize(("classes", "alpha"), [(5, 2), (20, 0), (20, 2)])
+def test_another_number_of_classes_needs_another_teacher(classes, alpha):
+    student, model = make(alpha=alpha)
+    student.reset_classifier(classes)
+    with pytest.raises(ValueError, match=f"{classes} classes and its self-teacher 10: .* wrap the model again"):
+        model(*batch(num_classes=5))
+
+
+@pytest.mark.parametrize("settings", [dict(method="ps_kd", num_samples=4), dict(method="label_smoothing")])
+def test_soft_labels_need_a_criterion_that_takes_them(settings):
+    images, targets = batch()
+    extra = {"index": torch.arange(4)} if settings["method"] == "ps_kd" else {}
+    _, model = make(criterion=LabelSmoothingCrossEntropy(), **settings)
+    with pytest.raises(ValueError, match="LabelSmoothingCrossEntropy failed on them.*SoftTargetCrossEntropy"):
+        model(images, targets, **extra)
+    losses = [
+        make(criterion=made, **settings)[1](images, targets, **extra)["loss"]
+        for made in (None, SoftTargetCrossEntropy())
+    ]
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("method", ["frskd", "kd"])
+def test_overhaul_can_be_compiled(method):
+    teacher = {"teacher": timm.create_model("test_resnet", num_classes=4)} if method == "kd" else {}
+    torch.manual_seed(0)
+    model = frskd_plugin.wrap(
+        timm.create_model("test_resnet", num_classes=4),
+        method,
+        feature_loss="overhaul",
+        input_size=(3, 64, 64),
+        **teacher,
+    )
+    images, targets = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+    other = copy.deepcopy(model)
+    usual, compiled = model(images, targets), torch.compile(other, backend="eager")(images, targets)
+    assert torch.equal(usual["loss_feat"], compiled["loss_feat"]) and usual["loss_feat"] > 0
+    for losses in (usual, compiled):
+        losses["loss"].backward()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) is (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+
+
+def test_a_schedule_is_not_compiled_anew_each_epoch():
+    graphs = []
+    torch._dynamo.reset()
+    model = make(method="sad", start_epoch=2)[1]
+    compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(1) or graph.forward)
+    counts = []
+    for epoch in range(5):
+        model.method.set_progress(epoch, 5)
+        losses = compiled(*batch())
+        assert (losses["loss_attention"] > 0) == (epoch >= 2)
+        counts.append(len(graphs))
+    assert counts == [1, 1, 2, 2, 2]

@@ -102,3 +102,7 @@ def test_wrapper_follows_the_config(data_root: Path) -> None:
     config.model_wrapper_cfg = dict(type="Mine")
     set_model_wrapper(config)
     assert config.model_wrapper_cfg == dict(type="Mine")
+    for sync_bn in ("torch", "timm"):  # mmengine's own conversion of torch's would drop timm's activations
+        config.sync_bn = sync_bn
+        with pytest.raises(ValueError, match=f"sync_bn='{sync_bn}' sets model_wrapper_cfg itself; remove one"):
+            set_model_wrapper(config)

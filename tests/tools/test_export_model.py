@@ -21,7 +21,9 @@ from frskd_plugin.deploy.export import export_student_file, trace
 from frskd_plugin.deploy.formats import FORMATS
 from frskd_plugin.deploy.networks import NormalizedNetwork, SegmentationNetwork
 from frskd_plugin.deploy.student import Student, open_student
+from frskd_plugin.deploy.weights import student_weights
 from frskd_plugin.mmengine.export import export_student
+from frskd_plugin.mmengine.resume import allow_checkpoint_globals
 from tests.helpers.real_runs import REPOSITORY, load_tool
 from tests.helpers.segmentors import build, effdet, with_frskd
 from tests.helpers.tiny_mmseg import tiny_config
@@ -187,15 +189,19 @@ def test_the_check_sees_a_self_teacher(segmentor, tmp_path, monkeypatch):
             check_difference(FORMATS[name].read(path), plain, [(1, 3, 24, 24)], 1e-4)
 
 
-def test_a_file_that_fails_is_removed(tool, classifier, wrapped, tmp_path, monkeypatch, capsys):
+def test_a_file_that_fails_is_not_kept(tool, classifier, wrapped, tmp_path, monkeypatch, capsys):
     other = copy.deepcopy(frskd_plugin.unwrap(classifier))
     nn.init.ones_(other.fc.bias)
     read = FORMATS["torch_export"].read
     monkeypatch.setattr(type(FORMATS["torch_export"]), "read", lambda self, path: lambda x: read(path)(x) + 1)
     out = tmp_path / "wrn.pt2"
-    assert tool.main(["wrn_16_2", str(wrapped), str(out), "--format", "torch_export"]) == 1
-    assert "FAILED its check and was removed: on images [1, 3, 32, 32]" in capsys.readouterr().err
-    assert not out.exists()
+    command = ["wrn_16_2", str(wrapped), str(out), "--format", "torch_export"]
+    assert tool.main(command) == 1
+    assert "FAILED its check and was not kept: on images [1, 3, 32, 32]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    out.write_text("an earlier one")
+    assert tool.main(command) == 1
+    assert out.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [out]
 
 
 def test_normalization_flips_for_networks_that_take_bgr():
@@ -259,3 +265,15 @@ def test_networks_of_one_size_say_so(tmp_path):
         export_student_file(student, tmp_path / "a.pt2", "torch_export", dynamic=1)
     made = export_student_file(student, tmp_path / "a.pt2", "torch_export", dynamic="batch")
     assert made.differences == (0.0, 0.0) and Path(tmp_path / "a.pt2").is_file()
+
+
+def test_reading_weights_leaves_what_torch_allows_as_it_was(wrapped):
+    before = torch.serialization.get_safe_globals()
+    try:
+        allow_checkpoint_globals()
+        allowed = set(torch.serialization.get_safe_globals())
+        student_weights(wrapped)
+        assert set(torch.serialization.get_safe_globals()) == allowed
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from timm.utils import CheckpointSaver
 
+import frskd_plugin
 from frskd_plugin.mmengine.export import export_student
 from tests.helpers.real_runs import load_tool, train
 from tests.helpers.tiny_mmseg import tiny_config
@@ -81,3 +84,27 @@ def test_foreign_files_are_refused(run: Path, tmp_path: Path) -> None:
         export_student(run / "epoch_1.pth", tmp_path / "out.onnx")
     with pytest.raises(FileNotFoundError, match="not found; expected a .pth file"):
         export_student(tmp_path / "missing.pth", tmp_path / "out.pth")
+
+
+def test_a_config_of_the_users_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    target, config = tmp_path / "my_fcn.pth", tmp_path / "my_fcn.py"
+    config.write_text("# mine\n")
+    with pytest.raises(ValueError, match="my_fcn.py, which exists and was not written by an export; give another"):
+        export_student(run / "epoch_1.pth", target)
+    assert config.read_text() == "# mine\n" and not target.exists()
+    config.unlink()
+    for _ in range(2):  # its own may be written again
+        export_student(run / "epoch_1.pth", target)
+    assert Config.fromfile(config).model.type == "EncoderDecoder"
+
+
+def test_checkpoint_of_a_wrapped_model_in_timms_own_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = timm.create_model("test_resnet", num_classes=4)
+    model = frskd_plugin.wrap(plain, width=1, input_size=(3, 64, 64))
+    saver = CheckpointSaver(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0)
+    (source,) = tmp_path.glob("checkpoint-0*")
+    load_tool("export_student").main([str(source), str(tmp_path / "student.pth")])
+    assert "timm.create_model(..., checkpoint_path=" in capsys.readouterr().out
+    other = timm.create_model("test_resnet", num_classes=4, checkpoint_path=str(tmp_path / "student.pth"))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in other.state_dict().items())

@@ -33,8 +33,16 @@ def test_seeds_become_one_curve(tmp_path: Path, capsys: pytest.CaptureFixture[st
     runs = [str(tmp_path / f"frskd_seed{seed}") for seed in (0, 1)]
     load_tool("plot_scores").main([*runs, "-o", str(tmp_path / "curves.png")])
     printed = capsys.readouterr().out
-    assert "frskd: 62.00 +- 2.00 (2 runs) at epoch 2" in printed
-    assert "frskd, self-teacher: 63.00 +- 2.00 (2 runs) at epoch 2" in printed
+    assert "frskd: 62.00 +- 2.83 (2 runs) at epoch 2" in printed
+    assert "frskd, self-teacher: 63.00 +- 2.83 (2 runs) at epoch 2" in printed
+
+
+def test_seeds_without_a_common_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        write_log(tmp_path / f"frskd_seed{seed}" / "1", [{"top1": 10.0, "step": 1 + seed}])
+    with pytest.raises(SystemExit):
+        load_tool("plot_scores").main([str(tmp_path / f"frskd_seed{seed}") for seed in (0, 1)])
+    assert "frskd: its runs were validated in no epoch that all of them have" in capsys.readouterr().err
 
 
 def test_folder_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

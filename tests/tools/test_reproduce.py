@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from frskd_plugin.reproduce import command, session
+from frskd_plugin.reproduce import command, records, session
 from frskd_plugin.reproduce.cost import StepCost, measure_classifier
 from frskd_plugin.reproduce.estimate import estimate_seconds
 from frskd_plugin.reproduce.figure import draw, points_of
@@ -264,6 +265,9 @@ def test_processes_share_the_devices_and_the_threads(monkeypatch: pytest.MonkeyP
     machine = Machine(["cuda:0", "cuda:3"], jobs=3, threads=2)
     assert [machine.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "3", "0"]
     assert machine.environment(0)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,GPU-7")  # of those that a scheduler has given
+    assert [machine.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4", "GPU-7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert Machine(["cpu"]).environment(0)["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in Machine(["cuda"]).environment(0)
 
@@ -378,6 +382,20 @@ def test_students_wait_for_their_teacher_and_fail_with_it(
     assert store.teacher_file(teacher).read_text() == "weights"
 
 
+def test_a_teacher_that_is_half_trained_again_is_not_kept(
+    trainer: Trainer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(model="resnet34_cifar")
+    monkeypatch.setattr(records, "export_student", lambda source, target: target.write_text(source.name))
+    trainer.train([run])
+    assert not store.is_done(run, teaches=True)  # the record is there, the network is not
+    for epoch in (1, run.epochs):
+        file = store.folder(run) / f"epoch_{epoch}.pth"
+        torch.save({"state_dict": {}, "optimizer": {}, "message_hub": {}, "meta": {"epoch": epoch}}, file)
+        assert store.is_done(run, teaches=True) is (epoch == run.epochs)
+    assert store.teacher_file(run).read_text() == f"epoch_{run.epochs}.pth"
+
+
 def test_a_segmentors_scores_come_from_its_logs(tmp_path: Path) -> None:
     for start, lines in (
         ("20260101", [{"loss": 1.0, "step": 5}, {"mIoU": 10.0, "step": 1}, {"mIoU": 11.0, "step": 2}]),
@@ -385,7 +403,7 @@ def test_a_segmentors_scores_come_from_its_logs(tmp_path: Path) -> None:
     ):
         file = tmp_path / start / "vis_data" / "scalars.json"
         file.parent.mkdir(parents=True)
-        file.write_text("\n".join(map(json.dumps, lines)))
+        file.write_text("\n".join([*map(json.dumps, lines), '{"mIoU": 20.0, "st']))  # killed, or the disk was full
     assert read_history(tmp_path) == [{"epoch": 1, "mIoU": 10.0}, {"epoch": 2, "mIoU": 12.0, "aAcc": 50.0}]
 
 

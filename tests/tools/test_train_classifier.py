@@ -194,3 +194,24 @@ def test_exported_file_is_timms_own(kind: str, run: Path, cifar: Path, tmp_path:
     reference.load_state_dict({k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)})
     with torch.no_grad():
         assert torch.equal(model(images), reference(images))
+
+
+def test_a_method_of_the_command_line_has_a_folder_of_its_own(config_file: Path, tmp_path: Path) -> None:
+    file = Path("configs/baseline_cifar100_wrn_16_2.py")
+    assert built(file).work_dir == "work_dirs/baseline_cifar100_wrn_16_2"
+    assert built(file, "--method", "one").work_dir == "work_dirs/baseline_cifar100_wrn_16_2_one"
+    assert built(file, "--method", "baseline").work_dir == "work_dirs/baseline_cifar100_wrn_16_2"
+    assert built(file, "--method", "one", "--work-dir", "mine").work_dir == "mine"
+    assert built(file, "--method", "one", "--cfg-options", "work_dir=mine").work_dir == "mine"
+
+
+def test_a_run_of_another_method_is_not_resumed(
+    run: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        load_tool("train").main([str(config_file), "--work-dir", str(run), "--method", "sad", "--resume"])
+    assert (
+        "epoch_3.pth was trained with the method 'frskd', and this run is to train with 'sad'"
+        in capsys.readouterr().err
+    )
+    assert built(config_file, "--work-dir", run, "--resume").load_from == str(run / "epoch_3.pth")
