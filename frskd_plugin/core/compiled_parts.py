@@ -39,7 +39,7 @@ class CompiledParts:
 
     def __init__(self, model: nn.Module, parts: Sequence[str], any_size: bool = False, **options: Any) -> None:
         self.enabled = True
-        self._modules = [module for name in parts for module in _modules_of(model, name)]
+        self._modules = list(dict.fromkeys(module for name in parts for module in _modules_of(model, name)))
         for module in self._modules:
             module.forward = _Switch(self, module, torch.compile(module.forward, **options), any_size)
 

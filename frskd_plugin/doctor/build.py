@@ -115,6 +115,7 @@ def admit_config(
         raise ValueError(f"{path} has no `model`: give the config of a training run, such as configs/frskd_*.py.")
     init_default_scope(config.get("default_scope") or "mmengine")
     model_config, changed = without_pretrained(config.model)
+    model_config.pop("compile", None)  # one step is not worth it, and hooks look into its layers
     if "name" in (model_config.get("method") or {}):
         for key, value in _training_set(model_config.method.name, batch).items():
             model_config.method.setdefault(key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,6 +33,8 @@ def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
     """
     try:
         return criterion(logits, targets)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         name = getattr(criterion, "__name__", type(criterion).__name__)
         raise ValueError(

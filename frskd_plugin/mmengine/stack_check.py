@@ -46,7 +46,9 @@ def installed_versions() -> dict[str, str]:
 
 def versions_text() -> str:
     """Versions of this package, timm and OpenMMLab for a log, a line each; mmengine's own logs tell torch's."""
-    versions = {"frskd_plugin": __version__, "timm": importlib.metadata.version("timm"), **installed_versions()}
+    import timm
+
+    versions = {"frskd_plugin": __version__, "timm": timm.__version__, **installed_versions()}
     return "Packages:\n" + "\n".join(f"    {name}: {version}" for name, version in versions.items())
 
 

@@ -63,7 +63,7 @@ def test_training_runs_compiled_with_the_same_gradients(model: Net) -> None:
 
 def test_eval_mode_a_block_and_restore_run_as_they_are(model: Net) -> None:
     x, backend = torch.randn(2, 2, 4, 4), Backend()
-    compiled = CompiledParts(model, ["neck", "heads.1"], backend=backend)
+    compiled = CompiledParts(model, ["neck", "heads.1", "neck"], backend=backend)  # once, though named twice
     model.eval()(x)
     model.train()
     with compiled.disabled():

@@ -460,7 +460,7 @@ def test_config_that_allows_unused_parameters(capsys):
     assert "25 parameters of the student get no gradient, as the config's find_unused_par" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mix", ["None", "dict(type='Mixup', alpha=0.2)"])
+@pytest.mark.parametrize("mix", ["None", "dict(type='Mixup', alpha=0.2), compile=dict(backend='no such one')"])
 def test_classifier_config(tmp_path, capsys, mix):
     file = tmp_path / "config.py"
     file.write_text(
