@@ -92,6 +92,8 @@ class FRSKD(Method):
             if channels != "scaled":
                 raise ValueError(f"`channels={channels}` sets the width of every level: leave `width='auto'` out.")
             chosen, max_channels = width_within(student, max_share, max_channels, **form)
+        elif isinstance(width, str):
+            raise ValueError(f"`width` must be an int >= 1 or 'auto', got {width!r}.")
         else:
             chosen = check_positive_int("width", width)
         self.self_teacher = SelfTeacher(
