@@ -339,6 +339,8 @@ def test_wrong_types_are_named(settings, message):
 def test_values_out_of_range_are_named():
     with pytest.raises(ValueError, match="`alpha` weighs a loss and must be >= 0, got inf"):
         make(alpha=float("inf"))
+    with pytest.raises(ValueError, match="`width` must be an int >= 1 or 'auto', got 'Auto'"):
+        make(width="Auto")
     with pytest.raises(ValueError, match=r"`input_size` must be \(channels, height, width\).*got 64"):
         frskd_plugin.wrap(timm.create_model("test_resnet"), input_size=64)
     with pytest.raises(ValueError, match=r"has 5 feature maps \(0: 32 channels of 32x32, "):
