@@ -67,9 +67,8 @@ def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's settings in it."""
     config = config_of(args)
     if args.method is not None or args.method_options is not None:
-        before = method_name(config)
-        set_method(config, args.method, args.method_options or {})
-        if method_name(config) != before and config.work_dir == default_work_dir(args.config):
+        replaced = set_method(config, args.method, args.method_options or {})
+        if replaced and config.work_dir == default_work_dir(args.config):
             config.work_dir = default_work_dir(args.config, args.method)
     if is_classifier(config):
         provide_method_data(config)
@@ -129,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
         open_data(runner, "train", "val")
     runner.logger.info(versions_text())
-    runner.train()
+    with explained_build(args.config):  # optimizer and schedules are built here
+        runner.train()
     del runner  # it holds the process group, which ends next
     end_distributed()
 

@@ -25,7 +25,7 @@ def method_name(config: Config) -> str:
     return str(_method_of(config)["name"])
 
 
-def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> None:
+def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> bool:
     """Replace the training method of a classifier's config, or change its settings.
 
     FRSKD and what builds on it begin with the weights for the data set where the config knows them (its ``frskd``).
@@ -34,6 +34,9 @@ def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> 
         config: is changed.
         name: of the method; None, or the config's own, keeps the config's method and its settings.
         options: settings, with dots for nested ones: ``{"teacher.model_name": "resnet34"}``.
+
+    Returns:
+        Whether the method is another one now.
 
     Raises:
         ValueError: the config's model is no `TimmClassifier`, or there is no such method or setting.
@@ -44,11 +47,14 @@ def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> 
             f"is {config.get('model', {}).get('type')!r}; leave them out"
         )
     method = _method_of(config)
-    if name is not None and name != method["name"]:
+    name = method["name"] if name is None else name
+    replaced = name != method["name"]
+    if replaced:
         weights = config.get("frskd") if issubclass(method_class(name), FRSKD) else None
         method = {"name": name, **(weights or {})}
     config.model.method = method
     config.merge_from_dict({f"model.method.{key}": value for key, value in options.items()})
+    return replaced
 
 
 def provide_method_data(config: Config) -> None:

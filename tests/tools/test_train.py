@@ -124,6 +124,18 @@ def test_keys_and_types_of_a_later_version(
     assert re.search(f"error: config .*tiny.py: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
+def test_spelling_of_what_is_built_when_the_training_starts(config_file: Path, tmp_path: Path) -> None:
+    option = "optim_wrapper.optimizer.nesterow=1"
+    with pytest.raises(ValueError, match="(?s)config .*tiny.py: .*unexpected keyword argument 'nesterow'.*spelling"):
+        load_tool("train").main([str(config_file), "--work-dir", str(tmp_path / "w"), "--cfg-options", option])
+
+
+def test_method_for_a_config_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("a = 1\n")
+    with pytest.raises(ValueError, match="--method and --method-options are for classifiers"):
+        built(tmp_path / "empty.py", "--method", "one")
+
+
 def test_no_data_root_to_set(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("a = 1\n")
     with pytest.raises(ValueError, match="empty.py has no data_root to set"):
