@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from frskd_plugin.mmengine.json_log import json_lines
+from frskd_plugin.mmengine.json_log import LOGS, json_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES, VAL_SCENES, SCENE_SIZE = 160, 24, "80x96"
@@ -77,8 +77,8 @@ def last_scores(work_dir: Path) -> dict[str, float]:
     Raises:
         RuntimeError: If there is none.
     """
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    lines = [line for log in logs for _, line in json_lines(log)]
+    logs = sorted(work_dir.glob(LOGS))
+    lines = [line for log in logs for line in json_lines(log)]
     scores = [line for line in lines if "mIoU" in line]
     if not scores:
         raise RuntimeError(f"{work_dir} holds no log with a validation")

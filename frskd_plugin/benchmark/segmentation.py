@@ -40,6 +40,8 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep,
     try:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
+
+        from frskd_plugin.mmengine.compile_hook import default_parts
     except ImportError as error:
         raise ImportError(
             f"The segmentor {name} needs mmengine and mmsegmentation, which cannot be imported: {error}"
@@ -57,13 +59,11 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep,
         meta = {"img_shape": (size, size), "ori_shape": (size, size), "pad_shape": (size, size)}
         samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta))
     inputs = (images, samples)
-    parts = [f"segmentor.{name}" for name in ("backbone", "neck", "decode_head")]
-    teacher = [f"segmentor.self_teacher.{name}" for name in ("neck", "head")]
-    return (
-        TrainingStep(plain, inputs, settings, parts),
-        TrainingStep(frskd, inputs, settings, [*parts, *teacher]),
-        batch,
-    )
+    steps = []
+    for network in (plain, frskd):
+        parts = [f"segmentor.{name}" for name in default_parts(network.segmentor)]  # as in training with --compile
+        steps.append(TrainingStep(network, inputs, settings, parts))
+    return steps[0], steps[1], batch
 
 
 def steps_with_data(

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from frskd_plugin.core.attention import REDUCTIONS, AttentionTransferLoss
-from frskd_plugin.core.checks import check_one_of, check_positive_int
+from frskd_plugin.core.checks import check_one_of
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.hint import HintLoss
 from frskd_plugin.core.overhaul import OverhaulLoss
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.preactivations import forward_with_preactivations
-from frskd_plugin.methods.teacher_width import teacher_share, width_within
+from frskd_plugin.methods.teacher_width import check_width, teacher_share, width_within
 
 _logger = logging.getLogger(__name__)
 
@@ -87,15 +87,13 @@ class FRSKD(Method):
             "rectify_input": rectify_input,
             "preactivation": self.preactivation,
         }
-        auto = width == "auto"
+        auto = check_width(width) == "auto"
         if auto:
             if channels != "scaled":
                 raise ValueError(f"`channels={channels}` sets the width of every level: leave `width='auto'` out.")
             chosen, max_channels = width_within(student, max_share, max_channels, **form)
-        elif isinstance(width, str):
-            raise ValueError(f"`width` must be an int >= 1 or 'auto', got {width!r}.")
         else:
-            chosen = check_positive_int("width", width)
+            chosen = int(width)
         self.self_teacher = SelfTeacher(
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )

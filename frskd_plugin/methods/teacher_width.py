@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import StudentInfo
 
@@ -32,6 +33,20 @@ def teacher_share(student: StudentInfo, width: int, max_channels: int | None = N
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             teacher(feats)
     return counter.get_total_flops() / 2 / student.macs
+
+
+def check_width(width: object) -> int | str:
+    """Return ``width`` when it is an int of at least 1, or 'auto'.
+
+    Raises:
+        TypeError: if it is neither an int nor a name.
+        ValueError: if it is too small, or another name.
+    """
+    if width == "auto":
+        return "auto"
+    if isinstance(width, str):
+        raise ValueError(f"`width` must be an int >= 1 or 'auto', got {width!r}.")
+    return check_positive_int("width", width)
 
 
 def width_within(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from frskd_plugin.core.compiled_parts import CompiledParts
+from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
 
 DEFAULT_PARTS = ("backbone", "neck", "decode_head", "self_teacher.neck", "self_teacher.head")
 
@@ -37,8 +37,8 @@ class CompileHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Prepare the parts; the first step compiles them."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        parts = self.parts if self.parts is not None else [name for name in DEFAULT_PARTS if _has(model, name)]
+        model = unwrap_model(runner.model)
+        parts = default_parts(model) if self.parts is None else self.parts
         if not parts:
             raise ValueError(
                 f"CompileHook found none of {', '.join(DEFAULT_PARTS)} in {type(model).__name__}: name what to compile "
@@ -53,8 +53,7 @@ class CompileHook(Hook):
             self._compiled = None
 
 
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(model.get_submodule(name), nn.Module)
-    except AttributeError:
-        return False
+def default_parts(model: nn.Module) -> list[str]:
+    """Those of `DEFAULT_PARTS` that a model has."""
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    return [name for name in DEFAULT_PARTS if name in names]

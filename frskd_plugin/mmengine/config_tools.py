@@ -123,12 +123,11 @@ def speed_up(config: Config, channels_last: bool = False, compile: bool = False)
         channels_last: as `ChannelsLastHook`.
         compile: as `CompileHook`; of a classifier all is compiled, its method too.
     """
-    chosen = {"channels_last": channels_last, "compile": compile}
-    for name in (name for name, wanted in chosen.items() if wanted):
-        if is_classifier(config):
-            config.model[name] = True
-        else:
-            hook = {"channels_last": "ChannelsLastHook", "compile": "CompileHook"}[name]
+    choices = ((channels_last, "channels_last", "ChannelsLastHook"), (compile, "compile", "CompileHook"))
+    for wanted, setting, hook in choices:
+        if wanted and is_classifier(config):
+            config.model[setting] = True
+        elif wanted:
             config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type=hook)]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from frskd_plugin.core.checks import check_not_negative, check_positive_int, check_temperature
 from frskd_plugin.methods.base import StudentInfo
-from frskd_plugin.methods.teacher_width import CHANNEL_STEP, teacher_share, width_within
+from frskd_plugin.methods.teacher_width import CHANNEL_STEP, check_width, teacher_share, width_within
 from frskd_plugin.mmengine.config_tools import read_config
 from frskd_plugin.mmseg.feature_maps import FeatureMaps, feature_channels
 
@@ -175,10 +175,7 @@ def plan_self_teacher(
     Raises:
         ValueError: a setting is out of its range, or the segmentor cannot be built or run.
     """
-    if isinstance(width, str) and width != "auto":
-        raise ValueError(f"`width` must be an int >= 1 or 'auto', got {width!r}.")
-    if width != "auto":
-        check_positive_int("width", width)
+    check_width(width)
     if max_channels is not None:
         check_positive_int("max_channels", max_channels)
     maps = feature_channels(config, image_size)

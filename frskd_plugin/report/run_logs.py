@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frskd_plugin.mmengine.json_log import json_lines
+from frskd_plugin.mmengine.json_log import LOGS, PLACES, is_number, json_lines
 from frskd_plugin.report.text_log import TextLog, read_text_log
-
-LOGS = "*/vis_data/scalars.json"  # mmengine's LocalVisBackend writes one for each start of a run
-_PLACES = ("epoch", "iter", "step")  # where an entry belongs, and no values
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,8 @@ class _Line:
         return self.content.get("epoch")
 
     def entry(self, position: float) -> Entry:
-        numbers = {key: float(value) for key, value in self.content.items() if _is_number(value)}
-        return Entry(float(position), {key: value for key, value in numbers.items() if key not in _PLACES})
+        numbers = {key: float(value) for key, value in self.content.items() if is_number(value)}
+        return Entry(float(position), {key: value for key, value in numbers.items() if key not in PLACES})
 
 
 def read_run(work_dir: str | Path) -> RunLogs:
@@ -89,7 +84,9 @@ def read_run(work_dir: str | Path) -> RunLogs:
             f"{work_dir} {state}; expected the work folder of a run, with {LOGS}, which tools/train.py writes through "
             "the LocalVisBackend of the config's vis_backends"
         )
-    training, validation = _join([line for start, file in enumerate(files) for line in _lines_of(file, start)])
+    training, validation = _join(
+        [_Line(content, start) for start, file in enumerate(files) for content in json_lines(file)]
+    )
     if not training and not validation:
         raise ValueError(
             f"{work_dir} has no entry in its logs yet ({files[-1]}); a run logs first after "
@@ -126,21 +123,6 @@ def _position(line: _Line, text_logs: tuple[TextLog, ...]) -> float:
     return (line.epoch or 1) - 1 + ((line.step - 1) % steps + 1) / steps
 
 
-def _lines_of(file: Path, start: int) -> Iterator[_Line]:
-    """The lines of a file; a last one that a killed process left unfinished is passed over.
-
-    Raises:
-        ValueError: another line is no entry of a log.
-    """
-    for number, content in json_lines(file):
-        if "step" not in content or not all(_is_number(content.get(key, 0)) for key in _PLACES):
-            raise ValueError(
-                f"{file}, line {number}: expected a JSON object with the numbers of a step, as mmengine's "
-                f'LocalVisBackend writes it ({{..., "step": 1}}), got {json.dumps(content)[:60]!r}'
-            )
-        yield _Line(content, start)
-
-
 def _join(lines: list[_Line]) -> tuple[list[_Line], list[_Line]]:
     """Training and validation, both by position, without what later starts have done again."""
     training: list[_Line] = []
@@ -164,7 +146,3 @@ def _is_before(line: _Line, first: _Line) -> bool:
     if line.epoch is not None and first.epoch is not None:
         return line.epoch < first.epoch
     return line.step < first.step
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

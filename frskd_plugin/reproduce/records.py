@@ -13,7 +13,7 @@ from typing import Any
 from frskd_plugin.mmengine.atomic_write import atomic_write
 from frskd_plugin.mmengine.best_and_last_hook import RESULT_NAME, best_entry
 from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.mmengine.json_log import json_lines
+from frskd_plugin.mmengine.json_log import LOGS, json_lines
 from frskd_plugin.mmengine.resume import resume_state
 from frskd_plugin.reproduce.plan import Run
 from frskd_plugin.version import __version__
@@ -105,10 +105,9 @@ class Store:
 
     def _keep_teacher(self, run: Run) -> bool:
         """Export the network; False where the last checkpoint is gone and the run has to be made or ended again."""
-        state = resume_state(self.folder(run))
-        if state is None or state[1].get("epoch") != run.epochs:
+        checkpoint, meta = resume_state(self.folder(run)) or (None, {})
+        if checkpoint is None or meta.get("epoch") != run.epochs:
             return False
-        checkpoint, _ = state
         file = self.teacher_file(run)
         file.parent.mkdir(parents=True, exist_ok=True)
         export_student(checkpoint, file)
@@ -118,7 +117,7 @@ class Store:
 def score_files(folder: Path) -> list[Path]:
     """What a run writes at each validation: a classifier ``result.json``, a segmentor its JSON logs, one a start."""
     result = folder / RESULT_NAME
-    return [result] if result.is_file() else sorted(folder.glob("*/vis_data/scalars.json"))
+    return [result] if result.is_file() else sorted(folder.glob(LOGS))
 
 
 def read_history(folder: Path) -> list[Entry]:
@@ -127,7 +126,7 @@ def read_history(folder: Path) -> list[Entry]:
     for file in score_files(folder):
         if file.name == RESULT_NAME:
             return read_json(file).get("history", [])
-        for _, line in json_lines(file):
+        for line in json_lines(file):
             if SEGMENTATION_SCORE in line:
                 scores = {key: value for key, value in line.items() if key != "step"}
                 found[line["step"]] = {"epoch": line["step"], **scores}

@@ -1,6 +1,6 @@
 """Runs of the real Runner and of the command lines in tools/, in a test's own process or in another.
 
-Configs import this module by `custom_imports`, so it registers its hooks. It needs neither mmcv nor mmseg.
+It registers its hooks for the configs of the tiny networks, and needs neither mmcv nor mmseg.
 """
 
 from __future__ import annotations
