@@ -55,10 +55,11 @@ def test_training_runs_compiled_with_the_same_gradients(model: Net) -> None:
     x, plain = torch.randn(2, 2, 4, 4), copy.deepcopy(model)
     backend = Backend()
     CompiledParts(model, ["neck", "heads"], backend=backend)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(model, x), gradients(plain, x), strict=True))
+    for actual, expected in zip(gradients(model, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)  # no bits: dynamo may choose other kernels
     assert backend.calls == 3  # the neck and each of the two heads
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert torch.equal(model.neck[1].running_mean, plain.neck[1].running_mean)
+    torch.testing.assert_close(model.neck[1].running_mean, plain.neck[1].running_mean)
 
 
 def test_eval_mode_a_block_and_restore_run_as_they_are(model: Net) -> None:

@@ -44,7 +44,8 @@ def test_compiled_parts_train_to_the_same_weights(
     assert compiled == ["TinyBackbone", "FCNHead", "SelfTeacherNeck", "FCNHead"]
     found = weights(runner)
     assert found.keys() == weights(plain).keys()
-    assert [name for name, value in weights(plain).items() if not torch.equal(value, found[name])] == []
+    for name, value in weights(plain).items():  # dynamo's graph may choose other kernels on some CPUs
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert not any("forward" in vars(module) for module in runner.model.modules())
 
 

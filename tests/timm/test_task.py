@@ -207,9 +207,9 @@ class TestEvalModel:
         student = frskd_plugin.unwrap(task.get_trainable_module(ema=True))
         assert task.get_eval_model(ema=True) is compiled_ema and compiled_ema._orig_mod is student
         images = toy_batch()[0]
-        assert torch.equal(compiled.eval()(images), model.eval()(images))
-        assert torch.equal(compiled_ema.eval()(images), student.eval()(images))
-        assert not torch.equal(compiled(images), compiled_ema(images))
+        torch.testing.assert_close(compiled.eval()(images), model.eval()(images))  # no bits: dynamo may choose kernels
+        torch.testing.assert_close(compiled_ema.eval()(images), student.eval()(images))
+        assert not torch.allclose(compiled(images), compiled_ema(images), rtol=1e-3)
 
     def test_compiled_step_equals_the_plain_one(self):
         plain, compiled = make_task(), make_task()

@@ -383,11 +383,14 @@ def test_overhaul_can_be_compiled(method):
     images, targets = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
     other = copy.deepcopy(model)
     usual, compiled = model(images, targets), torch.compile(other, backend="eager")(images, targets)
-    assert torch.equal(usual["loss_feat"], compiled["loss_feat"]) and usual["loss_feat"] > 0
+    assert usual["loss_feat"] > 0
+    torch.testing.assert_close(usual["loss_feat"], compiled["loss_feat"])  # no bits: dynamo may choose other kernels
     for losses in (usual, compiled):
         losses["loss"].backward()
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert (a.grad is None) is (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+        assert (a.grad is None) is (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_a_schedule_is_not_compiled_anew_each_epoch():
