@@ -38,7 +38,7 @@ LAYERS = {
     "": Layer(inside=frozenset({"version"}), allowed=frozenset()),
     "core": Layer(inside=frozenset(), allowed=frozenset({"torch"})),
     "methods": Layer(inside=frozenset({"core"}), allowed=frozenset({"torch"})),
-    "data": Layer(inside=frozenset(), allowed=frozenset({"torch", "torchvision", "numpy", "PIL", "scipy"})),
+    "data": Layer(inside=frozenset({"core"}), allowed=frozenset({"torch", "torchvision", "numpy", "PIL", "scipy"})),
     "timm": Layer(inside=frozenset({"core", "methods", "data"}), forbidden=OPENMMLAB),
     "mmengine": Layer(
         inside=frozenset({"core", "methods", "data", "timm"}), forbidden=frozenset({"mmcv", "mmseg", "mmdet"})

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.mmengine.attention_picture import attention_picture, in_order
 from frskd_plugin.mmengine.command_line import ends_in_one_line
 from frskd_plugin.mmengine.trained_network import open_checkpoint
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         networks = in_order([open_checkpoint(path) for path in args.checkpoints])
         args.out.mkdir(parents=True, exist_ok=True)
         for image, target in targets.items():
-            FigureCanvasAgg(attention_picture(networks, image)).print_png(str(target))
+            save_figure(attention_picture(networks, image), target)
             print(f"picture: {target}")
 
 

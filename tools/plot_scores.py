@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.report.run_logs import read_run
 
 # what is called so in the logs -> (axis, addition to the name of the curve)
@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(args.out))
+    try:
+        save_figure(figure, args.out)
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot write {args.out}: {error}")
 
 
 def describe(values: Sequence[float]) -> str:

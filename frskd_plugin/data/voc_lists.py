@@ -7,13 +7,14 @@ both years and tests on VOC2007 test, as the paper does, has to leave them out o
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from frskd_plugin.core.atomic_write import atomic_write
 
 LIST_NAME = "frskd_train"
 PAPER_LIST_NAME = "frskd_train_paper_protocol"
@@ -193,8 +194,6 @@ def write_lists(devkit: Path, ids: dict[str, list[str]], name: str) -> list[Path
     paths = []
     for year, year_ids in ids.items():
         path = list_path(devkit, year, name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(f"{i}\n" for i in year_ids))
-        os.replace(temporary, path)
+        atomic_write(path, "".join(f"{i}\n" for i in year_ids).encode())
         paths.append(path)
     return paths

@@ -12,7 +12,8 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 
-from frskd_plugin.mmengine.atomic_write import BACKEND_NAME, atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.mmengine.atomic_write import BACKEND_NAME
 from frskd_plugin.mmengine.resume import LAST_CHECKPOINT, allow_checkpoint_globals, find_resume_checkpoint
 
 

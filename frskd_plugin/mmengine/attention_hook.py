@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
-from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
 
 FOLDER = "attention"

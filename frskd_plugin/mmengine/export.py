@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.export_classifier import classifier_weights
 from frskd_plugin.mmengine.registration import COMPONENTS
 from frskd_plugin.mmengine.resume import load_checkpoint

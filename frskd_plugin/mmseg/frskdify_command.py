@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, TeacherPlan, checked_weights, plain_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import config_text, find_config
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.report.facts import facts_of, length_of, reached, read_config_of
 from frskd_plugin.report.page import RunPage, make_page
 from frskd_plugin.report.pictures import drawn_pictures, found_pictures

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.best_and_last_hook import RESULT_NAME, best_entry
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.json_log import LOGS, json_lines

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frskd_plugin.mmengine.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.reproduce.cost import StepCost, measure
 from frskd_plugin.reproduce.estimate import estimate_seconds, total_text
 from frskd_plugin.reproduce.figure import draw

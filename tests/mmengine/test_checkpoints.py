@@ -15,10 +15,10 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from frskd_plugin.mmengine import atomic_write as atomic_write_module
+from frskd_plugin.core import atomic_write as atomic_write_module
+from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine import resume
 from frskd_plugin.mmengine.atomic_checkpoint_hook import AtomicCheckpointHook
-from frskd_plugin.mmengine.atomic_write import atomic_write
 from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
     allow_checkpoint_globals,
@@ -177,23 +177,20 @@ def test_missing_file_and_foreign_file(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "other.pth")
 
 
-class FullDisk(io.BytesIO):
+class FullDisk(io.FileIO):
     """A file on a disk that fills up after the first bytes."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
     def write(self, data: Any) -> int:
-        self.path.write_bytes(bytes(data)[: len(data) // 2])
+        super().write(bytes(data)[: len(data) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     """Make every write of the atomic writer to a file whose name contains `names` end in ENOSPC."""
 
-    def open_file(path: Path, mode: str = "r") -> Any:
-        return FullDisk(path) if names in path.name else builtins.open(path, mode)
+    def open_file(descriptor: int, mode: str = "r") -> Any:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        return FullDisk(descriptor, mode) if names in Path(name).name else builtins.open(descriptor, mode)
 
     monkeypatch.setattr(atomic_write_module, "open", open_file, raising=False)
 
