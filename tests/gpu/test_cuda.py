@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from torch import nn
 
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.segmentors import build, effdet, make_batch, with_frskd
@@ -36,7 +37,10 @@ def test_segmentor_step(dtype: torch.dtype | None) -> None:
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_step_equals_the_cpu() -> None:
+def test_step_equals_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch's CUDA kernels of these two multiply by 1/6 rounded to float32 in double too, which moves loss_feat by 7e-8
+    monkeypatch.setattr(nn.Hardsigmoid, "forward", lambda self, x: (x + 3).clamp(0, 6) / 6)
+    monkeypatch.setattr(nn.Hardswish, "forward", lambda self, x: x * (x + 3).clamp(0, 6) / 6)
     model = build(with_frskd(effdet())).double().train()
     images, samples = make_batch()
     expected = model.loss(images.double(), samples)
