@@ -2,16 +2,20 @@
 
 from frskd_plugin.core.attention import AttentionTransferLoss, attention_map, attention_transfer_loss
 from frskd_plugin.core.bifpn import BiFPN
-from frskd_plugin.core.binary_soft_label import BinarySoftLabelLoss, binary_soft_label_loss
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.fusion import fast_normalized_fusion
 from frskd_plugin.core.hint import HintLoss
 from frskd_plugin.core.overhaul import OverhaulLoss, overhaul_loss, overhaul_margin
-from frskd_plugin.core.resized_soft_label import resized_soft_label_loss
 from frskd_plugin.core.schedule import distill_factor, sigmoid_rampup
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
-from frskd_plugin.core.soft_label import SoftLabelLoss, soft_label_loss
+from frskd_plugin.core.soft_label import (
+    BinarySoftLabelLoss,
+    SoftLabelLoss,
+    binary_soft_label_loss,
+    resized_soft_label_loss,
+    soft_label_loss,
+)
 
 __all__ = [
     "AttentionTransferLoss",

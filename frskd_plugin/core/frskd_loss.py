@@ -7,13 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from frskd_plugin.core.attention import AttentionTransferLoss
-from frskd_plugin.core.binary_soft_label import BinarySoftLabelLoss
-from frskd_plugin.core.checks import check_not_negative, check_one_of
-from frskd_plugin.core.resize import Size, resize_bilinear
-from frskd_plugin.core.resized_soft_label import resized_soft_label_loss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.resize import Size
 from frskd_plugin.core.soft_label import SoftLabelLoss
-
-SOFT_LABELS = {"softmax": SoftLabelLoss, "sigmoid": BinarySoftLabelLoss}
 
 
 class FRSKDLoss(nn.Module):
@@ -27,8 +23,11 @@ class FRSKDLoss(nn.Module):
         feature_loss: takes (feats, refined_feats) and gives a scalar; None is `AttentionTransferLoss`.
         feature_reduction: of the attention transfer: 'mean' (the authors' code, which the paper's beta belongs to) or
             'batchmean', which does not depend on the resolution and wants another beta, see `attention_transfer_loss`.
-        soft_label: how the classifiers turn logits into probabilities: 'softmax' over the classes (`SoftLabelLoss`), or
-            'sigmoid', each class on its own (`BinarySoftLabelLoss`; detectors with focal loss).
+        soft_label: how the classifiers turn logits into probabilities: 'softmax' over the classes
+            (`soft_label_loss`), or 'sigmoid', each class on its own (`binary_soft_label_loss`: one logit, multi-label,
+            detectors with focal loss). 'auto' takes 'sigmoid' for one logit; methods, segmentors and detectors choose
+            for it by their own criterion. A sigmoid's sum is divided by the number of positions or, for logits
+            [B, K, N] of N anchors, by `expected_foreground`.
 
     Attributes:
         factor: multiplies both terms; a schedule sets it, 0 skips their computation.
@@ -51,14 +50,13 @@ class FRSKDLoss(nn.Module):
         temperature: float = 4.0,
         variant: str = "published",
         feature_loss: nn.Module | None = None,
-        soft_label: str = "softmax",
+        soft_label: str = "auto",
         feature_reduction: str = "mean",
     ) -> None:
         super().__init__()
         self.alpha = check_not_negative("alpha", alpha)
         self.beta = check_not_negative("beta", beta)
-        self.soft_label = check_one_of("soft_label", soft_label, tuple(SOFT_LABELS))
-        self.soft_label_loss = SOFT_LABELS[soft_label](temperature, variant)
+        self.soft_label_loss = SoftLabelLoss(temperature, variant, soft_label)
         attention_transfer = AttentionTransferLoss(variant, feature_reduction)
         if feature_loss is not None and feature_reduction != "mean":
             raise ValueError(
@@ -81,6 +79,8 @@ class FRSKDLoss(nn.Module):
         refined_feats: Sequence[Tensor],
         size: Size | None = None,
         align_corners: bool = False,
+        teacher_align_corners: bool | None = None,
+        valid: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted terms ``loss_kd`` and ``loss_feat``; a term of weight 0 is 0 and not computed.
 
@@ -92,25 +92,16 @@ class FRSKDLoss(nn.Module):
             size: height and width at which the soft labels of logits [B, K, h, w] are compared, by bilinear
                 interpolation; the two may then differ in size. None compares them as they are.
             align_corners: of that interpolation.
+            teacher_align_corners: the same for the teacher's logits; None is as the student's.
+            valid: bool [B] or [B, H, W] at that size, the positions that count for the soft labels; None is all.
 
         Raises:
             ValueError: if shapes or numbers of levels disagree.
         """
         alpha, beta = self.factor * self.alpha, self.factor * self.beta
         zero = student_logits.new_zeros(())
-        return {
-            "loss_kd": alpha * self._soft_label(student_logits, teacher_logits, size, align_corners) if alpha else zero,
-            "loss_feat": beta * self.feature_loss(feats, refined_feats) if beta else zero,
-        }
-
-    def _soft_label(
-        self, student_logits: Tensor, teacher_logits: Tensor, size: Size | None, align_corners: bool
-    ) -> Tensor:
-        loss = self.soft_label_loss
-        if size is None:
-            return loss(student_logits, teacher_logits)
-        if isinstance(loss, SoftLabelLoss):  # a mean over the positions, which can be taken piece by piece
-            return resized_soft_label_loss(
-                student_logits, teacher_logits, size, loss.temperature, loss.variant, align_corners
-            )
-        return loss(*(resize_bilinear(x, size, align_corners) for x in (student_logits, teacher_logits.detach())))
+        soft = zero
+        if alpha:
+            corners = (align_corners, teacher_align_corners)
+            soft = alpha * self.soft_label_loss(student_logits, teacher_logits, size, *corners, valid)
+        return {"loss_kd": soft, "loss_feat": beta * self.feature_loss(feats, refined_feats) if beta else zero}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frskd_plugin.core import BinarySoftLabelLoss, FRSKDLoss, SoftLabelLoss, binary_soft_label_loss, soft_label_loss
-from frskd_plugin.core.binary_soft_label import expected_foreground
+from frskd_plugin.core.soft_label import expected_foreground
 
 SHAPE = (2, 3, 5)  # images, classes, positions
 
@@ -112,11 +112,11 @@ def test_frskd_loss_takes_it_by_name(logits):
     [
         (lambda: BinarySoftLabelLoss(temperature=0), "`temperature` divides the logits and must be > 0"),
         (lambda: BinarySoftLabelLoss(variant="paper"), "`variant` must be one of 'published', 'equations'"),
-        (lambda: BinarySoftLabelLoss(normalize="mean"), "`normalize` must be one of 'foreground', 'positions'"),
-        (lambda: FRSKDLoss(soft_label="tanh"), "`soft_label` must be one of 'softmax', 'sigmoid', got 'tanh'"),
+        (lambda: BinarySoftLabelLoss(normalize="mean"), "`normalize` must be one of 'auto', 'positions', 'foreground'"),
+        (lambda: FRSKDLoss(soft_label="tanh"), "`soft_label` must be one of 'auto', 'softmax', 'sigmoid', got 'tanh'"),
         (
             lambda: binary_soft_label_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)),
-            r"one shape, got \[1, 2, 3\] and \[1, 2, 4\]. Both heads need the same classes and anchors",
+            r"one shape, got \[1, 2, 3\] and \[1, 2, 4\]. Both need the same batch and classes",
         ),
     ],
 )

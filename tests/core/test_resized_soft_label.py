@@ -140,7 +140,7 @@ def test_channels_last_logits_give_the_same():
 def test_frskd_loss_at_a_size(soft_label):
     student, teacher = logits((4, 4)).requires_grad_(), logits((2, 2), seed=1).requires_grad_()
     loss = FRSKDLoss(alpha=3.0, beta=0.0, temperature=2.0, soft_label=soft_label)
-    formula = binary_soft_label_loss if soft_label == "sigmoid" else soft_label_loss
+    formula = partial(binary_soft_label_loss, normalize="positions") if soft_label == "sigmoid" else soft_label_loss
     large = [F.interpolate(x.detach(), (6, 6), mode="bilinear", align_corners=True) for x in (student, teacher)]
     value = loss(student, teacher, [], [], size=(6, 6), align_corners=True)["loss_kd"]
     torch.testing.assert_close(value.detach(), 3 * formula(*large, 2.0), rtol=1e-12, atol=0)
