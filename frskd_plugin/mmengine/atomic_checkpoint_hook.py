@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import is_main_process
+import torch
+from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from torch import nn
 
-from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import atomic_write, temporary_files
 from frskd_plugin.mmengine.atomic_write import BACKEND_NAME
-from frskd_plugin.mmengine.resume import LAST_CHECKPOINT, allow_checkpoint_globals, find_resume_checkpoint
+from frskd_plugin.mmengine.resume import (
+    BEST_FILES,
+    LAST_CHECKPOINT,
+    RUN_NAME,
+    BrokenCheckpointError,
+    allow_checkpoint_globals,
+    checkpoint_files,
+    find_resume_checkpoint,
+    last_checkpoint,
+    load_checkpoint,
+    read_run,
+)
+from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
+
+PARTIAL_GRADIENTS = "partial_gradients"
 
 
 class AtomicCheckpointHook(CheckpointHook):
@@ -23,6 +43,13 @@ class AtomicCheckpointHook(CheckpointHook):
     * Every checkpoint and `last_checkpoint` is written atomically, and `last_checkpoint` only after the checkpoint.
     * Old checkpoints are removed only after the new one is whole, and at least two are kept.
     * `resume=True` without `load_from` goes on from the newest whole checkpoint: a damaged one is reported.
+    * Every run has an id, in its checkpoints and in ``run.json``, so that a checkpoint of an earlier run in the same
+      folder is not taken for this one's.
+    * mmengine writes the checkpoint of an epoch before it validates. A run that was killed in between validates first
+      when it goes on, so that no score is missing and the best checkpoint is the best one; that changes nothing in
+      what is trained. What the killed run left over is removed.
+    * Gradients that are accumulated over several steps are stored too, so that none are lost at the end of an epoch.
+      With several processes each goes on with their mean, which gives the same sum.
 
     The arguments are those of `CheckpointHook`. Checkpoints on remote storage (`out_dir` with a scheme, or
     `backend_args`) are written by their own backend.
@@ -40,6 +67,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 f"Set default_hooks.checkpoint.max_keep_ckpts=2"
             )
         super().__init__(*args, max_keep_ckpts=max_keep_ckpts, **kwargs)
+        self._run_id = ""
+        self._resumed_meta: dict[str, Any] | None = None
         if self.args:  # mmengine would notice at the first checkpoint only
             raise TypeError(f"AtomicCheckpointHook got an unexpected keyword argument {next(iter(self.args))!r}")
 
@@ -51,11 +80,92 @@ class AtomicCheckpointHook(CheckpointHook):
             runner._load_from = None if found is None else str(found)
             runner._resume = found is not None
 
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the run that goes on, and take up its partly accumulated gradients."""
+        if not runner._resume:
+            return
+        self._resumed_meta = dict(checkpoint["meta"])
+        parameters = dict(unwrap_model(runner.model).named_parameters())
+        for name, gradient in checkpoint.get(PARTIAL_GRADIENTS, {}).items():
+            parameters[name].grad = gradient.to(parameters[name])
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the run's id, and to a checkpoint that can be resumed from the partly accumulated gradients."""
+        checkpoint["meta"]["run_id"] = self._run_id
+        gradients = {name: parameter.grad.cpu() for name, parameter in _accumulating(runner.model)}
+        if gradients and "optimizer" in checkpoint:
+            checkpoint[PARTIAL_GRADIENTS] = gradients
+
     def before_train(self, runner: Any) -> None:
+        """Begin a run or take one up again: its id, its best checkpoint, a validation that it was killed in."""
         is_local = "://" not in str(self.out_dir or runner.work_dir)
         if self.file_client_args is None and self.backend_args is None and is_local:
             self.backend_args = dict(backend=BACKEND_NAME)
         super().before_train(runner)
+        run = [read_run(runner.work_dir)]
+        broadcast_object_list(run)  # the main process knows: on other machines the folder may not be there
+        known_id, resumed_meta = run[0].get("run_id"), self._resumed_meta
+        # A checkpoint from before runs had an id belongs to the run that its folder names.
+        resumed_id = None if resumed_meta is None else resumed_meta.get("run_id") or known_id
+        self._run_id = resumed_id or uuid.uuid4().hex
+        validated = run[0].get("validated", 0) if self._run_id == known_id else 0
+        self._write_run(runner, validated)
+        if is_main_process():
+            _remove_temporary_files(Path(runner.work_dir))
+        if resumed_meta is None:
+            return
+        self._move_best(runner)
+        step = _step(runner)
+        file = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        self.last_ckpt = file if self.file_backend.isfile(file) else None
+        if validated < step and _validation_is_due(runner):
+            runner.logger.info("The validation at %d had not ended before the run was: it is done now.", step)
+            runner.val_loop.run()
+        if is_local and is_main_process():
+            self._remove_left_over(step)
+
+    def after_val(self, runner: Any) -> None:
+        """Note that scores and best checkpoint of this validation are on the disk."""
+        if isinstance(runner._train_loop, BaseLoop):  # not in a validation alone
+            self._write_run(runner, _step(runner))
+
+    def _write_run(self, runner: Any, validated: int) -> None:
+        if is_main_process():
+            run = {"run_id": self._run_id, "validated": validated}
+            atomic_write(Path(runner.work_dir) / RUN_NAME, json.dumps(run).encode())
+
+    def _move_best(self, runner: Any) -> None:
+        """Look for the best checkpoints here: in a copied folder, what is remembered is the file of the other run."""
+        if not self.save_best:
+            return
+        paths = self._best_paths()
+        for key, path in paths.items():
+            if path:
+                paths[key] = self.file_backend.join_path(self.out_dir, Path(path).name)
+                runner.message_hub.update_info(f"best_ckpt_{key}" if key else "best_ckpt", paths[key])
+        self._remember_best(paths)
+
+    def _remove_left_over(self, step: int) -> None:
+        """Remove files of this run that it would have removed itself, had it not been killed."""
+        kept = {Path(path).name for path in self._best_paths().values() if path} if self.save_best else set()
+        files: list[Path] = []
+        if self.max_keep_ckpts > 0:
+            kept |= {self.filename_tmpl.format(kept_step) for kept_step in self.keep_ckpt_ids}
+            files = [
+                path
+                for path, number in checkpoint_files(Path(self.out_dir)).items()
+                if number < step and path.name == self.filename_tmpl.format(number)
+            ]
+        for path in [*files, *(Path(self.out_dir).glob(BEST_FILES) if self.save_best else [])]:
+            if path.name in kept:
+                continue
+            try:
+                meta = load_checkpoint(path).get("meta") or {}
+            except (OSError, BrokenCheckpointError):
+                continue
+            number = meta.get("epoch" if self.by_epoch else "iter", step + 1)
+            if meta.get("run_id") == self._run_id and number <= step:
+                path.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
@@ -67,6 +177,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids = deque(steps, self.max_keep_ckpts)
             runner.message_hub.update_info("keep_ckpt_ids", steps)
 
+        _share_gradients(runner.model)
         earlier, name = self.last_ckpt, self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
@@ -101,20 +212,23 @@ class AtomicCheckpointHook(CheckpointHook):
         if not self.save_best:
             return
         metrics = {name: value.item() if isinstance(value, np.generic) else value for name, value in metrics.items()}
-        single = hasattr(self, "best_ckpt_path")
-        previous: dict[str, str | None] = {"": self.best_ckpt_path} if single else dict(self.best_ckpt_path_dict)
+        previous = self._best_paths()
         self._remember_best(dict.fromkeys(previous))
         try:
             super()._save_best_checkpoint(runner, metrics)
         except OSError as error:
             self._remember_best(previous)
             raise _explained(error, "the best checkpoint", runner.work_dir) from error
-        current = {"": self.best_ckpt_path} if single else dict(self.best_ckpt_path_dict)
+        current = self._best_paths()
         self._remember_best({key: current.get(key) or path for key, path in previous.items()})
         if is_main_process():
             for key, path in previous.items():
                 if path and current.get(key) and path != current[key]:
                     self._remove(path)
+
+    def _best_paths(self) -> dict[str, str | None]:
+        """The best checkpoint of each score; where there is one score, its name is left out."""
+        return {"": self.best_ckpt_path} if hasattr(self, "best_ckpt_path") else dict(self.best_ckpt_path_dict)
 
     def _remember_best(self, paths: dict[str, str | None]) -> None:
         if hasattr(self, "best_ckpt_path"):
@@ -129,14 +243,54 @@ class AtomicCheckpointHook(CheckpointHook):
             self.file_backend.rmtree(path)
 
 
+def _step(runner: Any) -> int:
+    """Epochs that the runner has trained, or iterations where its loop counts those."""
+    return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
+
+
+def _validation_is_due(runner: Any) -> bool:
+    """Whether mmengine validates after the step that the runner has reached."""
+    loop, step = runner.train_loop, _step(runner)
+    last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    return runner.val_loop is not None and step >= loop.val_begin and (step % loop.val_interval == 0 or step == last)
+
+
+def _accumulating(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters with a gradient that no optimizer step has used yet: mmengine sets it to None after the step."""
+    return [(name, p) for name, p in unwrap_model(model).named_parameters() if p.grad is not None]
+
+
+def _share_gradients(model: nn.Module) -> None:
+    """Give each process the mean of the gradients that all have accumulated so far; their sum stays the same."""
+    if get_world_size() == 1:
+        return
+    parameters = [p for p in unwrap_model(model).parameters() if p.requires_grad]
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+    all_reduce(present)
+    for parameter, count in zip(parameters, present.tolist(), strict=True):
+        if count:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            all_reduce(gradient, "mean")
+            parameter.grad = gradient
+
+
+def _remove_temporary_files(work_dir: Path) -> None:
+    """Remove what a killed run was writing; an empty folder in the place of `last_checkpoint` would stop the next."""
+    for folder in [work_dir, *(path for path in work_dir.iterdir() if path.is_dir())]:
+        for path in temporary_files(folder):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (work_dir / LAST_CHECKPOINT).rmdir()
+
+
 def _explained(error: OSError, name: str, work_dir: str) -> OSError:
     """`error` with what to do about it; an error that was explained already is given back as it is."""
     if getattr(error, "explained", False):
         return error
-    try:
-        last = (Path(work_dir) / LAST_CHECKPOINT).read_text().strip()
+    last = last_checkpoint(Path(work_dir))
+    if last:
         advice = f"then the same command with --resume goes on from {last}"
-    except FileNotFoundError:
+    else:
         advice = "then start the run again (no checkpoint had been written yet)"
     reason = os.strerror(error.errno) if error.errno else str(error)
     explained = OSError(

@@ -30,8 +30,8 @@ class BestAndLastHook(Hook):
     The file is written atomically and holds ``config``, ``seed``, ``metric``, ``last``, ``best`` and ``history``: an
     entry ``{'epoch': .., 'top1': .., ...}`` for each validation.
 
-    mmengine writes the checkpoint of an epoch before it validates. A run that was killed in between validates first
-    when it goes on, so that the history has no gap; that changes nothing in what is trained.
+    A run that was killed before a validation had ended makes it up when it goes on (`AtomicCheckpointHook`), so that
+    the history has no gap.
 
     Args:
         metric: the score that decides which epoch is best, the higher the better.
@@ -44,16 +44,14 @@ class BestAndLastHook(Hook):
         self.metric = metric
         self.history: list[Entry] = []
 
-    def before_train(self, runner: Any) -> None:
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Take up the history of a run that goes on; a new run starts with an empty one."""
-        self.history = read_history(Path(runner.work_dir) / RESULT_NAME) if runner.epoch else []
+        if not runner._resume:
+            return
         # the main process knows: on other machines the folder may not be there
-        shared = [[entry for entry in self.history if entry["epoch"] <= runner.epoch]]
+        shared = [read_history(Path(runner.work_dir) / RESULT_NAME)]
         broadcast_object_list(shared)
-        self.history = shared[0]
-        if runner.epoch and runner.val_loop is not None and self._is_due(runner) and not self._has(runner.epoch):
-            runner.logger.info("Epoch %d was not validated before the run ended: this is done now.", runner.epoch)
-            runner.val_loop.run()
+        self.history = [entry for entry in shared[0] if entry["epoch"] <= checkpoint["meta"]["epoch"]]
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Note the scores of a validation in the course of a training.
@@ -79,17 +77,6 @@ class BestAndLastHook(Hook):
             scores = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if key != "epoch")
             runner.logger.info("%s epoch (%d): %s", name, entry["epoch"], scores)
 
-    def _has(self, epoch: int) -> bool:
-        return any(entry["epoch"] == epoch for entry in self.history)
-
-    @staticmethod
-    def _is_due(runner: Any) -> bool:
-        """Whether mmengine validates after the epoch that the runner has reached."""
-        loop = runner.train_loop
-        return runner.epoch >= loop.val_begin and (
-            runner.epoch % loop.val_interval == 0 or runner.epoch == runner.max_epochs
-        )
-
     def _result(self, runner: Any) -> dict[str, Any]:
         return {
             "config": Path(runner.cfg.filename or runner.experiment_name).stem,
@@ -103,5 +90,14 @@ class BestAndLastHook(Hook):
 
 
 def read_history(path: Path) -> list[Entry]:
-    """The history in a ``result.json``; empty where there is none."""
-    return json.loads(path.read_text())["history"] if path.is_file() else []
+    """The history in a ``result.json``; empty where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [dict(entry, epoch=int(entry["epoch"])) for entry in json.loads(path.read_bytes())["history"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); remove it to go on without the scores in it") from error

@@ -36,6 +36,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "SyncStatisticsHook": "frskd_plugin.mmengine.sync_statistics_hook",
         "SelfTeacherValidationHook": "frskd_plugin.mmengine.self_teacher_validation_hook",
         "BestAndLastHook": "frskd_plugin.mmengine.best_and_last_hook",
+        "FiniteLossHook": "frskd_plugin.mmengine.safety_hooks",
+        "WeightsFitHook": "frskd_plugin.mmengine.safety_hooks",
         "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
         "ClassifierAttentionPictureHook": "frskd_plugin.mmengine.classifier_attention_hook",
     },

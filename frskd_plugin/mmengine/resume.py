@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +18,8 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 
 LAST_CHECKPOINT = "last_checkpoint"
+RUN_NAME = "run.json"
+BEST_FILES = "best_*_*[0-9].pth"
 _NUMBERED = re.compile(r"(?P<kind>.*?)(?P<step>\d+)\.pth")
 
 
@@ -88,71 +93,142 @@ def find_resume_checkpoint(work_dir: str | Path) -> Path | None:
     A damaged one is reported with its name and the one before it is taken.
 
     Raises:
-        BrokenCheckpointError: there are checkpoints and none of them can be read.
+        BrokenCheckpointError: there are checkpoints and none of them can be read, or all are of an earlier run.
     """
-    found = _find_whole_checkpoint(Path(work_dir))
+    found = resume_state(work_dir)
     return found[0] if found else None
 
 
 def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """As `find_resume_checkpoint`, with the checkpoint's `meta` (seed, epoch, iteration) beside the path."""
-    found = _find_whole_checkpoint(Path(work_dir))
-    return (found[0], found[1].get("meta", {})) if found else None
-
-
-def _find_whole_checkpoint(work_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    candidates = _candidates(work_dir)
+    work_dir = Path(work_dir)
+    run_id = read_run(work_dir).get("run_id")
+    candidates, refused = _candidates(work_dir), []
+    without_id: tuple[Path, dict[str, Any]] | None = None
     for path in candidates:
         try:
-            checkpoint = load_checkpoint(path)
-            _check_sums(path)
-            if "optimizer" not in checkpoint or "message_hub" not in checkpoint:
-                raise BrokenCheckpointError(f"{path} holds weights only, nothing to resume from")
-        except BrokenCheckpointError as error:
-            print_log(f"Not resuming from {path.name}: {error}", logger="current", level=logging.WARNING)
+            checkpoint = _load_whole(path)
+        except (OSError, BrokenCheckpointError) as error:
+            refused.append(f"Not resuming from {path.name}: {error}")
             continue
-        if path != candidates[0]:
-            print_log(f"Resuming from {path.name} instead.", logger="current", level=logging.WARNING)
-        return path, checkpoint
+        found = path, checkpoint["meta"]
+        checkpoint_id = found[1].get("run_id")
+        if run_id is None or checkpoint_id == run_id:
+            return _reported(found, refused)
+        if checkpoint_id is not None:
+            refused.append(f"Not resuming from {path.name}: it is of another run in the same folder")
+        elif without_id is None:  # written before runs had an id
+            without_id = found
+    if without_id:
+        return _reported(without_id, refused)
     if candidates:
+        _warn(refused)
         raise BrokenCheckpointError(
             f"none of the {len(candidates)} checkpoints in {work_dir} can be resumed from "
-            f"({', '.join(path.name for path in candidates)}); remove them, or train without --resume, to start again"
+            f"({', '.join(path.name for path in candidates)}), for they are damaged or of an earlier run; give another "
+            f"work folder, --cfg-options load_from=FILE beside --resume, or --overwrite to start again in this one"
         )
     print_log(f"No checkpoint in {work_dir}: training starts from the beginning.", logger="current")
     return None
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the stored bytes with their checksums, which `torch.load` does not do."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise BrokenCheckpointError(f"checkpoint {path} is damaged: the checksum of {damaged} in it is wrong")
+def refuse_to_start_over(work_dir: str | Path) -> None:
+    """Refuse a work folder with whole checkpoints to a run that would start from the beginning in it.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for path in _candidates(Path(work_dir)):
+        with contextlib.suppress(OSError, BrokenCheckpointError):
+            epoch = _load_whole(path)["meta"].get("epoch", "?")
+            raise ValueError(
+                f"{work_dir} holds the checkpoints of a training (the newest is {path.name}, epoch {epoch}): give "
+                f"--resume to go on from there, another --work-dir, or --overwrite to remove them and start again"
+            )
+
+
+def remove_run(work_dir: str | Path) -> None:
+    """Remove the checkpoints of a training, and what else would be taken for the next one's, from its folder."""
+    work_dir = Path(work_dir)
+    last = last_checkpoint(work_dir)
+    kinds = {"epoch_", "iter_", _kind(last) if last else None}
+    files = [path for path in checkpoint_files(work_dir) if _kind(path) in kinds]
+    for path in [*files, *work_dir.glob(BEST_FILES), work_dir / "result.json", work_dir / RUN_NAME]:
+        path.unlink(missing_ok=True)
+    if (work_dir / LAST_CHECKPOINT).is_file():
+        (work_dir / LAST_CHECKPOINT).unlink()
+
+
+def read_run(work_dir: str | Path) -> dict[str, Any]:
+    """The record of the run that trains in a folder: its ``run_id`` and the step it was ``validated`` at.
+
+    It is empty where there is none, and for one that is damaged: the checkpoints hold the id too.
+    """
+    try:
+        run = json.loads((Path(work_dir) / RUN_NAME).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+def checkpoint_files(folder: Path) -> dict[Path, int]:
+    """The numbered checkpoints in a folder, ``epoch_3.pth`` and the like, with their number."""
+    matches = {path: _NUMBERED.fullmatch(path.name) for path in folder.glob("*.pth") if os.path.isfile(path)}
+    return {path: int(found["step"]) for path, found in matches.items() if found and not _is_best(path)}
+
+
+def _is_best(path: Path) -> bool:
+    return path.name.startswith("best_")
+
+
+def _load_whole(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that a training can go on from, and compare it with its checksums.
+
+    Raises:
+        BrokenCheckpointError: it is damaged, or holds weights only.
+    """
+    checkpoint = load_checkpoint(path)
+    if zipfile.is_zipfile(path):  # torch.load does not compare the stored bytes with their checksums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise BrokenCheckpointError(f"checkpoint {path} is damaged: the checksum of {damaged} in it is wrong")
+    if not {"optimizer", "message_hub"} <= checkpoint.keys() or not isinstance(checkpoint.get("meta"), dict):
+        raise BrokenCheckpointError(f"{path} holds weights only, nothing to resume from")
+    return checkpoint
+
+
+def _reported(found: tuple[Path, dict[str, Any]], refused: list[str]) -> tuple[Path, dict[str, Any]]:
+    _warn([*refused, f"Resuming from {found[0].name} instead."] if refused else [])
+    return found
+
+
+def _warn(texts: list[str]) -> None:
+    for text in texts:
+        print_log(text, logger="current", level=logging.WARNING)
 
 
 def _candidates(work_dir: Path) -> list[Path]:
-    """Numbered checkpoints of the run that `last_checkpoint` belongs to, newest first.
+    """Checkpoints that the run of a folder may go on from, newest first.
+
+    `last_checkpoint` says of which kind they are (``epoch_``, ``iter_``), and where they lie if not in the folder
+    itself. Where it is damaged or gone, times tell which is the newest.
 
     Files with a higher number that are older than the one it names are left over from an earlier run in the same
     folder. A newer one was written just before the process was killed, when `last_checkpoint` was still the old one.
     """
-    last = _last_checkpoint(work_dir)
-    folder = last.parent if last else work_dir
-    files: dict[Path, int] = {}
-    kind = _kind(last) if last else None
-    for path in folder.glob("*.pth"):
-        match = _NUMBERED.fullmatch(path.name)
-        if match is None or match["kind"].startswith("best_") or (kind is not None and match["kind"] != kind):
-            continue
-        files[path] = int(match["step"])
+    last = last_checkpoint(work_dir)
+    files = checkpoint_files(work_dir) or (checkpoint_files(last.parent) if last else {})
     if last is None:
-        return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return sorted(files, key=_time, reverse=True)
+    kind = _kind(last)
     newest_first = sorted(files, key=lambda path: files[path], reverse=True)
-    if last not in files:  # gone, or named without a number
-        return [last, *newest_first] if last.is_file() else newest_first
-    written = last.stat().st_mtime_ns
-    return [path for path in newest_first if files[path] <= files[last] or path.stat().st_mtime_ns > written]
+    if kind is None:  # a name without a number, by `filename_tmpl`
+        return [last, *newest_first] if os.path.isfile(last) else newest_first
+    newest_first = [path for path in newest_first if _kind(path) == kind] or newest_first
+    if last not in files:
+        return newest_first
+    return [path for path in newest_first if files[path] <= files[last] or _time(path) > _time(last)]
 
 
 def _kind(path: Path) -> str | None:
@@ -160,11 +236,24 @@ def _kind(path: Path) -> str | None:
     return match["kind"] if match else None
 
 
-def _last_checkpoint(work_dir: Path) -> Path | None:
-    """What `last_checkpoint` names; in `work_dir` itself where it is there, for the folder may have been moved."""
+def _time(path: Path) -> int:
     try:
-        named = Path((work_dir / LAST_CHECKPOINT).read_text().strip())
-    except FileNotFoundError:
+        return path.stat().st_mtime_ns
+    except OSError:  # removed since
+        return 0
+
+
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """What `last_checkpoint` names; in `work_dir` itself where it is there, for the folder may have been moved.
+
+    None where the file is missing, or cannot be one of mmengine: a folder, binary, blank, the name of a best score's.
+    """
+    try:
+        text = (work_dir / LAST_CHECKPOINT).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
         return None
-    here = work_dir / named.name
-    return here if here.is_file() else named
+    named = Path(text)
+    if not text or not text.isprintable() or not named.name or _is_best(named):
+        return None
+    places = (work_dir / named.name, work_dir / named, named)
+    return next((path for path in places if os.path.isfile(path)), places[1])

@@ -1,0 +1,202 @@
+"""Hooks that stop a run before a number of it is wrong: a loss that is not finite, weights that do not fit."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
+from torch import Tensor, nn
+
+from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
+
+# Parts of a model that only training uses.
+AUXILIARY = ("self_teacher.", "network.method.", "auxiliary_head.")
+_BACKBONES = ("backbone.", "network.student.")
+_SHOWN = 3
+
+
+class FiniteLossHook(Hook):
+    """Stop a training whose loss is NaN or infinite, before a checkpoint holds what came of it.
+
+    The losses of each step are looked at on the CPU at once, on other devices every `interval` steps, at the end of an
+    epoch and before a checkpoint is written, so that the device is not waited for at each step. Weights are looked at
+    before they are written: a gradient can be infinite where the loss is not.
+
+    Args:
+        stop: end the training; False warns and goes on.
+        interval: steps between two looks, on other devices than the CPU.
+
+    Raises:
+        ValueError: `interval` is below 1.
+    """
+
+    # After the hook that sets the learning rate, before those that log and save.
+    priority = "HIGH"
+
+    def __init__(self, stop: bool = True, interval: int = 20) -> None:
+        if interval < 1:
+            raise ValueError(f"FiniteLossHook: interval must be at least 1, got {interval}")
+        self.stop = stop
+        self.interval = interval
+        self._steps: list[tuple[int, float, dict[str, Tensor]]] = []
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Note the losses of a step.
+
+        Raises:
+            FloatingPointError: one is not finite.
+        """
+        losses = {
+            name: value.detach()
+            for name, value in (outputs or {}).items()
+            if "loss" in name and isinstance(value, Tensor) and value.numel() == 1
+        }
+        if not losses:
+            return
+        rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
+        self._steps.append((runner.iter, rate, losses))
+        on_cpu = next(iter(losses.values())).device.type == "cpu"
+        if on_cpu or len(self._steps) >= self.interval:
+            self._check(runner)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Look at what is left of the epoch, before its checkpoint is written."""
+        self._check(runner)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Look at the losses so far, and at the weights.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        self._check(runner)
+        weights = checkpoint["state_dict"]
+        for name, _ in unwrap_model(runner.model).named_parameters():
+            if name in weights and not torch.isfinite(weights[name]).all():
+                self._report(runner, f"weights are not finite after iteration {runner.iter}: {name}")
+                return
+
+    def _check(self, runner: Any) -> None:
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        sums = torch.stack([sum(losses.values()) for _, _, losses in steps])  # type: ignore[arg-type]
+        for finite, (iteration, rate, losses) in zip(torch.isfinite(sums).tolist(), steps, strict=True):
+            if finite:
+                continue
+            values = {name: value.item() for name, value in losses.items()}
+            terms = {name: value for name, value in values.items() if name != "loss"} or values
+            self._report(
+                runner,
+                f"loss is not finite at iteration {iteration + 1}, epoch {runner.epoch + 1}, learning rate {rate:.4g}: "
+                f"{', '.join(f'{name} {value:.4g}' for name, value in terms.items())}",
+            )
+            return
+
+    def _report(self, runner: Any, text: str) -> None:
+        if not self.stop:
+            runner.logger.warning(text)
+            return
+        last = runner.message_hub.runtime_info.get("last_ckpt")
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
+        raise FloatingPointError(
+            f"{text}. The training stops; {kept}. "
+            f"Lower the learning rate or the weight of that term, clip the gradients, or take bf16 in place of fp16; "
+            f"--allow-nan (FiniteLossHook, stop=False) goes on all the same"
+        )
+
+
+class WeightsFitHook(Hook):
+    """Refuse a checkpoint whose weights do not fit the model, where mmengine warns and goes on with random ones.
+
+    * A run that goes on needs all of its weights.
+    * A test needs all weights but those of parts that only training uses (`AUXILIARY`).
+    * A training that starts from `load_from` may have another head, as in fine-tuning; what was left out is said. It is
+      refused where nothing of the backbone fits.
+
+    Args:
+        test: for a test, in place of a training.
+        partial: allow a test with what fits.
+    """
+
+    # After the hook that chooses averaged weights, before the one that takes up the run.
+    priority = "LOW"
+
+    def __init__(self, test: bool = False, partial: bool = False) -> None:
+        self.test = test
+        self.partial = partial
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Compare before mmengine loads.
+
+        Raises:
+            ValueError: see above; it names the first keys.
+        """
+        model = unwrap_model(runner.model)
+        model = model.module if isinstance(model, BaseTTAModel) else model
+        found = misfits(model, checkpoint.get("state_dict", checkpoint))
+        if self.test:
+            found = {
+                kind: {key: text for key, text in keys.items() if not key.startswith(AUXILIARY)}
+                for kind, keys in found.items()
+            }
+        if not any(found.values()):
+            return
+        what = f"{runner._load_from} does not fit the model of this config: {_listed(found)}"
+        if runner._resume:
+            raise ValueError(
+                f"{what}. A run goes on with all of its weights: give its own config. To start a training from those "
+                f"that fit, leave --resume out and give --cfg-options load_from={runner._load_from}"
+            )
+        if self.test and not self.partial:
+            raise ValueError(
+                f"{what}. Give the config that it was trained with, or --partial-load to test with random values in "
+                f"place of what does not fit"
+            )
+        names = model.state_dict().keys()
+        backbone = {name for name in names if name.startswith(_BACKBONES)} or set(names)
+        if not backbone - found["missing"].keys() - found["shape"].keys():
+            raise ValueError(f"{what}. Nothing of it fits the backbone; give a checkpoint of the same network")
+        runner.logger.log(logging.WARNING, "Left out: %s", what)
+
+
+def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Load weights, and return the keys that do not fit: ``missing``, ``unexpected`` and of another ``shape``.
+
+    A key's value is its text for a message. Counters of batches (``num_batches_tracked``) may be missing.
+
+    Example:
+        >>> misfits(nn.Linear(2, 1), {"weight": torch.zeros(1, 3), "scale": torch.ones(1)})
+        {'missing': {'bias': 'bias'}, 'unexpected': {'scale': 'scale'}, 'shape': {'weight': 'weight [1, 3] for [1, 2]'}}
+    """
+    found: dict[str, dict[str, str]] = {"missing": {}, "unexpected": {}, "shape": {}}
+    try:
+        model.load_state_dict({re.sub(r"^module\.", "", key): value for key, value in state_dict.items()})
+    except RuntimeError as error:
+        # torch has the names in its text alone, for modules may rename keys while they load
+        for line in str(error).splitlines():
+            for kind in ("missing", "unexpected"):
+                if line.strip().startswith(f"{kind.capitalize()} key(s)"):
+                    found[kind] = {
+                        key: key for key in re.findall(r'"([^"]+)"', line) if "num_batches_tracked" not in key
+                    }
+            shape = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*Size\((.*?)\)", line)
+            if shape:
+                found["shape"][shape[1]] = f"{shape[1]} {shape[2]} for {shape[3]}"
+        if not any(found.values()) and "num_batches_tracked" not in str(error):
+            raise
+    return found
+
+
+def _listed(found: dict[str, dict[str, str]]) -> str:
+    parts = []
+    for kind, keys in found.items():
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+        parts += [f"{kind} {', '.join(list(keys.values())[:_SHOWN])}{more}"] if keys else []
+    return "; ".join(parts)
