@@ -69,24 +69,22 @@ class OverhaulLoss(nn.Module):
         refined_channels = [norm.num_features for norm in norms]
         self.in_channels, self.refined_channels = check_regressor_channels(in_channels, refined_channels)  # type: ignore
         self.margins = check_one_of("margins", margins, MARGIN_FORMS)
-        self.norms = tuple(norms)  # a tuple: they belong to the self-teacher, not to this module
+        # they belong to the self-teacher: a tuple hides them from nn.Module
+        self.norms = tuple(norms) if self.margins == "current" else ()
         self.regressors = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, d, 1, bias=False), nn.BatchNorm2d(d))
             for c, d in zip(self.in_channels, self.refined_channels, strict=True)
         )
         for regressor in self.regressors:
             init_regressor(regressor[0])
-        for level, margin in enumerate(self._current_margins()):
-            self.register_buffer(f"margin{level}", margin)
-
-    def _current_margins(self) -> list[Tensor]:
-        return [overhaul_margin(norm.weight, norm.bias) for norm in self.norms]
+        for level, norm in enumerate(norms):
+            self.register_buffer(f"margin{level}", overhaul_margin(norm.weight, norm.bias))
 
     def level_margins(self) -> list[Tensor]:
         """The margins in force, [D_i] each."""
         if self.margins == "current":
-            return self._current_margins()
-        return [getattr(self, f"margin{level}") for level in range(len(self.norms))]
+            return [overhaul_margin(norm.weight, norm.bias) for norm in self.norms]
+        return [getattr(self, f"margin{level}") for level in range(len(self.regressors))]
 
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
         """Pre-activations [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.

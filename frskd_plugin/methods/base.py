@@ -89,5 +89,18 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must override forward")
 
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor | None:
-        """Logits [B, K] of the method's own teacher on the student's maps; None where it has none."""
+        """Logits [B, K] of a teacher that reads the student's maps, such as a self-teacher; None where there is none.
+
+        A teacher that reads something else overrides `evaluate`.
+        """
         return None
+
+    def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, K] of the student and of the method's own teacher (None where it has none), for validation.
+
+        Args:
+            student: the forward pass, run once.
+            images: [B, C, H, W].
+        """
+        feats, logits = student(images)
+        return logits, self.teacher_logits(feats)

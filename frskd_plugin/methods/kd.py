@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,19 +16,47 @@ from frskd_plugin.core.hint import HintLoss
 from frskd_plugin.core.overhaul import OverhaulLoss
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.preactivations import forward_with_preactivations, norms_behind
+from frskd_plugin.methods.preactivations import find_map_norms, forward_with_preactivations, normalise
 
 # feature losses and their usual weights: FitNet's in later comparisons, attention transfer's and overhaul's own
 FEATURE_BETAS = {"none": 0.0, "hint": 100.0, "attention": 1000.0, "overhaul": 1e-3}
 PROBE_BATCH = 2
+
+Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel of images in 0..1
+
+
+def renormalisation(source: Normalisation, target: Normalisation) -> tuple[list[float], list[float]] | None:
+    """Scale and shift of each channel that turn images normalised by ``source`` into those normalised by ``target``.
+
+    ``(x std_s + mean_s - mean_t) / std_t``, as timm's ``DistillationTeacher`` has it. None where the two agree.
+
+    >>> renormalisation(((0.5,), (0.25,)), ((0.25,), (0.5,)))
+    ([0.5], [0.5])
+    """
+    (mean, std), (new_mean, new_std) = source, target
+    pairs = [*zip(mean, new_mean, strict=True), *zip(std, new_std, strict=True)]
+    if all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs):
+        return None
+    scale = [s / t for s, t in zip(std, new_std, strict=True)]
+    return scale, [(m - n) / t for m, n, t in zip(mean, new_mean, new_std, strict=True)]
+
+
+class _Shared(tuple):
+    """A tuple that copies of its owner share: an EMA of a model holds the same frozen teacher, not a second one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
 
 
 class KD(Method):
     """``CE(z) + alpha T^2 KL(sg teacher || z) + beta L_F``.
 
     The teacher stays in eval mode and gets no gradient. It is no submodule: optimizers, DDP, checkpoints and
-    ``train()`` do not see it, and ``to()`` moves it along. So a checkpoint is no larger for it, and whoever resumes
-    builds the same method again, with the same teacher.
+    ``train()`` do not see it. So a checkpoint is no larger for it, and whoever resumes builds the same method again,
+    with the same teacher. Copies of the model, such as an EMA, share it. ``to()`` moves it along: the model then holds
+    a teacher of its own, and whoever shared it keeps theirs.
+
+    The teacher sees images that are normalised as it was trained, see ``student_mean``.
 
     Args:
         student: the network to train.
@@ -37,10 +67,15 @@ class KD(Method):
         feature_loss: 'none', 'hint' (FitNet), 'attention' (attention transfer) or 'overhaul'; Table 7 has the last
             three, each with the soft labels.
         beta: weight of the feature loss; None is 100 for 'hint', 1000 for 'attention', 0.001 for 'overhaul'.
+        student_mean: mean of each channel, in 0..1, that the images of a batch are normalised with; None is that of the
+            student's ``pretrained_cfg`` (`TimmClassifier`: of the data preprocessor). Where the teacher's mean or std
+            differ (`FrozenTeacher`), its images are changed to them; where they are not known, they stay.
+        student_std: their std, likewise.
 
     Raises:
         TypeError: the teacher is no module.
-        ValueError: a teacher whose classes or maps do not fit the student's, or a setting out of range.
+        ValueError: a teacher whose classes or maps do not fit the student's, a map of it that no batch normalisation
+            makes with 'overhaul', or a setting out of range.
     """
 
     def __init__(
@@ -51,6 +86,8 @@ class KD(Method):
         temperature: float = 4.0,
         feature_loss: str = "none",
         beta: float | None = None,
+        student_mean: Sequence[float] | None = None,
+        student_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(student)
         if not isinstance(teacher, nn.Module):
@@ -61,7 +98,11 @@ class KD(Method):
         if self.kind != "none" and not self.beta:
             raise ValueError(f"`feature_loss={self.kind!r}` with `beta=0` trains nothing: use feature_loss='none'.")
         self.soft_label_loss = SoftLabelLoss(temperature)
-        self._teacher = (teacher,)  # a tuple hides it from nn.Module
+        self._teacher = _Shared((teacher,))  # a tuple hides it from nn.Module
+        change = _teacher_change(student, teacher, student_mean, student_std)
+        for name, values in zip(("image_scale", "image_shift"), change or (None, None), strict=True):
+            buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
         images = _probe_images(teacher, student.input_size)
         channels = _check_fit(student, *_run_quietly(teacher, images), compare_maps=self.kind != "none")
         self.feature_loss = self._make_feature_loss(student.in_channels, channels, images)
@@ -79,40 +120,76 @@ class KD(Method):
         if self.kind == "hint":
             return HintLoss(in_channels, teacher_channels)
         if self.kind == "overhaul":
-            norms = norms_behind(self.teacher, images)
-            lacking = [level for level, norm in enumerate(norms) if norm is None]
+            found = find_map_norms(self.teacher, images)
+            lacking = [level for level, norm in enumerate(found) if norm is None]
             if lacking:
                 raise ValueError(
-                    f"feature_loss='overhaul' reads its margins from the batch normalisation before each map's ReLU; "
-                    f"the teacher's maps {lacking} have none. Use 'hint' or 'attention', or leave those maps out."
+                    f"feature_loss='overhaul' reads its margins from the batch normalisation that makes each map "
+                    f"before its ReLU; the teacher's maps {lacking} have none. Use 'hint' or 'attention', or leave "
+                    f"those maps out."
                 )
-            return OverhaulLoss(in_channels, [norm for norm in norms if norm is not None])
+            norms = [norm for norm in found if norm is not None]
+            self._to_normalise = [None if norm.makes_map else norm.name for norm in norms]
+            return OverhaulLoss(in_channels, [self.teacher.get_submodule(norm.name) for norm in norms])
         return None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KD:
-        self.teacher._apply(fn, recurse)
+        teacher = self.teacher
+        if any(fn(tensor) is not tensor for tensor in (*teacher.parameters(), *teacher.buffers())):
+            self._teacher = _Shared((copy.deepcopy(teacher)._apply(fn, recurse),))
         return super()._apply(fn, recurse)
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
     ) -> dict[str, Tensor]:
         """Weighted ``loss_ce, loss_kd`` and, with a feature loss, ``loss_feat``; logits ``output, teacher_output``."""
-        overhaul = self.kind == "overhaul"
-        with torch.no_grad():
-            teacher_feats, teacher_logits, *before = _run(self.teacher, images, overhaul)
-        feats, logits, *own_before = _run(student, images, overhaul)
+        teacher_maps, teacher_logits = self._run_teacher(images)
+        if self.kind == "overhaul":
+            _, logits, maps = forward_with_preactivations(student, images)
+        else:
+            maps, logits = student(images)
         terms = {
             "loss_ce": criterion(logits, targets),
             "loss_kd": self.alpha * self.soft_label_loss(logits, teacher_logits),
         }
         if self.feature_loss is not None:
-            maps, teacher_maps = (own_before[0], before[0]) if overhaul else (feats, teacher_feats)
             terms["loss_feat"] = self.beta * self.feature_loss(maps, teacher_maps)
         return {**terms, "output": logits, "teacher_output": teacher_logits}
 
+    @torch.no_grad()
+    def _run_teacher(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The teacher's maps, for 'overhaul' as batch normalisation made them, and its logits."""
+        if self.image_scale is not None:
+            images = images * self.image_scale + self.image_shift
+        if self.kind != "overhaul":
+            return self.teacher(images)
+        _, logits, maps = forward_with_preactivations(self.teacher, images)
+        names = zip(maps, self._to_normalise, strict=True)
+        return [x if name is None else normalise(self.teacher.get_submodule(name), x) for x, name in names], logits
 
-def _run(network: StudentForward | nn.Module, images: Tensor, preactivations: bool) -> Any:
-    return forward_with_preactivations(network, images) if preactivations else network(images)
+    def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Method.evaluate`."""
+        return student(images)[1], self._run_teacher(images)[1]
+
+
+def _teacher_change(
+    student: StudentInfo, teacher: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]] | None:
+    """Scale and shift of the images for the teacher; None where they stay as they are."""
+    channels = student.input_size[0]
+    for name, values in (("student_mean", mean), ("student_std", std)):
+        if values is not None and (len(values) != channels or (name == "student_std" and min(values) <= 0)):
+            raise ValueError(
+                f"`{name}` must have a number for each of the images' {channels} channels, in 0..1 (a std above 0), "
+                f"got {values}."
+            )
+    cfg = getattr(student.module, "pretrained_cfg", None) or {}
+    own = (cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
+    wanted = getattr(teacher, "normalisation", (None, None))
+    # what speaks of other channels does not speak of these images
+    if any(values is None or len(values) != channels for values in (*own, *wanted)):
+        return None
+    return renormalisation(own, wanted)
 
 
 def _probe_images(teacher: nn.Module, size: Sequence[int]) -> Tensor:

@@ -104,16 +104,8 @@ class ONE(Method):
         Raises:
             RuntimeError: the student no longer runs the stage that the method was built on.
         """
-        with watch_input(self._stage[0]) as given:
-            _, logits = student(images)
-        if len(given) != 1:
-            raise RuntimeError(
-                f"ONE reads what goes into {self.last_stage!r}, which ran {len(given)} times: wrap the network again "
-                "after a change to it."
-            )
-        (shared,) = given
-        every = [logits, *(run_branch(branch, shared) for branch in self.branches)]
-        ensemble = ensemble_logits(self.gate(shared), torch.stack(every, dim=1))
+        every, ensemble = self._run(student, images)
+        logits = every[0]
         weight = self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs)
         soft = torch.stack([soft_label_loss(z, ensemble, self.temperature) for z in every]).sum()
         return {
@@ -124,3 +116,21 @@ class ONE(Method):
             "output": logits,
             "teacher_output": ensemble,
         }
+
+    def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Method.evaluate`; the teacher is the ensemble."""
+        every, ensemble = self._run(student, images)
+        return every[0], ensemble
+
+    def _run(self, student: StudentForward, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Logits of each branch, the student's first, and of the ensemble."""
+        with watch_input(self._stage[0]) as given:
+            _, logits = student(images)
+        if len(given) != 1:
+            raise RuntimeError(
+                f"ONE reads what goes into {self.last_stage!r}, which ran {len(given)} times: wrap the network again "
+                "after a change to it."
+            )
+        (shared,) = given
+        every = [logits, *(run_branch(branch, shared) for branch in self.branches)]
+        return every, ensemble_logits(self.gate(shared), torch.stack(every, dim=1))

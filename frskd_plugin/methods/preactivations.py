@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from frskd_plugin.methods.base import StudentForward
 
 _IN_PLACE = (torch.relu_, Tensor.relu_)
 _RECTIFIERS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
+_SUMS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+_SAME = ("clone", "contiguous", "dropout", "to")  # in eval mode they give their input
 
 
 class RectifierWatch(TorchFunctionMode):
@@ -38,11 +42,7 @@ class RectifierWatch(TorchFunctionMode):
             before = before.clone()
         result = func(*args, **kwargs)
         self._passed[id(result)] = (result, before)
-        self.on_rectified(result)
         return result
-
-    def on_rectified(self, result: Tensor) -> None:
-        """For subclasses: a ReLU has just given ``result``."""
 
     def before(self, feat: Tensor) -> Tensor:
         """What entered the ReLU that gave this very tensor; the tensor itself where none did."""
@@ -62,37 +62,91 @@ def forward_with_preactivations(student: StudentForward, images: Tensor) -> tupl
     return feats, logits, [watch.before(feat) for feat in feats]
 
 
-class _NormWatch(RectifierWatch):
-    """Notes at each ReLU which batch normalisation of as many channels ran last."""
+@dataclass(frozen=True)
+class MapNorm:
+    """Batch normalisation of a feature map before its ReLU.
 
-    def __init__(self) -> None:
+    Attributes:
+        name: of the module in its network.
+        makes_map: it makes the map, alone or as the last norm of the branch that a shortcut is added to; otherwise it
+            is the first norm that takes the map (pre-activation networks).
+    """
+
+    name: str
+    makes_map: bool
+
+
+class _NormTrace(RectifierWatch):
+    """Follows which batch normalisation made each tensor, and which one takes it first.
+
+    A sum of a branch and a shortcut is made by what made the longer of the two. Every other function makes something
+    new.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.last: dict[int, nn.BatchNorm2d] = {}  # channels -> the one that ran last
-        self.norms: dict[int, nn.BatchNorm2d] = {}  # id of the rectified map -> the one before it
+        modules = network.named_modules()
+        self._names = {id(m.weight): name for name, m in modules if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)}
+        self._alive: list[Tensor] = []  # so that ids stay unique
+        self._length: dict[int, int] = {}  # functions on the longest way to a tensor
+        self._makers: dict[int, str] = {}
+        self._before_relu: dict[int, str] = {}
+        self._takers: dict[int, str] = {}
 
-    def on_rectified(self, result: Tensor) -> None:
-        if result.ndim == 4 and result.shape[1] in self.last:
-            self.norms[id(result)] = self.last[result.shape[1]]
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in place of each of its functions."""
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        length = 1 + max((self._length.get(id(x), 0) for x in inputs), default=0)
+        maker = self._maker(func, inputs)
+        before = self._makers.get(id(inputs[0])) if func in _RECTIFIERS else None
+        result = super().__torch_function__(func, types, args, kwargs)
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self._alive.append(x)
+                self._length[id(x)] = length
+                for table, value in ((self._makers, maker), (self._before_relu, before)):
+                    table.pop(id(x), None)
+                    if value is not None:
+                        table[id(x)] = value
+        return result
+
+    def _maker(self, func: Callable[..., Any], inputs: list[Tensor]) -> str | None:
+        if func is F.batch_norm:
+            name = next((self._names[id(x)] for x in inputs if id(x) in self._names), None)
+            if name is not None:
+                self._takers.setdefault(id(inputs[0]), name)
+            return name
+        if func.__name__ in _SUMS and len(inputs) == 2:
+            lengths = [self._length.get(id(x), 0) for x in inputs]
+            longest = [x for x, length in zip(inputs, lengths, strict=True) if length == max(lengths)]
+            return self._makers.get(id(longest[0])) if len(longest) == 1 else None
+        return self._makers.get(id(inputs[0])) if func.__name__ in _SAME and inputs else None
+
+    def norm_of(self, feat: Tensor) -> MapNorm | None:
+        """The norm of a map; None where no norm makes it or takes it."""
+        before = self.before(feat)
+        name = self._makers.get(id(feat)) if before is feat else self._before_relu.get(id(feat))
+        if name is not None:
+            return MapNorm(name, True)
+        taker = self._takers.get(id(before))
+        return None if taker is None else MapNorm(taker, False)
 
 
-def norms_behind(network: nn.Module, images: Tensor) -> list[nn.BatchNorm2d | None]:
-    """The batch normalisation that ran last before the ReLU of each map; None where a map has none.
+def find_map_norms(network: nn.Module, images: Tensor) -> list[MapNorm | None]:
+    """The batch normalisation of each map before its ReLU; None where a map has none.
 
     Args:
         network: images -> (feats, logits), run once without gradient and in the mode it is in.
         images: [B, C, H, W].
     """
-    watch = _NormWatch()
+    trace = _NormTrace(network)
+    with torch.no_grad(), trace:
+        feats, _ = network(images)
+    return [trace.norm_of(feat) for feat in feats]
 
-    def note(norm: nn.Module, args: object) -> None:
-        watch.last[norm.num_features] = norm  # type: ignore[index, assignment]
 
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
-    handles = [norm.register_forward_pre_hook(note) for norm in norms]
-    try:
-        with torch.no_grad(), watch:
-            feats, _ = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [watch.norms.get(id(feat)) for feat in feats]
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a batch normalisation in eval mode, without an activation that may belong to it."""
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)

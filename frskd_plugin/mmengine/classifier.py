@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.core.compiled_parts import CompiledParts
-from frskd_plugin.methods import method_class
+from frskd_plugin.methods import method_class, method_settings
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.wrap import wrap
 
@@ -71,6 +71,10 @@ class TimmClassifier(BaseModel):
         name = method.pop("name")
         if mix is not None:
             _check_mix(mix, name)
+        if "student_mean" in method_settings(name) and hasattr(self.data_preprocessor, "mean"):
+            for part in ("mean", "std"):
+                values = getattr(self.data_preprocessor, part).double().flatten() / 255
+                method.setdefault(f"student_{part}", values.tolist())
         network = wrap(
             _create_student(**student),
             name,
@@ -127,8 +131,7 @@ class TimmClassifier(BaseModel):
     def predict(self, inputs: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
         """Logits of student and, if asked for, teacher, image by image."""
         if self.predict_self_teacher:
-            feats, logits = self.network.student_forward(inputs)
-            teacher_logits = self.network.method.teacher_logits(feats)
+            logits, teacher_logits = self.network.method.evaluate(self.network.student_forward, inputs)
         else:
             logits, teacher_logits = self.network(inputs), None
         columns = {"logits": logits, "target": targets}

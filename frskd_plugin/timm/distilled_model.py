@@ -59,8 +59,8 @@ class DistilledModel(nn.Module):
         return split_forward(self.student, images, self.out_indices)
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
-        """Logits [B, K] of the method's own teacher; None where it has none."""
-        return self.method.teacher_logits(self.student_forward(images)[0])
+        """Logits [B, K] of the method's own teacher: self-teacher, ensemble or `KD`'s; None where it has none."""
+        return self.method.evaluate(self.student_forward, images)[1]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the student keeps from weight decay; timm's optimizer factory asks for them."""

@@ -22,6 +22,11 @@ class FrozenTeacher(nn.Module):
         model: a timm model with a classifier; it stays as it is.
         out_indices: which maps it hands out, see `frskd_plugin.wrap`.
         input_size: (channels, height, width) of the images; None is timm's own entry.
+        mean: of each channel of images in 0..1, that it was trained with; None is that of its ``pretrained_cfg``.
+        std: likewise.
+
+    Attributes:
+        normalisation: mean and std of the images that it takes; None where they are not known.
 
     Raises:
         TypeError: it is no timm model.
@@ -29,11 +34,18 @@ class FrozenTeacher(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, out_indices: Sequence[int] | None = None, input_size: Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        out_indices: Sequence[int] | None = None,
+        input_size: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.out_indices = choose_indices(probe_student(model, input_size).maps, out_indices, type(model).__name__)
         self.model = copy.deepcopy(model).requires_grad_(False)
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        self.normalisation = (cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -56,7 +68,8 @@ def make_teacher(
     Args:
         teacher: a trained timm model; or ``dict(model_name=..., checkpoint=FILE)`` with a timm state_dict, or with
             ``pretrained=True`` and timm's own weights, and further arguments of ``timm.create_model``, and
-            ``out_indices``; or a module that maps images to (feats, logits) already.
+            ``out_indices``, ``mean`` and ``std`` of a `FrozenTeacher`; or a module that maps images to (feats, logits)
+            already.
         num_classes: of the student, for a teacher given by name.
         input_size: (channels, height, width) of the images.
         out_indices: which maps the teacher hands out, where ``teacher`` does not say.
@@ -75,6 +88,7 @@ def make_teacher(
     settings = {"num_classes": num_classes, **teacher}
     name, checkpoint = settings.pop("model_name"), settings.pop("checkpoint", None)
     out_indices = settings.pop("out_indices", out_indices)
+    normalisation = {part: settings.pop(part) for part in ("mean", "std") if part in settings}
     if checkpoint is None and not settings.get("pretrained"):
         raise ValueError(
             f"The teacher {name!r} has no weights: give checkpoint=FILE, or pretrained=True for timm's own."
@@ -83,4 +97,4 @@ def make_teacher(
     model = timm.create_model(name, **settings)
     if checkpoint is not None:
         load_trunk_checkpoint(model, checkpoint)  # a model with a classifier gets the classifier too
-    return FrozenTeacher(model, out_indices, input_size)
+    return FrozenTeacher(model, out_indices, input_size, **normalisation)

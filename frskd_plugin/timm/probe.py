@@ -47,7 +47,10 @@ def split_forward(model: nn.Module, images: Tensor, indices: Sequence[int] | Non
     last, feats = model.forward_intermediates(images, indices=ascending, output_fmt="NCHW")
     if indices is not None and ascending is not None:
         feats = [feats[ascending.index(i)] for i in indices]
-    return list(feats), model.forward_head(last)
+    logits = model.forward_head(last)
+    if isinstance(logits, tuple):  # DeiT and its like in distilled training: a classifier each for two tokens
+        logits = sum(logits) / len(logits)  # as the model does in evaluation
+    return list(feats), logits
 
 
 def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> StudentProbe:

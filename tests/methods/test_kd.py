@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+import frskd_plugin
+from frskd_plugin.methods.kd import KD
+from frskd_plugin.methods.preactivations import find_map_norms, forward_with_preactivations
+from frskd_plugin.timm.cifar_cfg import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.methods.method_tester import CLASSES, SIZE, MethodTester, ce, check_terms, kl, make_student, wrap
 
@@ -49,9 +56,15 @@ class TestKD(MethodTester):
         check_terms(losses, expected)
 
     def overhaul_levels(self, model, images):
-        """Between pre-activations, margins of the teacher's fresh norms: E[x | x < 0] of a standard normal."""
+        """The student's pre-activations, the teacher's as norms make them, with margins E[x | x < 0] of N(0, 1).
+
+        A group of the wide ResNet ends in a sum, which the next group normalises first.
+        """
         with torch.no_grad():
-            befores = [unrectified(copy.deepcopy(net), images) for net in (model.student, model.method.teacher.model)]
+            student, teacher = (copy.deepcopy(net) for net in (model.student, model.method.teacher.model))
+            first, second, third = unrectified(teacher, images)
+            norms = [teacher.group2.block0.bn1, teacher.group3.block0.bn1]
+            befores = [unrectified(student, images), [norms[0](first), norms[1](second), third]]
             levels = []
             for i, (f, g) in enumerate(zip(*befores, strict=True)):
                 r = model.method.feature_loss.regressors[i](f)
@@ -72,6 +85,64 @@ class TestKD(MethodTester):
         assert all(torch.equal(v, before[k]) for k, v in model.method.teacher.state_dict().items())
         assert {p.dtype for p in model.double().method.teacher.parameters()} == {torch.float64}
         assert model.method.teacher.train().training is False
+
+    @pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: ModelEmaV3(model).module, AveragedModel])
+    def test_copies_share_the_teacher_until_it_moves(self, copier):
+        model = self.make(feature_loss="overhaul")
+        twin = copier(model)
+        method = next(m for m in twin.modules() if isinstance(m, KD))
+        assert method.teacher is model.method.teacher
+        assert not any("teacher" in key for key in twin.state_dict())
+        twin.double()
+        assert {p.dtype for p in method.teacher.parameters()} == {torch.float64}
+        assert {p.dtype for p in model.method.teacher.parameters()} == {torch.float32}
+        model.float()  # moves nothing
+        assert torch.equal(*(m.teacher.model.fc.weight.float() for m in (method, model.method)))
+
+    def test_a_pickle_holds_the_teacher(self):
+        model = self.make()
+        twin = pickle.loads(pickle.dumps(model))
+        images = torch.randn(2, *SIZE)
+        assert twin.method.teacher is not model.method.teacher
+        assert torch.equal(twin.method.teacher(images)[1], model.method.teacher(images)[1])
+
+    def test_teacher_sees_images_normalised_for_it(self):
+        raw = torch.rand(8, *SIZE)
+        mean, std = [0.2, 0.3, 0.4], [0.5, 0.25, 0.1]
+
+        def seen(**settings):
+            teacher = FrozenTeacher(make_teacher(), input_size=SIZE, mean=mean, std=std)
+            model = frskd_plugin.wrap(make_teacher(), "kd", input_size=SIZE, teacher=teacher, **settings)
+            return model(normalised(raw, *pair), self.batch()[0][1])["teacher_output"], model, teacher
+
+        pair = (CIFAR_MEAN, CIFAR_STD)  # the student's own entry in timm
+        found, model, teacher = seen()
+        torch.testing.assert_close(found, teacher(normalised(raw, mean, std))[1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.teacher_logits(normalised(raw, *pair)), found)
+        pair = ([0.1] * 3, [0.7] * 3)
+        found, *_ = seen(student_mean=pair[0], student_std=pair[1])
+        torch.testing.assert_close(found, teacher(normalised(raw, mean, std))[1], rtol=1e-4, atol=1e-5)
+
+    def test_equal_or_unknown_normalisation_leaves_the_images(self):
+        other = FrozenTeacher(make_teacher(), input_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+        grey = FrozenTeacher(make_teacher(), input_size=SIZE, mean=(0.5,), std=(0.5,))
+        assert self.make(student_mean=CIFAR_MEAN, student_std=CIFAR_STD).method.image_scale is None
+        assert wrap("kd", teacher=other).method.image_scale is None  # the student has no entry in timm
+        assert frskd_plugin.wrap(make_teacher(), "kd", input_size=SIZE, teacher=grey).method.image_scale is None
+        with pytest.raises(ValueError, match=r"`student_std` must have a number for each of the images' 3 channels"):
+            self.make(student_std=[0.5])
+
+    def test_same_numbers_as_timms_own_teacher(self):
+        task = pytest.importorskip("timm.task.distillation")
+        plain = timm.create_model("test_vit", num_classes=CLASSES).eval()  # mean 0.5
+        student = timm.create_model("resnet18", num_classes=CLASSES)  # ImageNet's
+        model = frskd_plugin.wrap(student, "kd", teacher=plain, input_size=(3, 160, 160))
+        images = torch.randn(2, 3, 160, 160)
+        teacher = task.DistillationTeacher(plain)
+        entry = [torch.tensor(student.pretrained_cfg[part]).view(1, -1, 1, 1) for part in ("mean", "std")]
+        expected = teacher(teacher.normalize_input(images, *entry))
+        torch.testing.assert_close(model.teacher_logits(images), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(model.teacher_logits(images), plain(images), atol=1e-3)
 
     def test_users_teacher_stays_as_it_is(self):
         teacher = make_teacher().train()
@@ -122,6 +193,11 @@ class TestKD(MethodTester):
             wrap("kd", teacher=Plain().eval(), feature_loss="overhaul")
 
 
+def normalised(images, mean, std):
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return (images - mean) / std
+
+
 def unrectified(net, images):
     """Maps of the standard wide ResNet before their ReLU."""
     first = net.group1(net.stem(images))
@@ -134,3 +210,35 @@ def test_unrectified_is_what_the_network_rectifies():
     _, feats = net.forward_intermediates(images)
     for feat, before in zip(feats, unrectified(net, images), strict=True):
         assert torch.equal(feat, before.relu())
+
+
+MAP_NORMS = {
+    # a group ends in a sum: the next one normalises it first
+    "wrn_16_2": ["group2.block0.bn1 takes", "group3.block0.bn1 takes", "norm"],
+    "wrn_16_2_published": ["group1.bn", "group2.bn", "group3.bn"],
+    # stages of one block, whose shortcut is normalised last
+    "test_resnet": ["bn1", "layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn3", "layer4.0.bn2"],
+    "resnet26d": ["bn1", "layer1.1.bn3", "layer2.1.bn3", "layer3.1.bn3", "layer4.1.bn3"],
+    "regnety_002": [
+        "stem.bn",
+        "s1.b1.conv3.bn",
+        "s2.b1.conv3.bn",
+        "s3.b4.conv3.bn",
+        "s4.b7.conv3.bn",
+    ],  # BatchNormAct2d
+    "densenet121": ["features.norm0", *(f"features.transition{i}.norm takes" for i in (1, 2, 3)), "features.norm5"],
+    "seresnet18": ["bn1", None, None, None, None],  # rescaled by a gate behind the norm
+    "test_convnext": [None] * 4,
+}
+
+
+@pytest.mark.parametrize("name", MAP_NORMS)
+def test_norms_are_those_that_make_or_take_the_maps(name):
+    size = (3, 32, 32) if name.startswith("wrn") else (3, 64, 64)
+    teacher = FrozenTeacher(timm.create_model(name, num_classes=CLASSES), input_size=size)
+    found = find_map_norms(teacher, torch.randn(2, *size))
+    said = [n and n.name.removeprefix("model.") + ("" if n.makes_map else " takes") for n in found]
+    assert said == MAP_NORMS[name]
+    # in eval mode what a norm makes alone, or takes, is that norm's own output
+    for before, norm in zip(forward_with_preactivations(teacher, torch.randn(2, *size))[2], found, strict=True):
+        assert norm is None or before.shape[1] == teacher.get_submodule(norm.name).num_features

@@ -48,6 +48,14 @@ class TestONE(MethodTester):
         losses["loss_kd"].backward()
         assert all(p.grad is None for p in model.method.gate.parameters())  # the ensemble is a constant there
 
+    def test_the_ensemble_is_the_teacher_in_validation(self):
+        model = self.make().eval()
+        images = self.batch()[0][0]
+        shared = model.student.group2(model.student.group1(model.student.stem(images)))
+        every = torch.stack([model(images), *(run_branch(branch, shared) for branch in model.method.branches)], dim=1)
+        expected = (model.method.gate(shared).unsqueeze(2) * every).sum(1)
+        torch.testing.assert_close(model.teacher_logits(images), expected)
+
     def test_weight_rises_to_1(self):
         model = self.make()
         (images, targets), _ = self.batch()

@@ -22,6 +22,7 @@ from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.mmengine.config_tools import enable_amp
 from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
 from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
+from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder
 
@@ -243,6 +244,20 @@ def test_inference_is_the_plain_network() -> None:
     for samples in (predictions, both):
         assert torch.equal(torch.stack([sample["logits"] for sample in samples]), expected)
         assert torch.equal(torch.stack([sample["target"] for sample in samples]), data["targets"])
+
+
+def test_teachers_of_kd_and_one_are_scored_too() -> None:
+    teacher = FrozenTeacher(timm.create_model(**STUDENT), input_size=(3, 32, 32), mean=[0.2] * 3, std=[0.1] * 3)
+    for method in (dict(name="kd", teacher=teacher), dict(name="one")):
+        model = classifier(method=method).eval()
+        model.predict_self_teacher = True
+        data = model.data_preprocessor(batch())
+        with torch.no_grad():
+            found = torch.stack([sample["teacher_logits"] for sample in model(**data, mode="predict")])
+            torch.testing.assert_close(found, model.network.teacher_logits(data["inputs"]))
+            if method["name"] == "kd":  # normalised for the teacher: from 100 and 50 of 255 to 0.2 and 0.1 of 1
+                _, expected = teacher((batch()["inputs"] / 255 - 0.2) / 0.1)
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_student_starts_alike_with_every_method() -> None:

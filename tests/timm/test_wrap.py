@@ -369,6 +369,22 @@ def test_soft_labels_need_a_criterion_that_takes_them(settings):
     torch.testing.assert_close(*losses)
 
 
+def test_two_classifiers_of_a_distilled_vit_train_as_their_mean():
+    """In distilled training timm's DeiT hands out a tuple of logits."""
+    torch.manual_seed(0)
+    tiny = dict(img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=4)
+    student = timm.create_model("deit_tiny_distilled_patch16_224", **tiny)
+    student.set_distilled_training(True)
+    model = frskd_plugin.wrap(student, width=1)
+    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 2])
+    first, second = student(images)
+    losses = model(images, targets)
+    torch.testing.assert_close(losses["output"], (first + second) / 2)
+    losses["loss"].backward()
+    assert student.head.weight.grad.any() and student.head_dist.weight.grad.any()
+    torch.testing.assert_close(model.eval()(images), losses["output"])
+
+
 @pytest.mark.parametrize("method", ["frskd", "kd"])
 def test_overhaul_can_be_compiled(method):
     teacher = {"teacher": timm.create_model("test_resnet", num_classes=4)} if method == "kd" else {}
