@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import warnings
 
+from frskd_plugin import _moved
 from frskd_plugin.version import __version__
 
 # PEP 562: the subpackage `frskd_plugin.timm` is never imported before somebody asks for a name of it.
@@ -48,4 +49,5 @@ def _register_openmmlab() -> None:
         )
 
 
+_moved.install()
 _register_openmmlab()

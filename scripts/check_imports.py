@@ -35,7 +35,7 @@ class Layer:
 
 LAYERS = {
     # `frskd_plugin/*.py`: hands out names lazily and imports nothing heavy, neither ours nor others'
-    "": Layer(inside=frozenset({"version"}), allowed=frozenset()),
+    "": Layer(inside=frozenset({"version", "_moved", "commands"}), allowed=frozenset()),
     "core": Layer(inside=frozenset(), allowed=frozenset({"torch"})),
     "methods": Layer(inside=frozenset({"core"}), allowed=frozenset({"torch"})),
     "data": Layer(inside=frozenset({"core"}), allowed=frozenset({"torch", "torchvision", "numpy", "PIL", "scipy"})),
@@ -62,6 +62,11 @@ LAYERS = {
     # writes students of any of them as files for other runtimes; nothing imports it
     "deploy": Layer(
         inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet", "doctor", "benchmark"})
+    ),
+    # every command line: may see all of the package; nothing imports it but `__main__`
+    "commands": Layer(
+        inside=frozenset({"", "core", "methods", "data", "timm", "mmengine", "mmseg", "mmdet"})
+        | {"doctor", "benchmark", "deploy", "report", "reproduce"}
     ),
     # reads what a run has logged and kept; nothing but tools imports it
     "report": Layer(inside=frozenset({"core", "methods", "data", "timm", "mmengine"})),

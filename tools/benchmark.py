@@ -1,10 +1,8 @@
-"""Measures what FRSKD costs: ``python tools/benchmark.py step --model wrn_16_2 --threads 1 --json cost.json``."""
-
-from __future__ import annotations
+"""Measure what FRSKD costs: ``python tools/benchmark.py step --model wrn_16_2 --threads 1``."""
 
 import sys
 
-from frskd_plugin.benchmark.command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmark"))

@@ -1,10 +1,8 @@
-"""Tries a config of every family of mmsegmentation with FRSKD: ``python tools/coverage_mmseg.py [--json FILE]``."""
-
-from __future__ import annotations
+"""Try a config of every family of mmsegmentation: ``python tools/coverage_mmseg.py [--json FILE]``."""
 
 import sys
 
-from frskd_plugin.coverage.family_command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("coverage_mmseg"))

@@ -1,10 +1,8 @@
-"""Tries a model of every module of timm with FRSKD: ``python tools/coverage_timm.py [--segmentor]``."""
-
-from __future__ import annotations
+"""Try a model of every module of timm with FRSKD: ``python tools/coverage_timm.py [--segmentor]``."""
 
 import sys
 
-from frskd_plugin.coverage.command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("coverage_timm"))

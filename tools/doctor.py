@@ -1,10 +1,8 @@
-"""Examine a model before it trains: ``python tools/doctor.py MODEL|CONFIG``, e.g. ``wrn_16_2 --set width=2``."""
-
-from __future__ import annotations
+"""Old name of tools/check.py."""
 
 import sys
 
-from frskd_plugin.doctor.command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("doctor"))

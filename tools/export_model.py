@@ -1,10 +1,8 @@
 """Write the student as ONNX or torch.export file: ``python tools/export_model.py CONFIG|MODEL CHECKPOINT OUT``."""
 
-from __future__ import annotations
-
 import sys
 
-from frskd_plugin.deploy.command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("export_model"))

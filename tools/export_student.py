@@ -1,38 +1,8 @@
 """Write the plain student of a training checkpoint: ``python tools/export_student.py IN OUT``."""
 
-from __future__ import annotations
+import sys
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-import frskd_plugin  # noqa: F401
-from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.mmengine.export_classifier import create_call
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Export, and say what was written."""
-    parser = argparse.ArgumentParser(
-        description="Write the plain student of a checkpoint, without self-teacher and optimizer: of a classifier "
-        "timm's own state_dict, of an FRSKD segmentor a checkpoint and the plain config"
-    )
-    parser.add_argument("source", metavar="IN", help="checkpoint of a classifier, or of an FRSKD segmentor (.pth)")
-    parser.add_argument(
-        "target", metavar="OUT", help="file to write (.pth); a segmentor's plain config goes to OUT with .py"
-    )
-    args = parser.parse_args(argv)
-    try:
-        target, config = export_student(args.source, args.target)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    before, after = Path(args.source).stat().st_size, target.stat().st_size
-    print(f"student: {target} ({after / 2**20:.1f} MiB; the training checkpoint has {before / 2**20:.1f} MiB)")
-    if config is None:
-        print(f"python:  {create_call(args.source, target)}")
-    else:
-        print(f"config:  {config}")
-
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("export_student"))

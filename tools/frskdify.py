@@ -1,10 +1,8 @@
-"""Write the FRSKD config for a plain config of mmsegmentation: ``python tools/frskdify.py CONFIG -o OUT``."""
-
-from __future__ import annotations
+"""Old name of tools/convert.py."""
 
 import sys
 
-from frskd_plugin.mmseg.frskdify_command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("frskdify"))

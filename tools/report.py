@@ -1,10 +1,8 @@
 """One HTML page about a run: ``python tools/report.py WORK_DIR [-o report.html] [--compare WORK_DIR2 ...]``."""
 
-from __future__ import annotations
-
 import sys
 
-from frskd_plugin.report.command import main
+from frskd_plugin.commands import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("report"))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -72,13 +69,3 @@ def open_data(runner: Runner, *loops: str) -> None:
     """Open the data sets of a runner's loops ('train', 'val', 'test'), so that one that is missing shows at once."""
     for loop in loops:
         getattr(runner, f"{loop}_loop")  # the property builds it
-
-
-@contextmanager
-def ends_in_one_line(*errors: type[Exception]) -> Iterator[None]:
-    """End the program with status 2 and the text of the error, without a traceback, where one of `errors` is raised."""
-    try:
-        yield
-    except errors as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -21,8 +20,8 @@ from frskd_plugin.data import prepare
 from frskd_plugin.data.catalog import IMAGE_SETS, ImageSet
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.prepare import prepare_images
+from tests.helpers.real_runs import command
 
-ROOT = Path(__file__).resolve().parents[2]
 Files = dict[str, bytes]  # name in the archive -> content
 Placed = dict[str, int]  # split/class/image -> the grey value by which the image is known
 
@@ -213,16 +212,6 @@ def write_published(src: Path, name: str) -> Placed:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def run_tool(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -491,30 +480,24 @@ def test_second_file_for_one_place_is_refused(tmp_path):
 
 def test_tool_ends_with_one_line_and_status_2(tmp_path):
     write_published(tmp_path / "src", "cub200")
-    done = run_tool("cub200", tmp_path / "src", tmp_path / "dst")
+    done = command("prepare_data", "cub200", tmp_path / "src", tmp_path / "dst")
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "error: train is not the whole set: expected 5994 images of 200 classes, found 2 of 2"
+        "frskd prepare_data: error: train is not the whole set: expected 5994 images of 200 classes, found 2 of 2"
     )
     assert done.stderr.count("\n") == 1
     (tmp_path / "notes.txt").write_text("no archive")
-    done = run_tool("cub200", tmp_path / "notes.txt", tmp_path / "dst")
+    done = command("prepare_data", "cub200", tmp_path / "notes.txt", tmp_path / "dst")
     assert done.returncode == 2
     assert "notes.txt is damaged, not complete or no archive (ReadError: " in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_tool_prints_a_summary(tmp_path, capsys, monkeypatch):
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("prepare_data", ROOT / "tools" / "prepare_data.py")
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_tool_prints_a_summary(tmp_path, monkeypatch):
     monkeypatch.setitem(prepare.IMAGE_SETS, "cub200", small("cub200"))
     write_published(tmp_path / "src", "cub200")
     for state in ("", " (was there already)"):
-        assert tool.main(["cub200", str(tmp_path / "src"), str(tmp_path / "dst")]) == 0
-        assert capsys.readouterr().out == (
+        assert command("prepare_data", "cub200", tmp_path / "src", tmp_path / "dst").stdout == (
             f"{tmp_path}/dst/train: train 2 images, 2 classes{state}\n"
             f"{tmp_path}/dst/test: test 2 images, 2 classes{state}\n"
             f"cub200 is complete: data_root is {tmp_path}/dst (tools/train.py --data-root {tmp_path}/dst)\n"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from frskd_plugin.data.drawn_scenes import make_devkit
 from frskd_plugin.data.voc_lists import Copy, fingerprint, list_path, make_training_lists, read_ids
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.real_runs import command
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +27,8 @@ def devkit(drawn, tmp_path):
     return Path(shutil.copytree(drawn, tmp_path / "VOCdevkit"))
 
 
-def prepare(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "prepare_voc.py"), *map(str, arguments)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return command("prepare_voc", *arguments)
 
 
 def written(devkit: Path, name: str = "frskd_train") -> dict[str, list[str]]:
@@ -129,8 +120,8 @@ def test_missing_lists_are_named(devkit):
     list_path(devkit, "VOC2007", "test").unlink()
     shutil.rmtree(devkit / "VOC2012")
     done = prepare(devkit)
-    assert done.returncode == 1
-    assert f"{list_path(devkit, 'VOC2007', 'test')}  (from VOCtest_06-Nov-2007.tar)" in done.stderr
+    assert done.returncode == 2
+    assert f"{list_path(devkit, 'VOC2007', 'test')} (from VOCtest_06-Nov-2007.tar)" in done.stderr
     assert "VOCtrainval_11-May-2012.tar" in done.stderr
     assert not list_path(devkit, "VOC2007", "frskd_train").exists()
 

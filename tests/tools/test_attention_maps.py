@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 import frskd_plugin.mmengine  # noqa: F401
+from frskd_plugin import commands
 from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
 from frskd_plugin.mmengine.attention_picture import attention_picture, in_order
 from frskd_plugin.mmengine.trained_network import open_checkpoint
@@ -276,9 +277,7 @@ def test_mistakes_end_in_one_line(
     for name, content in changed.items():
         torch.save(content, f"{name}.pth")
     command = [{"IMAGE": str(image), "FRSKD": str(frskd[0])}.get(name, name) for name in files]
-    with pytest.raises(SystemExit) as ended:
-        load_tool("attention_maps").main(command)
-    assert ended.value.code == 2
+    assert commands.run("attention_maps", command) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, error), error
 

@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import frskd_plugin
+from frskd_plugin import commands
 from frskd_plugin.deploy.check import CheckError, check_difference, check_only_student
 from frskd_plugin.deploy.export import export_student_file, trace
 from frskd_plugin.deploy.formats import FORMATS
@@ -24,18 +25,13 @@ from frskd_plugin.deploy.student import Student, open_student
 from frskd_plugin.deploy.weights import student_weights
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.resume import allow_checkpoint_globals
-from tests.helpers.real_runs import REPOSITORY, load_tool
+from tests.helpers.real_runs import REPOSITORY
 from tests.helpers.segmentors import build, effdet, with_frskd
 from tests.helpers.tiny_mmseg import tiny_config
 
 onnx = pytest.importorskip("onnx", reason="frskd_plugin[export] is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="frskd_plugin[export] is not installed")
 pytest.importorskip("onnxscript", reason="frskd_plugin[export] is not installed")
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool("export_model")
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +73,9 @@ def parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_classifier_from_a_wrapped_checkpoint(tool, classifier, wrapped, tmp_path, capsys):
+def test_classifier_from_a_wrapped_checkpoint(classifier, wrapped, tmp_path, capsys):
     out = tmp_path / "deep" / "wrn.onnx"
-    assert tool.main(["wrn_16_2", str(wrapped), str(out), "--dynamic"]) == 0
+    assert commands.run("export_model", ["wrn_16_2", str(wrapped), str(out), "--dynamic"]) == 0
     student = frskd_plugin.unwrap(classifier).eval()
     printed = capsys.readouterr().out
     assert f"holds:   {parameters(student)} parameters, all of them the student's" in printed
@@ -94,13 +90,18 @@ def test_classifier_from_a_wrapped_checkpoint(tool, classifier, wrapped, tmp_pat
     assert str(REPOSITORY).encode() not in out.read_bytes()  # nor the paths of the machine that wrote it
 
 
-def test_torch_export_of_a_config_and_its_training_checkpoint(tool, tmp_path):
+def test_torch_export_of_a_config_and_its_training_checkpoint(tmp_path):
     config = Config.fromfile(REPOSITORY / "configs" / "frskd_cifar100_wrn_16_2.py")
     model = MODELS.build(config.model).eval()
     checkpoint, out = tmp_path / "epoch_1.pth", tmp_path / "wrn.pt2"
     torch.save({"state_dict": model.state_dict(), "meta": {"cfg": config.pretty_text}}, checkpoint)
     arguments = [str(REPOSITORY / "configs" / "frskd_cifar100_wrn_16_2.py"), str(checkpoint), str(out)]
-    assert tool.main([*arguments, "--format", "torch_export", "--dynamic", "batch", "--with-normalization"]) == 0
+    assert (
+        commands.run(
+            "export_model", [*arguments, "--format", "torch_export", "--dynamic", "batch", "--with-normalization"]
+        )
+        == 0
+    )
 
     program = torch.export.load(out)
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
@@ -116,10 +117,13 @@ def test_torch_export_of_a_config_and_its_training_checkpoint(tool, tmp_path):
         assert torch.equal(student.network(images.float()), model.network.student(images.float()))
 
 
-def test_segmentor_from_a_training_checkpoint(tool, segmentor, tmp_path, capsys):
+def test_segmentor_from_a_training_checkpoint(segmentor, tmp_path, capsys):
     folder, model = segmentor
     out = tmp_path / "fcn.onnx"
-    assert tool.main([str(folder / "frskd.py"), str(folder / "epoch_1.pth"), str(out), "--dynamic"]) == 0
+    assert (
+        commands.run("export_model", [str(folder / "frskd.py"), str(folder / "epoch_1.pth"), str(out), "--dynamic"])
+        == 0
+    )
     assert "RGB, float32, (image in 0..255 - [120, 120, 120]) / [60, 60, 60]" in capsys.readouterr().out
     for size in ((2, 3, 24, 24), (1, 3, 40, 56)):
         images = torch.randn(size)
@@ -133,12 +137,12 @@ def test_segmentor_from_a_training_checkpoint(tool, segmentor, tmp_path, capsys)
     assert student <= count <= student + buffers + 64
 
 
-def test_exported_student_gives_the_same_file(tool, segmentor, tmp_path):
+def test_exported_student_gives_the_same_file(segmentor, tmp_path):
     folder, model = segmentor
     export_student(folder / "epoch_1.pth", tmp_path / "student.pth")
     out = tmp_path / "fcn.pt2"
     arguments = [str(tmp_path / "student.py"), str(tmp_path / "student.pth"), str(out), "--format", "torch_export"]
-    assert tool.main([*arguments, "--size", "32", "48", "--batch", "2"]) == 0
+    assert commands.run("export_model", [*arguments, "--size", "32", "48", "--batch", "2"]) == 0
     images = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
         expected = model.encode_decode(images, [dict(img_shape=(32, 48))])
@@ -189,18 +193,18 @@ def test_the_check_sees_a_self_teacher(segmentor, tmp_path, monkeypatch):
             check_difference(FORMATS[name].read(path), plain, [(1, 3, 24, 24)], 1e-4)
 
 
-def test_a_file_that_fails_is_not_kept(tool, classifier, wrapped, tmp_path, monkeypatch, capsys):
+def test_a_file_that_fails_is_not_kept(classifier, wrapped, tmp_path, monkeypatch, capsys):
     other = copy.deepcopy(frskd_plugin.unwrap(classifier))
     nn.init.ones_(other.fc.bias)
     read = FORMATS["torch_export"].read
     monkeypatch.setattr(type(FORMATS["torch_export"]), "read", lambda self, path: lambda x: read(path)(x) + 1)
     out = tmp_path / "wrn.pt2"
     command = ["wrn_16_2", str(wrapped), str(out), "--format", "torch_export"]
-    assert tool.main(command) == 1
+    assert commands.run("export_model", command) == 1
     assert "FAILED its check and was not kept: on images [1, 3, 32, 32]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     out.write_text("an earlier one")
-    assert tool.main(command) == 1
+    assert commands.run("export_model", command) == 1
     assert out.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [out]
 
 
@@ -234,22 +238,19 @@ def test_normalization_flips_for_networks_that_take_bgr():
         (["{t}/empty.py", "{w}", "{t}/a.onnx"], "model.type=None cannot be exported: expected a TimmClassifier"),
     ],
 )
-def test_refuses(tool, segmentor, wrapped, tmp_path, capsys, arguments, message):
+def test_refuses(segmentor, wrapped, tmp_path, capsys, arguments, message):
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "empty.py").write_text("optimizer = dict()\n")
     places = dict(w=wrapped, t=tmp_path, s=segmentor[0] / "frskd.py", c=segmentor[0] / "epoch_1.pth")
-    with pytest.raises(SystemExit) as ended:
-        tool.main([argument.format(**places) for argument in arguments])
-    assert ended.value.code == 2
+    assert commands.run("export_model", [argument.format(**places) for argument in arguments]) == 2
     captured = capsys.readouterr().err
     assert re.search(message, captured), captured
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_missing_packages_are_named(tool, wrapped, tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_named(wrapped, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(SystemExit):
-        tool.main(["wrn_16_2", str(wrapped), str(tmp_path / "a.onnx")])
+    assert commands.run("export_model", ["wrn_16_2", str(wrapped), str(tmp_path / "a.onnx")]) == 2
     message = "--format onnx needs onnx, onnxscript, onnxruntime, and importing onnxruntime failed"
     error = capsys.readouterr().err
     assert message in error and "pip install 'frskd_plugin[export]'" in error

@@ -11,10 +11,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from frskd_plugin import commands
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmseg.convert import frskd_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import base_expression, config_text, find_config, warm_up
-from tests.helpers.real_runs import REPOSITORY, load_tool, train
+from tests.helpers.real_runs import REPOSITORY, train
 from tests.helpers.tiny_mmseg import tiny_config
 
 # Stock configs of mmsegmentation, made small; what stands there is mmengine's own inheritance.
@@ -63,11 +64,6 @@ BASES = {
 CHANNELS = {"fcn": [8, 16, 32, 64], "segformer": [4, 8, 20, 32], "ocrnet": [8, 16, 32, 64]}
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool("frskdify")
-
-
 def write_shrunk(name: str, folder: Path) -> Path:
     path = folder / f"{name}.py"
     path.write_text(SHRUNK[name].format(base=base_expression(find_config(BASES[name]), path)))
@@ -75,10 +71,10 @@ def write_shrunk(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SHRUNK)
-def test_written_file_is_the_config_of_frskd_config(tool, name, tmp_path, capsys):
+def test_written_file_is_the_config_of_frskd_config(name, tmp_path, capsys):
     plain, out = write_shrunk(name, tmp_path), tmp_path / "frskd" / f"{name}.py"
     options = ["--alpha", "2", "--beta", "10", "--temperature", "3", "--width", "1"]
-    assert tool.main([str(plain), "-o", str(out), *options]) == 0
+    assert commands.run("convert", [str(plain), "-o", str(out), *options]) == 0
     written = Config.fromfile(out)
     expected = frskd_config(plain, alpha=2, beta=10, temperature=3, width=1)
     assert written.model == expected.model
@@ -95,10 +91,10 @@ def test_written_file_is_the_config_of_frskd_config(tool, name, tmp_path, capsys
     MODELS.build(Config.fromfile(plain).model).load_state_dict(student, strict=True)
 
 
-def test_written_file_trains(tool, data_root, tmp_path):
+def test_written_file_trains(data_root, tmp_path):
     plain, out = tmp_path / "plain.py", tmp_path / "frskd.py"
     tiny_config(data_root, epochs=1, workers=0).dump(plain)
-    assert tool.main([str(plain), "-o", str(out)]) == 0
+    assert commands.run("convert", [str(plain), "-o", str(out)]) == 0
     text = out.read_text()
     assert '_base_ = ["plain.py"]' in text
     # the hooks stand there as comments: take these away, as a user does
@@ -118,9 +114,9 @@ def test_written_file_trains(tool, data_root, tmp_path):
     MODELS.build(Config.fromfile(plain).model).load_state_dict(weights, strict=True)
 
 
-def test_shipped_configs_are_found_wherever_mmseg_lies(tool, tmp_path):
+def test_shipped_configs_are_found_wherever_mmseg_lies(tmp_path):
     out = tmp_path / "frskd_fcn.py"
-    assert tool.main([f"mmseg::{BASES['fcn']}", "-o", str(out)]) == 0
+    assert commands.run("convert", [f"mmseg::{BASES['fcn']}", "-o", str(out)]) == 0
     text = out.read_text()
     assert mmseg.__path__[0] not in text
     assert f'__import__("mmseg").__path__[0] + "/.mim/configs/{BASES["fcn"]}"' in text
@@ -169,15 +165,13 @@ def files(data_root, tmp_path):
         (["{t}/plain.py", "-o", "{t}/a.py", "--image-size", "0", "8"], r"must be \(height, width\)"),
     ],
 )
-def test_refuses(tool, files, capsys, arguments, message):
-    with pytest.raises(SystemExit) as ended:
-        tool.main([argument.format(t=files) for argument in arguments])
-    assert ended.value.code == 2
+def test_refuses(files, capsys, arguments, message):
+    assert commands.run("convert", [argument.format(t=files) for argument in arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (files / "a.py").exists()
     assert (files / "there.py").read_text() == "kept = True\n"
 
 
-def test_force_writes_over(tool, files):
-    assert tool.main([str(files / "plain.py"), "-o", str(files / "there.py"), "--force"]) == 0
+def test_force_writes_over(files):
+    assert commands.run("convert", [str(files / "plain.py"), "-o", str(files / "there.py"), "--force"]) == 0
     assert Config.fromfile(files / "there.py").model.type == "FRSKDEncoderDecoder"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from frskd_plugin import commands
 from tests.helpers.real_runs import load_tool
 
 
@@ -40,16 +41,13 @@ def test_seeds_become_one_curve(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_seeds_without_a_common_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         write_log(tmp_path / f"frskd_seed{seed}" / "1", [{"top1": 10.0, "step": 1 + seed}])
-    with pytest.raises(SystemExit):
-        load_tool("plot_scores").main([str(tmp_path / f"frskd_seed{seed}") for seed in (0, 1)])
+    assert commands.run("plot_scores", [str(tmp_path / f"frskd_seed{seed}") for seed in (0, 1)]) == 2
     assert "frskd: its runs were validated in no epoch that all of them have" in capsys.readouterr().err
 
 
 def test_folder_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        load_tool("plot_scores").main([str(tmp_path)])
+    assert commands.run("plot_scores", [str(tmp_path)]) == 2
     assert "holds no log; expected the work folder of a run" in capsys.readouterr().err
     write_log(tmp_path / "1", [{"loss": 1.0, "epoch": 1, "iter": 1, "step": 1}])
-    with pytest.raises(SystemExit):
-        load_tool("plot_scores").main([str(tmp_path)])
+    assert commands.run("plot_scores", [str(tmp_path)]) == 2
     assert "holds no log with a validation; expected a run with one of mIoU" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 import frskd_plugin.timm  # noqa: F401
+from frskd_plugin import commands
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.report.text_log import read_text_log
 from tests.helpers.real_runs import final_weights, load_tool, run_tool, train, write_config
@@ -143,16 +144,14 @@ def test_reduced_run_needs_one_line_of_options() -> None:
 @pytest.mark.parametrize("name", ["baseline_cifar100_wrn_16_2", "baseline_cub200_resnet18"])
 def test_missing_data_ends_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data-root", str(tmp_path), "--work-dir", str(tmp_path / "w")]
-    with pytest.raises(SystemExit, match="2"):
-        load_tool("train").main([f"configs/{name}.py", *options])
+    assert commands.run("train", [f"configs/{name}.py", *options]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert str(tmp_path) in line and "expected" in line and "tools/prepare_data.py" in line and "--data-root" in line
 
 
 def test_incomplete_data_ends_in_one_line(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data-root", str(cifar), "--work-dir", str(tmp_path / "w")]
-    with pytest.raises(SystemExit, match="2"):
-        load_tool("train").main(["configs/baseline_cifar100_wrn_16_2.py", *options])
+    assert commands.run("train", ["configs/baseline_cifar100_wrn_16_2.py", *options]) == 2
     assert "is not the whole set: expected 50000 images, found 60" in capsys.readouterr().err
 
 
@@ -208,8 +207,7 @@ def test_a_method_of_the_command_line_has_a_folder_of_its_own(config_file: Path,
 def test_a_run_of_another_method_is_not_resumed(
     run: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        load_tool("train").main([str(config_file), "--work-dir", str(run), "--method", "sad", "--resume"])
+    assert commands.run("train", [str(config_file), "--work-dir", str(run), "--method", "sad", "--resume"]) == 2
     assert (
         "epoch_3.pth was trained with the method 'frskd', and this run is to train with 'sad'"
         in capsys.readouterr().err

@@ -15,6 +15,7 @@ import timm
 import torch
 
 import frskd_plugin.timm  # noqa: F401
+from frskd_plugin import commands
 from frskd_plugin.methods import method_names
 from tests.helpers.real_runs import REPOSITORY, environment, final_weights, load_tool, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
@@ -127,8 +128,7 @@ def test_checkpoint_of_a_method_is_tested_with_the_config_of_its_run(cifar: Path
 def test_mistakes_end_in_one_line(
     config: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        load_tool("train").main([f"configs/{config}.py", "--work-dir", str(tmp_path), *options])
+    assert commands.run("train", [f"configs/{config}.py", "--work-dir", str(tmp_path), *options]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert re.search(message, line)
 

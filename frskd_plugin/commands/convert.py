@@ -14,31 +14,26 @@ EPILOG = """\
 CONFIG is a file, or one that mmsegmentation ships: mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py
 exit status: 0 written, 2 the config cannot be turned into FRSKD, or nothing may be written there
 examples:
-  frskdify.py my_fcn.py -o frskd_my_fcn.py
-  frskdify.py mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py -o frskd_segformer.py --beta 200
-  frskdify.py my_pspnet.py -o frskd_my_pspnet.py --width 1 --max-channels 256
+  frskd convert my_fcn.py -o frskd_my_fcn.py
+  frskd convert mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py -o frskd_segformer.py --beta 200
+  frskd convert my_pspnet.py -o frskd_my_pspnet.py --width 1 --max-channels 256
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the config and say what is in it; see `EPILOG` for the exit status."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        plan = write_frskd_config(
-            args.config,
-            args.output,
-            weights=(args.alpha, args.beta, args.temperature),
-            width=args.width,
-            max_share=args.max_share,
-            max_channels=args.max_channels,
-            image_size=args.image_size,
-            force=args.force,
-        )
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the config and say what is in it."""
+    args = build_parser().parse_args(argv)
+    plan = write_frskd_config(
+        args.config,
+        args.output,
+        weights=(args.alpha, args.beta, args.temperature),
+        width=args.width,
+        max_share=args.max_share,
+        max_channels=args.max_channels,
+        image_size=args.image_size,
+        force=args.force,
+    )
     print(summary(plan, args.output))
-    return 0
 
 
 def write_frskd_config(
@@ -94,15 +89,15 @@ def summary(plan: TeacherPlan, target: str | Path) -> str:
             f"written:      {target}",
             f"maps:         {maps}",
             f"self-teacher: width {plan.width}{limit}, {plan.share:.2f} of the segmentor's multiply-accumulates{head}",
-            f"next:         python tools/doctor.py {target}; python tools/train.py {target}",
+            f"next:         python tools/check.py {target}; python tools/train.py {target}",
         ]
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All options."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all options."""
     parser = argparse.ArgumentParser(
-        prog="frskdify.py",
+        prog="frskd convert",
         description="Write the FRSKD config for a plain config of mmseg, with the channels found by a dry run.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""The command line that writes ONNX and ``torch.export`` files of the student."""
+"""Write the student as ONNX or ``torch.export`` file: ``frskd export_model CONFIG|MODEL CHECKPOINT OUT``."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ data_preprocessor.size stays with the caller. Logits come out: [B, K], or [B, K,
 --dynamic alone can take many minutes to trace (SegFormer); with multiples, --dynamic 32, it is a matter of seconds.
 exit status: 0 written and checked, 1 the file failed its check and was not kept, 2 nothing could be written
 examples:
-  export_model.py configs/frskd_cifar100_wrn_16_2.py work_dirs/frskd_cifar100_wrn_16_2/epoch_200.pth wrn.onnx
-  export_model.py resnet18 student.pth resnet18.onnx --dynamic
-  export_model.py configs/frskd_voc_effdet_d0.py epoch_60.pth effdet.onnx --dynamic 128 --with-normalization
-  export_model.py student.py student.pth fcn.pt2 --format torch_export --size 512 1024
+  frskd export_model configs/frskd_cifar100_wrn_16_2.py work_dirs/frskd_cifar100_wrn_16_2/epoch_200.pth wrn.onnx
+  frskd export_model resnet18 student.pth resnet18.onnx --dynamic
+  frskd export_model configs/frskd_voc_effdet_d0.py epoch_60.pth effdet.onnx --dynamic 128 --with-normalization
+  frskd export_model student.py student.pth fcn.pt2 --format torch_export --size 512 1024
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file, check it, and say what is in it; see `EPILOG` for the exit status."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
+    student = admit(args)
     try:
-        student = admit(args)
         made = export_student_file(
             student, args.output, args.format, args.size, args.batch, args.dynamic, args.tolerance
         )
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
     except CheckError as error:
-        print(f"{parser.prog}: {args.output} FAILED its check and was not kept: {error}", file=sys.stderr)
+        print(f"frskd export_model: error: {args.output} FAILED its check and was not kept: {error}", file=sys.stderr)
         return 1
     print(summary(student, made))
     return 0
@@ -78,10 +75,10 @@ def summary(student: Student, made: Exported) -> str:
     return "\n".join(lines)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All options."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all options."""
     parser = argparse.ArgumentParser(
-        prog="export_model.py",
+        prog="frskd export_model",
         description="Write the trained student as ONNX or torch.export file, run the file, and compare it with torch.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,0 +1,61 @@
+"""Modules that have moved: their old names still import, with one DeprecationWarning each."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+# Old module -> new module. A package that is gone has a line of its own only where one module took its place.
+MOVED = {
+    "frskd_plugin.deploy.command": "frskd_plugin.commands.export_model",
+    "frskd_plugin.mmseg.frskdify_command": "frskd_plugin.commands.convert",
+}
+
+
+class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import finder for the old names in `MOVED`, and for the packages that held them."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        if fullname in MOVED:
+            return importlib.util.spec_from_loader(fullname, self, is_package=_held_modules(fullname))
+        if fullname.startswith("frskd_plugin.") and _held_modules(fullname) and not _exists(fullname, path):
+            return importlib.util.spec_from_loader(fullname, self, is_package=True)
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the new module in the old one's place; a package stays, for its modules, and hands out the new names."""
+        name = module.__name__
+        if name not in MOVED:
+            return
+        warnings.warn(f"{name} is now {MOVED[name]}; import that", DeprecationWarning, stacklevel=2)
+        new = importlib.import_module(MOVED[name])
+        if _held_modules(name):
+            module.__dict__["__getattr__"] = lambda attribute: getattr(new, attribute)
+        else:
+            sys.modules[name] = new
+
+
+def _held_modules(name: str) -> bool:
+    return any(old.startswith(f"{name}.") for old in MOVED)
+
+
+def _exists(fullname: str, path: Sequence[str] | None) -> bool:
+    """Whether a package is still there; a folder that holds nothing but caches is none."""
+    spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+    return spec is not None and spec.origin is not None
+
+
+def install() -> None:
+    """Make the old names importable; a second call changes nothing."""
+    # By name: a package that was imported anew has a class of its own.
+    if all(type(finder).__qualname__ != MovedModules.__qualname__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, MovedModules())

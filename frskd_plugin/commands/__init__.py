@@ -1,0 +1,133 @@
+"""Command lines: ``frskd NAME ...``, ``python -m frskd_plugin NAME ...`` and ``python tools/NAME.py ...`` are the same.
+
+Each module has ``build_parser()`` and ``main(argv)``, which raises what goes wrong. `run` alone turns an error into one
+line on stderr. Its exit status is what ``main`` returns (None counts as 0), 2 for a wrong value, a file that cannot be
+used or a package that is missing, and 3 for an error that nobody foresaw.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from frskd_plugin.version import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """Module of a command line, and a line about it."""
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "train": Command("frskd_plugin.commands.train", "train a classifier or a segmentor"),
+    "test": Command("frskd_plugin.commands.test", "evaluate a checkpoint"),
+    "convert": Command("frskd_plugin.commands.convert", "write the FRSKD config for a plain config of mmsegmentation"),
+    "check": Command("frskd_plugin.doctor.command", "try a model or a config on random data before it trains"),
+    "export_student": Command("frskd_plugin.commands.export_student", "write the plain student of a checkpoint"),
+    "export_model": Command("frskd_plugin.commands.export_model", "write the student as ONNX or torch.export file"),
+    "report": Command("frskd_plugin.report.command", "write one HTML page about a run, or about several"),
+    "attention_maps": Command("frskd_plugin.commands.attention_maps", "draw what student and self-teacher look at"),
+    "plot_scores": Command("frskd_plugin.commands.plot_scores", "draw the validation curves of several runs"),
+    "benchmark": Command("frskd_plugin.benchmark.command", "measure what FRSKD costs"),
+    "reproduce": Command("frskd_plugin.reproduce.command", "make a table of the paper"),
+    "prepare_data": Command("frskd_plugin.commands.prepare_data", "put a published set of images into our layout"),
+    "prepare_voc": Command("frskd_plugin.commands.prepare_voc", "write the training lists of VOC2007 + VOC2012"),
+    "make_drawn_voc": Command("frskd_plugin.commands.make_drawn_voc", "draw a small VOC devkit"),
+    "demo": Command("frskd_plugin.commands.demo", "train the segmentor and its baseline on drawn scenes"),
+    "coverage_timm": Command("frskd_plugin.coverage.command", "try a model of every module of timm"),
+    "coverage_mmseg": Command("frskd_plugin.coverage.family_command", "try a config of every family of mmsegmentation"),
+}
+OLD_NAMES = {"doctor": "check", "frskdify": "convert"}
+
+# Errors that a user can mend: their text says how. Any other is a fault of ours, and is shown with its type.
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+# Package -> extra of setup.cfg that brings it.
+EXTRAS = {"mmengine": "onedl", "mmcv": "onedl", "mmseg": "onedl", "onnx": "export", "onnxscript": "export"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``frskd NAME ...``; the result is the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"frskd_plugin {__version__}")
+        return 0
+    return run(arguments[0], arguments[1:])
+
+
+def usage() -> str:
+    """Return the text of ``frskd --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: frskd NAME [options]     frskd NAME --help shows the options of a command",
+            "",
+            *lines,
+            "",
+            "--debug, with any command, shows the whole traceback of an error.",
+        ]
+    )
+
+
+def run(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; an error becomes one line on stderr.
+
+    Args:
+        name: key of `COMMANDS`, with hyphens or underscores, or an old name.
+        argv: its arguments; ``--debug`` among them shows the traceback of an error. None takes those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    name = name.replace("-", "_")
+    if name in OLD_NAMES:
+        print(f"{name} is now called {OLD_NAMES[name]}: frskd {OLD_NAMES[name]}", file=sys.stderr)
+        name = OLD_NAMES[name]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, [*COMMANDS, *OLD_NAMES], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        print(f"frskd: error: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[name].module).main(arguments) or 0
+    except SystemExit as ended:  # argparse's, after its own message
+        return ended.code if isinstance(ended.code, int) else 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"frskd {name}: error: {describe(error)}{_process()}", file=sys.stderr)
+        return 2 if isinstance(error, USER_ERRORS) else 3
+
+
+def describe(error: Exception) -> str:
+    """Return an error in one line.
+
+    >>> describe(ValueError("alpha must not be negative,\\n got -1"))
+    'alpha must not be negative, got -1'
+    >>> describe(KeyError("loss"))
+    'KeyError: loss; this is a fault of the program: run again with --debug for the traceback'
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split())
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
+        return f"{text}; pip install 'frskd_plugin[{EXTRAS[(error.name or '').partition('.')[0]]}]' brings it"
+    if isinstance(error, USER_ERRORS):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}; this is a fault of the program: run again with --debug for the traceback"
+
+
+def _process() -> str:
+    """Return the rank in a job of several processes, each of which writes its own line."""
+    return f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""

@@ -1,0 +1,96 @@
+"""Evaluate a checkpoint: ``frskd test CONFIG CHECKPOINT``, with the options of OpenMMLab."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.mmengine.command_line import (
+    add_common_options,
+    check_common_options,
+    config_of,
+    open_data,
+)
+from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
+from frskd_plugin.mmengine.method_data import provide_method_data
+from frskd_plugin.mmengine.resume import allow_checkpoint_globals
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all options."""
+    parser = argparse.ArgumentParser(prog="frskd test", description="Evaluate a checkpoint on the test set of a config")
+    add_common_options(parser)
+    parser.add_argument("checkpoint", help="checkpoint file (.pth), of training or of tools/export_student.py")
+    parser.add_argument("--out", help="folder for the predicted label maps")
+    parser.add_argument("--show", action="store_true", help="show each prediction in a window")
+    parser.add_argument("--show-dir", help="folder for the painted predictions")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds between two windows of --show")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_common_options(parser, args)
+    if not Path(args.checkpoint).is_file() and "://" not in args.checkpoint:
+        parser.error(f"checkpoint {args.checkpoint} not found; expected checkpoint to be a file")
+    return args
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    """The config file with the command line's settings in it."""
+    config = config_of(args)
+    if is_classifier(config):
+        provide_method_data(config)  # also says how large PS-KD's table is
+    config.load_from, config.resume = args.checkpoint, False
+    if args.show or args.show_dir:
+        _enable_painting(config, args)
+    if args.tta:
+        if "tta_model" not in config or "tta_pipeline" not in config:
+            raise ValueError(f"--tta needs tta_model and tta_pipeline in {args.config}; add them or leave --tta out")
+        config.test_dataloader.dataset.pipeline = config.tta_pipeline
+        config.tta_model.module = config.model
+        config.model = config.tta_model
+    if args.out is not None:
+        if is_classifier(config):
+            raise ValueError("--out writes the label maps of a segmentor; leave it out for a classifier")
+        config.test_evaluator.output_dir = args.out
+        config.test_evaluator.keep_results = True
+    if args.launcher != "none":
+        prepare_distributed(config)
+    return config
+
+
+def _enable_painting(config: Config, args: argparse.Namespace) -> None:
+    hooks = config.get("default_hooks") or {}
+    if "visualization" not in hooks:
+        raise ValueError(
+            "--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook') in the config"
+        )
+    hooks["visualization"].draw = True
+    if args.show:
+        hooks["visualization"].show = True
+        hooks["visualization"].wait_time = args.wait_time
+    if args.show_dir:
+        config.visualizer.save_dir = args.show_dir
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate as the command line says."""
+    args = parse_args(argv)
+    config = build_config(args)
+    init_distributed(args.launcher)
+    allow_checkpoint_globals()
+    with explained_build(args.config):
+        runner = Runner.from_cfg(config)
+        open_data(runner, "test")
+    runner.test()
+    end_distributed()

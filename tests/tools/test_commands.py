@@ -1,0 +1,94 @@
+"""Command lines: one table, the same `run` behind `frskd NAME`, `python -m frskd_plugin NAME` and tools/NAME.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from frskd_plugin import _moved, commands
+from tests.helpers.real_runs import REPOSITORY, command, run_tool
+
+
+def test_every_command_has_a_module_and_a_tool() -> None:
+    for name, entry in commands.COMMANDS.items():
+        assert callable(importlib.import_module(entry.module).main)
+        assert f'run("{name}")' in (REPOSITORY / "tools" / f"{name}.py").read_text()
+    tools = {path.stem for path in (REPOSITORY / "tools").glob("*.py")}
+    assert tools == {*commands.COMMANDS, *commands.OLD_NAMES}
+
+
+def test_the_three_ways_in_are_one(tmp_path: Path) -> None:
+    wanted = command("make_drawn_voc", tmp_path, "--train", "x")
+    assert wanted.returncode == 2 and "frskd make_drawn_voc: error: argument --train" in wanted.stderr
+    for way in (["tools/make_drawn_voc.py"], ["-m", "frskd_plugin", "make-drawn-voc"]):
+        done = run_tool(sys.executable, *way, tmp_path, "--train", "x", check=False)
+        assert (done.returncode, done.stdout) == (2, wanted.stderr)
+
+
+def test_names(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commands.main(["--help"]) == 0
+    assert "frskd NAME [options]" in capsys.readouterr().out
+    assert commands.main([]) == 2
+    assert commands.main(["trian"]) == 2
+    assert "no command 'trian'; did you mean train?" in capsys.readouterr().err
+    assert commands.main(["qqqq"]) == 2
+    assert "no command 'qqqq'; expected one of train, test, convert" in capsys.readouterr().err
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=lambda argv: 7))
+    assert commands.main(["frskdify", "a.py"]) == 7
+    assert capsys.readouterr().err == "frskdify is now called convert: frskd convert\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("alpha must be >= 0,\n  got -1"), 2, "alpha must be >= 0, got -1"),
+        (OSError(28, "No space left on device", "a.pth"), 2, "[Errno 28] No space left on device: 'a.pth'"),
+        (ImportError(), 2, "ImportError"),
+        (ModuleNotFoundError("No module named 'mmseg'", name="mmseg.models"), 2, r"install 'frskd_plugin[onedl]'"),
+        (KeyError("loss"), 3, "KeyError: loss; this is a fault of the program: run again with --debug for the trace"),
+        (RuntimeError("mat1 and mat2\ndiffer"), 3, "RuntimeError: mat1 and mat2 differ; this is a fault of the progr"),
+    ],
+)
+def test_an_error_is_one_line(error: Exception, status: int, line: str, monkeypatch, capsys) -> None:
+    def fail(argv: list[str]) -> None:
+        assert argv == ["a.py"]
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=fail))
+    assert commands.run("train", ["a.py"]) == status
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("frskd train: error: ") and line in err and err.count("\n") == 1
+    assert commands.run("train", ["a.py", "--debug"]) == status
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    commands.run("train", ["a.py"])
+    assert capsys.readouterr().err.endswith(" (process 1)\n")
+
+
+def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.inner.module", "frskd_plugin.core.schedule")
+    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone", "frskd_plugin.core.attention")
+    from frskd_plugin.core import attention, schedule
+
+    with pytest.warns(DeprecationWarning, match="frskd_plugin.gone.inner.module is now frskd_plugin.core.schedule"):
+        old = importlib.import_module("frskd_plugin.gone.inner.module")
+    assert old is schedule and schedule.__spec__.name == schedule.__name__ == "frskd_plugin.core.schedule"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from frskd_plugin.gone import attention_transfer_loss
+    assert attention_transfer_loss is attention.attention_transfer_loss
+    with pytest.raises(ModuleNotFoundError, match="frskd_plugin.nowhere"):
+        importlib.import_module("frskd_plugin.nowhere")
+    for name in [name for name in sys.modules if name.startswith("frskd_plugin.gone")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_new_names_of_moved_modules_exist() -> None:
+    for old, new in _moved.MOVED.items():
+        assert importlib.util.find_spec(new) is not None, f"{old} -> {new}"
