@@ -133,6 +133,24 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
                 f"(shape {list(feat.shape)}). "
                 "Channels stand at dimension 1 (NCHW); set `in_channels` to the backbone's channels."
             )
+    check_order(feats, owner)
+
+
+def check_order(feats: Sequence[Tensor], owner: str) -> None:
+    """Check that feature maps [B, C_i, H_i, W_i] come highest resolution first; equal sizes may follow each other.
+
+    Raises:
+        ValueError: naming the sizes and the order in which the maps should come.
+    """
+    sizes = [(feat.shape[2], feat.shape[3]) for feat in feats]
+    areas = [height * width for height, width in sizes]
+    if any(before < after for before, after in zip(areas, areas[1:], strict=False)):
+        order = sorted(range(len(areas)), key=lambda i: -areas[i])
+        came = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise ValueError(
+            f"{owner} takes feature maps highest resolution first, got {came}. Hand them over in the order {order} "
+            f"(in a segmentor's self-teacher: `feat_indices={order}`, with `in_channels` in that order)."
+        )
 
 
 def check_batch_statistics(feats: Sequence[Tensor], training: bool, owner: str) -> None:

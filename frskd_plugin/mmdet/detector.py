@@ -11,6 +11,8 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
+import frskd_plugin.mmengine.optim_constructor  # noqa: F401  (the self-teacher trains at the rate of the head)
+from frskd_plugin.core.dry_run import forked_rng
 from frskd_plugin.mmdet.dense_head import dense_losses
 from frskd_plugin.mmdet.servable import check_servable, check_single_stage
 
@@ -54,8 +56,7 @@ class FRSKDSingleStage(SingleStageDetector):
         head.update(copy.deepcopy({"train_cfg": train_cfg, "test_cfg": test_cfg}))
         super().__init__(bbox_head=copy.deepcopy(bbox_head), train_cfg=train_cfg, test_cfg=test_cfg, **kwargs)
         # Random numbers of its own: with one seed, the student starts as the plain detector does.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed() + 1)
+        with forked_rng(torch.initial_seed() + 1):
             self.self_teacher = MODELS.build({"head": head, **self_teacher})
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:

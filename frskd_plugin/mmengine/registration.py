@@ -72,6 +72,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "OPTIM_WRAPPERS": {
         "AutocastOptimWrapper": "frskd_plugin.mmengine.autocast_optim_wrapper",
     },
+    "OPTIM_WRAPPER_CONSTRUCTORS": {
+        "SelfTeacherOptimWrapperConstructor": "frskd_plugin.mmengine.optim_constructor",
+    },
 }
 
 

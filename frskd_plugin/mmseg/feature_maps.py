@@ -14,6 +14,7 @@ from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from mmseg.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
+from frskd_plugin.core.dry_run import forked_rng, image_channels
 from frskd_plugin.mmengine.config_tools import explained_build
 from frskd_plugin.mmengine.without_pretrained import without_pretrained
 from frskd_plugin.mmseg.feature_list import flat_maps, select_maps
@@ -75,14 +76,14 @@ def feature_channels(config: Config, image_size: Sequence[int] | None = None) ->
     full_size = image_size_of(config, image_size)
     with (
         DefaultScope.overwrite_default_scope(config.get("default_scope") or "mmseg"),
-        torch.random.fork_rng(devices=[]),
+        forked_rng(),
         torch.no_grad(),
     ):
         model = build_plain(config)
         error: Exception | None = None
         for device, size in _attempts(full_size):
             try:
-                return _look(model.to(device) if device == "meta" else build_plain(config), _channels(config), size)
+                return _look(model.to(device) if device == "meta" else build_plain(config), size)
             except Exception as failure:  # whatever a network raises for a size or a device that it cannot take
                 error = failure
     raise ValueError(
@@ -127,14 +128,8 @@ def _attempts(full_size: tuple[int, int]) -> Iterator[tuple[str, tuple[int, int]
     yield "cpu", full_size
 
 
-def _channels(config: Config) -> int:
-    """Channels of the images."""
-    backbone = config.model.get("backbone") or {}
-    preprocessor = config.model.get("data_preprocessor") or {}
-    return backbone.get("in_channels") or len(preprocessor.get("mean") or (0, 0, 0))
-
-
-def _look(model: Any, channels: int, size: tuple[int, int]) -> FeatureMaps:
+def _look(model: Any, size: tuple[int, int]) -> FeatureMaps:
+    channels = image_channels(model.backbone)
     device = next(model.parameters()).device
     # In training: some networks hand out their branches then only, for the auxiliary heads.
     maps = flat_maps(model.train().extract_feat(torch.randn(TRAIN_BATCH, channels, *size, device=device)))

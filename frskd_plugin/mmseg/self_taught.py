@@ -13,6 +13,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
+import frskd_plugin.mmengine.optim_constructor  # noqa: F401  (the self-teacher trains at the rate of the head)
+from frskd_plugin.core.dry_run import forked_rng
 from frskd_plugin.mmseg.frskd_head import FRSKDHead
 from frskd_plugin.mmseg.semantic_logits import first_of
 from frskd_plugin.mmseg.teacher_head import teacher_head
@@ -42,8 +44,7 @@ class SelfTaughtSegmentor(EncoderDecoder):
         if "head" not in self_teacher:
             self_teacher = {**self_teacher, "head": teacher_head(decode_head)}
         # Random numbers of its own: with one seed, the student starts as the plain segmentor does.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed() + 1)
+        with forked_rng(torch.initial_seed() + 1):
             self.self_teacher = MODELS.build(self_teacher)
 
     def as_self_teacher(self) -> EncoderDecoder:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from frskd_plugin.core.dry_run import evaluating, image_channels
 
 PROBE_BATCH = 2
 DEFAULT_INPUT_SIZE = (3, 224, 224)
@@ -75,7 +75,7 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
         raise ValueError(f"{name} has no classifier (num_classes=0): create it with the number of your classes.")
     size = _input_size(model, input_size)
     images = _random_images(model, size)
-    with _evaluating(model):
+    with evaluating(model):
         try:
             logits = model(images)
             with FlopCounterMode(display=False) as counter:
@@ -95,11 +95,11 @@ def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int
     """The user's, or that of the entry in timm, as the arguments in_chans=... and img_size=... have changed it."""
     if input_size is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
-        channels, *size = cfg.get("input_size", DEFAULT_INPUT_SIZE)
+        _, *size = cfg.get("input_size", DEFAULT_INPUT_SIZE)
         # whichever module was made for one image size keeps it: the model itself, or the first layer that cuts patches
         made_for = (getattr(module, "img_size", None) for module in model.modules())
         size = next((pair for pair in made_for if isinstance(pair, tuple) and len(pair) == 2), size)
-        input_size = (_input_channels(model, cfg) or channels, *size)
+        input_size = (image_channels(model), *size)
     if (
         not isinstance(input_size, Sequence)
         or len(input_size) != 3
@@ -110,41 +110,11 @@ def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int
     return channels, height, width
 
 
-def _input_channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
-    """What the model keeps as in_chans; in timm before 1.0.26 many keep nothing, but their first convolution tells."""
-    if hasattr(model, "in_chans"):
-        return model.in_chans
-    modules, first = dict(model.named_modules()), cfg.get("first_conv") or ""
-    return getattr(modules.get(first if isinstance(first, str) else first[0]), "in_channels", None)
-
-
 def _random_images(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
     """Images on the model's device; the caller's random numbers stay as they are."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(PROBE_BATCH, *size, generator=generator).to(parameter.device, parameter.dtype)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients for a block; every module and parameter gets its own state back.
-
-    The parameters themselves must not ask for a gradient: torch's FLOP counter hooks each input of a module that does,
-    which fails under ``no_grad`` where a model hands a parameter to a module (CaIT's and PiT's class token).
-    """
-    training = [module for module in model.modules() if module.training]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with torch.no_grad():
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 def _check_logits(name: str, logits: Tensor, split_logits: Tensor) -> None:

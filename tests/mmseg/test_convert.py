@@ -199,7 +199,7 @@ def frskd_of(config):
         (plain(backbone=dict(depth=19)), {}, KeyError, "invalid depth 19"),
         (plain(decode_head=dict(spelt_wrong=1)), {}, ValueError, "unexpected keyword argument 'spelt_wrong'"),
         (
-            plain(data_preprocessor=dict(mean=[0.0])),
+            plain(neck=dict(type="FPN", in_channels=[7, 7, 7, 7], out_channels=8, num_outs=4)),
             dict(image_size=(32, 32)),
             ValueError,
             "the segmentor failed on images 32x32: .*Check that the plain config trains",

@@ -1,0 +1,64 @@
+"""Parameter groups in which a self-teacher counts as a part of the head."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+# the student's head in segmentors and detectors
+_HEADS = ("decode_head", "bbox_head")
+
+
+# Under the default's name too, from when a model with a self-teacher is first built: no config has to name it, whoever
+# trains. Registered here and not in registration.py, for mmengine.optim is slow to import.
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    name=["SelfTeacherOptimWrapperConstructor", "DefaultOptimWrapperConstructor"], force=True
+)
+class SelfTeacherOptimWrapperConstructor:
+    """Constructor of an optimizer wrapper that gives a self-teacher the settings of the student's head.
+
+    Rules of ``paramwise_cfg`` know parameters by name. Stock configs multiply the learning rate of ``head`` (SegFormer
+    by 10), and the self-teacher's neck is as new as the head is: so it is named ``decode_head.self_teacher.*`` while
+    the groups are made. Names in checkpoints stay. Any other model gets the groups that it would get without.
+
+    Building a segmentor or detector with a self-teacher registers it in place of mmengine's own constructor. A config
+    with another ``constructor`` keeps that one; to have both, name this one and the other as ``paramwise_cfg.base``.
+
+    Args:
+        optim_wrapper_cfg: config of the optimizer wrapper, with ``optimizer``.
+        paramwise_cfg: rules of mmengine, such as ``custom_keys``; ``base``: name of the constructor that applies them,
+            by default mmengine's.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        rules = None if paramwise_cfg is None else dict(paramwise_cfg)
+        base = rules.pop("base", None) if rules else None
+        config = {"type": base or DefaultOptimWrapperConstructor, "optim_wrapper_cfg": optim_wrapper_cfg}
+        self.base = OPTIM_WRAPPER_CONSTRUCTORS.build({**config, "paramwise_cfg": rules})
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Return the optimizer wrapper for a model, which may be wrapped for several processes."""
+        return self.base(with_teacher_in_head(getattr(model, "module", model)))
+
+
+def with_teacher_in_head(model: nn.Module) -> nn.Module:
+    """Return a view of a model in which its self-teacher is named as a part of the head; parameters are shared.
+
+    A model without ``self_teacher`` or without a head is returned itself.
+    """
+    head = next((name for name in _HEADS if name in model._modules), None)
+    teacher = model._modules.get("self_teacher")
+    if head is None or teacher is None:
+        return model
+    inside = copy.copy(teacher)  # a rule for `neck` means the student's
+    inside._modules = {"fusion" if name == "neck" else name: child for name, child in teacher._modules.items()}
+    view = copy.copy(model)
+    view._modules = {  # in the order of the model, which is that of the optimizer's state in a checkpoint
+        f"{head}.self_teacher" if child is teacher else name: inside if child is teacher else child
+        for name, child in model._modules.items()
+    }
+    return view
