@@ -24,6 +24,7 @@ class StudentInfo:
         num_classes: number of classes.
         macs: multiply-accumulates of one image's forward pass at that size.
         input_size: channels, height and width of those images.
+        criterion: the loss of logits against targets that it will train by; None where that is not known.
     """
 
     module: nn.Module
@@ -32,6 +33,7 @@ class StudentInfo:
     num_classes: int
     macs: int
     input_size: tuple[int, int, int]
+    criterion: Criterion | None = None
 
 
 @dataclass(frozen=True)

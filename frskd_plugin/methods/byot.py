@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_not_negative, check_temperature
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.targets import choose_soft_label
 
 SQUEEZE = 4  # the bottleneck's inner width is a quarter of the last map's
 
@@ -61,12 +62,20 @@ class BYOT(Method):
         alpha: a, the share of the soft labels.
         beta: b, the weight of the feature term.
         temperature: T.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         ValueError: a share that is not in 0..1, another setting out of range, or a network of one map.
     """
 
-    def __init__(self, student: StudentInfo, alpha: float = 0.1, beta: float = 1e-6, temperature: float = 3.0) -> None:
+    def __init__(
+        self,
+        student: StudentInfo,
+        alpha: float = 0.1,
+        beta: float = 1e-6,
+        temperature: float = 3.0,
+        soft_label: str = "auto",
+    ) -> None:
         super().__init__(student)
         if not 0 <= alpha <= 1:
             raise ValueError(f"`alpha` is the share of the soft labels and must be in 0..1, got {alpha}.")
@@ -74,7 +83,7 @@ class BYOT(Method):
             raise ValueError("BYOT classifies after each stage but the last: it needs two maps, got one.")
         self.alpha = float(alpha)
         self.beta = check_not_negative("beta", beta)
-        self.temperature = check_temperature(temperature)
+        self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
         *sizes, last = student.map_sizes
         *channels, width = student.in_channels
         strides = [[max(1, n // m) for n, m in zip(size, last, strict=True)] for size in sizes]
@@ -90,7 +99,7 @@ class BYOT(Method):
         deepest = feats[-1].mean(dim=(2, 3)).detach()
         pooled, early = zip(*(head(feat) for head, feat in zip(self.heads, feats, strict=False)), strict=True)
         cross_entropy = torch.stack([criterion(z, targets) for z in early]).sum()
-        soft = torch.stack([soft_label_loss(z, logits, self.temperature) for z in early]).sum()
+        soft = torch.stack([self.soft_label_loss(z, logits) for z in early]).sum()
         distance = torch.stack([F.mse_loss(f, deepest, reduction="sum") for f in pooled]).sum()
         return {
             "loss_ce": criterion(logits, targets),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from frskd_plugin.core.checks import check_not_negative, check_temperature
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.targets import choose_soft_label, ignored_label
 
 
 class CSKD(Method):
@@ -21,6 +22,7 @@ class CSKD(Method):
             order, so both halves of the targets are equal.
         weight: w; the authors take 3 for fine-grained data.
         temperature: T.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         ValueError: a setting out of range.
@@ -28,10 +30,12 @@ class CSKD(Method):
 
     needs = DataNeeds(order="class_pairs")
 
-    def __init__(self, student: StudentInfo, weight: float = 1.0, temperature: float = 4.0) -> None:
+    def __init__(
+        self, student: StudentInfo, weight: float = 1.0, temperature: float = 4.0, soft_label: str = "auto"
+    ) -> None:
         super().__init__(student)
         self.weight = check_not_negative("weight", weight)
-        self.temperature = check_temperature(temperature)
+        self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
@@ -45,7 +49,7 @@ class CSKD(Method):
             criterion: the loss of logits against targets.
 
         Raises:
-            ValueError: the halves of the batch are not of the same classes.
+            ValueError: the halves of the batch are not of the same classes, or (on a CPU) some have no label.
         """
         half = len(images) // 2
         if len(images) != 2 * half or not torch.equal(targets[:half], targets[half:]):
@@ -54,11 +58,13 @@ class CSKD(Method):
                 f"got {len(images)} images, and the halves of their targets differ. Use a sampler of class pairs "
                 "(`CSKD.needs`), and no Mixup or CutMix."
             )
+        if targets.device.type == "cpu" and targets.ndim == 1 and bool((targets == ignored_label(criterion)).any()):
+            raise ValueError("CS-KD pairs images of one class, and some of the batch have no label: leave them out.")
         _, logits = student(images[:half])
         with torch.no_grad():
             _, partner_logits = student(images[half:])
         return {
             "loss_ce": criterion(logits, targets[:half]),
-            "loss_kd": self.weight * soft_label_loss(logits, partner_logits, self.temperature),
+            "loss_kd": self.weight * self.soft_label_loss(logits, partner_logits),
             "output": torch.cat([logits, partner_logits]),
         }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from frskd_plugin.core.checks import check_not_negative, check_temperature
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.targets import choose_soft_label
 
 
 class DDGSD(Method):
@@ -20,6 +21,7 @@ class DDGSD(Method):
         weight: lambda.
         mean_weight: mu.
         temperature: T.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         ValueError: a setting out of range.
@@ -28,12 +30,17 @@ class DDGSD(Method):
     needs = DataNeeds(views=2)
 
     def __init__(
-        self, student: StudentInfo, weight: float = 1.0, mean_weight: float = 5e-4, temperature: float = 3.0
+        self,
+        student: StudentInfo,
+        weight: float = 1.0,
+        mean_weight: float = 5e-4,
+        temperature: float = 3.0,
+        soft_label: str = "auto",
     ) -> None:
         super().__init__(student)
         self.weight = check_not_negative("weight", weight)
         self.mean_weight = check_not_negative("mean_weight", mean_weight)
-        self.temperature = check_temperature(temperature)
+        self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
@@ -57,7 +64,7 @@ class DDGSD(Method):
         feats, logits = student(images.transpose(0, 1).flatten(0, 1))
         a, b = logits.chunk(2)
         mean_a, mean_b = (half.mean(dim=0) for half in feats[-1].mean(dim=(2, 3)).chunk(2))
-        agree = soft_label_loss(a, b, self.temperature) + soft_label_loss(b, a, self.temperature)
+        agree = self.soft_label_loss(a, b) + self.soft_label_loss(b, a)
         return {
             "loss_ce": criterion(a, targets) + criterion(b, targets),
             "loss_kd": self.weight * agree,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from frskd_plugin.core.checks import check_not_negative, check_temperature
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.targets import choose_soft_label
 
 
 class DLB(Method):
@@ -21,6 +22,7 @@ class DLB(Method):
             order, each time augmented anew.
         weight: w.
         temperature: T.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         ValueError: a setting out of range.
@@ -28,10 +30,12 @@ class DLB(Method):
 
     needs = DataNeeds(order="overlap")
 
-    def __init__(self, student: StudentInfo, weight: float = 1.0, temperature: float = 3.0) -> None:
+    def __init__(
+        self, student: StudentInfo, weight: float = 1.0, temperature: float = 3.0, soft_label: str = "auto"
+    ) -> None:
         super().__init__(student)
         self.weight = check_not_negative("weight", weight)
-        self.temperature = check_temperature(temperature)
+        self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
         self._before: tuple[Tensor, Tensor] | None = None  # logits and targets of the last batch's second half
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
@@ -67,6 +71,6 @@ class DLB(Method):
                     "targets say that this one's is not. Use a sampler of overlapping batches (`DLB.needs`), no Mixup "
                     "or CutMix, and call set_progress at the start of each epoch."
                 )
-            soft = self.weight * soft_label_loss(logits[:half], before, self.temperature)
+            soft = self.weight * self.soft_label_loss(logits[:half], before)
         self._before = (logits[half:].detach().clone(), targets[half:].clone())
         return {"loss_ce": criterion(logits, targets), "loss_kd": soft, "output": logits}

@@ -16,6 +16,7 @@ from frskd_plugin.core.overhaul import OverhaulLoss
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.preactivations import forward_with_preactivations
+from frskd_plugin.methods.targets import choose_soft_label
 from frskd_plugin.methods.teacher_width import check_width, teacher_share, width_within
 
 _logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class FRSKD(Method):
         feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', whose size does not
             depend on the resolution. That needs a beta of its own, ``beta / (H W)`` for a level of H x W positions:
             see `attention_transfer_loss`.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -71,6 +73,7 @@ class FRSKD(Method):
         rectify_input: bool = True,
         feature_loss: str | nn.Module = "attention",
         feature_reduction: str = "mean",
+        soft_label: str = "auto",
     ) -> None:
         super().__init__(student)
         if not isinstance(feature_loss, nn.Module):
@@ -98,7 +101,7 @@ class FRSKD(Method):
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
         made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant, feature_reduction)
-        self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, made)
+        self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, made, choose_soft_label(soft_label, student))
         if not beta and any(True for _ in made.parameters()):
             raise ValueError(
                 f"`feature_loss={feature_loss!r}` has weights of its own, which `beta=0` leaves without training: "

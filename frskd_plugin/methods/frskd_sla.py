@@ -9,10 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, StudentForward, StudentInfo
 from frskd_plugin.methods.frskd import FRSKD
-from frskd_plugin.methods.rotation import ROTATIONS, JointHead, aggregate_logits, joint_targets, rotate_images
+from frskd_plugin.methods.rotation import (
+    ROTATIONS,
+    JointHead,
+    aggregate_logits,
+    check_softmax,
+    joint_targets,
+    rotate_images,
+)
+from frskd_plugin.methods.targets import ignored_label
 
 
 class FRSKDSLA(FRSKD):
@@ -34,13 +42,16 @@ class FRSKDSLA(FRSKD):
 
     Raises:
         TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range, or fewer than two feature maps.
+        ValueError: for arguments out of range, fewer than two feature maps, or a network that decides each class on its
+            own.
     """
 
     def __init__(self, student: StudentInfo, sla_weight: float = 1.0, single_pass: bool = False, **frskd: Any) -> None:
         super().__init__(student, **frskd)
+        check_softmax(self.loss_distill.soft_label_loss.soft_label, "FRSKD+SLA")
         self.sla_weight = check_not_negative("sla_weight", sla_weight)
         self.single_pass = bool(single_pass)
+        self.soft_label_loss = SoftLabelLoss(self.loss_distill.soft_label_loss.temperature)
         self.joint_head = JointHead(student.in_channels[-1], student.num_classes)
         self.teacher_joint_head = JointHead(self.self_teacher.neck.out_channels[-1], student.num_classes)
 
@@ -66,10 +77,9 @@ class FRSKDSLA(FRSKD):
 
         last = F.relu(refined[-1]) if self.preactivation else refined[-1]
         joint, teacher_joint = self.joint_head(feats[-1]), self.teacher_joint_head(last)
-        labels = joint_targets(targets)
+        labels = joint_targets(targets, ignored_label(criterion))
         agg, teacher_agg = aggregate_logits(joint), aggregate_logits(teacher_joint)
-        temperature = self.loss_distill.soft_label_loss.temperature
-        own = soft_label_loss(logits, agg, temperature) + soft_label_loss(teacher_logits, teacher_agg, temperature)
+        own = self.soft_label_loss(logits, agg) + self.soft_label_loss(teacher_logits, teacher_agg)
         return {
             "loss_ce": criterion(logits, targets),
             "loss_teacher_ce": criterion(teacher_logits, targets),

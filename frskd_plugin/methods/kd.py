@@ -17,6 +17,7 @@ from frskd_plugin.core.overhaul import OverhaulLoss
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.preactivations import find_map_norms, forward_with_preactivations, normalise
+from frskd_plugin.methods.targets import choose_soft_label
 
 # feature losses and their usual weights: FitNet's in later comparisons, attention transfer's and overhaul's own
 FEATURE_BETAS = {"none": 0.0, "hint": 100.0, "attention": 1000.0, "overhaul": 1e-3}
@@ -71,6 +72,7 @@ class KD(Method):
             student's ``pretrained_cfg`` (`TimmClassifier`: of the data preprocessor). Where the teacher's mean or std
             differ (`FrozenTeacher`), its images are changed to them; where they are not known, they stay.
         student_std: their std, likewise.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         TypeError: the teacher is no module.
@@ -88,6 +90,7 @@ class KD(Method):
         beta: float | None = None,
         student_mean: Sequence[float] | None = None,
         student_std: Sequence[float] | None = None,
+        soft_label: str = "auto",
     ) -> None:
         super().__init__(student)
         if not isinstance(teacher, nn.Module):
@@ -97,7 +100,7 @@ class KD(Method):
         self.beta = check_not_negative("beta", FEATURE_BETAS[self.kind] if beta is None else beta)
         if self.kind != "none" and not self.beta:
             raise ValueError(f"`feature_loss={self.kind!r}` with `beta=0` trains nothing: use feature_loss='none'.")
-        self.soft_label_loss = SoftLabelLoss(temperature)
+        self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
         self._teacher = _Shared((teacher,))  # a tuple hides it from nn.Module
         change = _teacher_change(student, teacher, student_mean, student_std)
         for name, values in zip(("image_scale", "image_shift"), change or (None, None), strict=True):

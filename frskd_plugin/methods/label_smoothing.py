@@ -5,30 +5,35 @@ from __future__ import annotations
 from torch import Tensor
 
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.targets import soft_loss, soft_targets
+from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave_out_ignored, soft_loss, soft_targets
 
 
 class LabelSmoothing(Method):
-    """``CE`` against ``(1 - s) y + s / K``.
+    """``CE`` against ``(1 - s) y + s / K``; by a sigmoid, where each class has two outcomes, ``(1 - s) y + s / 2``.
 
     Args:
         student: the network to train.
         smoothing: s, the share that all K classes divide among them.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         ValueError: a share that is not in 0..1.
     """
 
-    def __init__(self, student: StudentInfo, smoothing: float = 0.1) -> None:
+    def __init__(self, student: StudentInfo, smoothing: float = 0.1, soft_label: str = "auto") -> None:
         super().__init__(student)
         if not 0 <= smoothing < 1:
             raise ValueError(f"`smoothing` is a share of the label and must be in 0..1, below 1, got {smoothing}.")
         self.smoothing = float(smoothing)
+        self.soft_label = choose_soft_label(soft_label, student)
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
     ) -> dict[str, Tensor]:
         """See `Method.forward`; soft labels are smoothed too."""
         _, logits = student(images)
-        smoothed = (1 - self.smoothing) * soft_targets(targets, logits) + self.smoothing / logits.shape[1]
+        outcomes = logits.shape[1] if self.soft_label == "softmax" else 2
+        ignored = ignored_label(criterion)
+        smoothed = (1 - self.smoothing) * soft_targets(targets, logits, ignored) + self.smoothing / outcomes
+        smoothed = leave_out_ignored(smoothed, targets, ignored)
         return {"loss_ce": soft_loss(criterion, logits, smoothed), "output": logits}

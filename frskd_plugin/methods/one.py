@@ -7,11 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_not_negative, check_positive_int, check_temperature
+from frskd_plugin.core.checks import check_not_negative, check_positive_int
 from frskd_plugin.core.schedule import sigmoid_rampup
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.last_stage import draw_anew, find_last_stage, run_branch, watch_input
+from frskd_plugin.methods.targets import choose_soft_label
 
 PROBE_BATCH = 2
 
@@ -61,6 +62,7 @@ class ONE(Method):
         temperature: T.
         weight: multiplies w(t).
         rampup_epochs: R.
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -74,10 +76,11 @@ class ONE(Method):
         temperature: float = 3.0,
         weight: float = 1.0,
         rampup_epochs: float = 80,
+        soft_label: str = "auto",
     ) -> None:
         super().__init__(student)
         check_positive_int("num_branches", num_branches, least=2)
-        self.temperature = check_temperature(temperature)
+        self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
         self.weight = check_not_negative("weight", weight)
         if not rampup_epochs >= 0:
             raise ValueError(f"`rampup_epochs` counts epochs from 0, got {rampup_epochs}.")
@@ -107,7 +110,7 @@ class ONE(Method):
         every, ensemble = self._run(student, images)
         logits = every[0]
         weight = self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs)
-        soft = torch.stack([soft_label_loss(z, ensemble, self.temperature) for z in every]).sum()
+        soft = torch.stack([self.soft_label_loss(z, ensemble) for z in every]).sum()
         return {
             "loss_ce": criterion(logits, targets),
             "loss_branch_ce": torch.stack([criterion(z, targets) for z in every[1:]]).sum(),

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.prediction_store import PredictionStore
-from frskd_plugin.methods.targets import soft_loss, soft_targets
+from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave_out_ignored, soft_loss, soft_targets
+
+LEAST_PROBABILITY = 2.0**-24  # of float16, as predictions are kept: a row of zeros would be one that is not known
 
 
 def mixed_targets(targets: Tensor, before: Tensor, alpha: float) -> Tensor:
@@ -41,6 +43,7 @@ class PSKD(Method):
         num_samples: size of the training set.
         alpha: the share of the predictions in the last epoch.
         file: keeps the predictions in this file and not in the checkpoint (for ImageNet).
+        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -50,12 +53,18 @@ class PSKD(Method):
     needs = DataNeeds(index=True)
 
     def __init__(
-        self, student: StudentInfo, num_samples: int, alpha: float = 0.8, file: str | Path | None = None
+        self,
+        student: StudentInfo,
+        num_samples: int,
+        alpha: float = 0.8,
+        file: str | Path | None = None,
+        soft_label: str = "auto",
     ) -> None:
         super().__init__(student)
         if not 0 <= alpha <= 1:
             raise ValueError(f"`alpha` is the share of earlier predictions and must be in 0..1, got {alpha}.")
         self.alpha = float(alpha)
+        self.soft_label = choose_soft_label(soft_label, student)
         self.predictions = PredictionStore(num_samples, student.num_classes, file)
 
     @property
@@ -91,6 +100,14 @@ class PSKD(Method):
             )
         _, logits = student(images)
         before = self.predictions.read(index).to(logits.device)
-        mixed = mixed_targets(soft_targets(targets, logits), before, self.alpha_now)
-        self.predictions.write(index, logits.detach().float().softmax(dim=1))
+        ignored = ignored_label(criterion)
+        mixed = mixed_targets(soft_targets(targets, logits, ignored), before, self.alpha_now)
+        mixed = leave_out_ignored(mixed, targets, ignored)
+        self.predictions.write(index, _probabilities(logits.detach().float(), self.soft_label))
         return {"loss_ce": soft_loss(criterion, logits, mixed), "output": logits}
+
+
+def _probabilities(logits: Tensor, soft_label: str) -> Tensor:
+    if soft_label == "softmax":
+        return logits.softmax(dim=1)
+    return logits.sigmoid().clamp(min=LEAST_PROBABILITY)

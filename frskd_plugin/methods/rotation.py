@@ -31,15 +31,34 @@ def rotate_images(images: Tensor) -> Tensor:
     return rotated.contiguous(memory_format=torch.channels_last) if channels_last else rotated
 
 
-def joint_targets(targets: Tensor) -> Tensor:
+def check_softmax(soft_label: str, owner: str) -> None:
+    """Refuse soft labels by a sigmoid.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    if soft_label != "softmax":
+        raise ValueError(
+            f"{owner} cannot make soft labels by a sigmoid (one logit, multi-label): its joint classifier of class and "
+            "rotation is a softmax. Use another method or, where each image has one label, soft_label='softmax'."
+        )
+
+
+def joint_targets(targets: Tensor, ignored: int = -100) -> Tensor:
     """Targets of class and rotation: labels [B] -> [4 B], soft labels [B, K] -> [4 B, 4 K].
+
+    Args:
+        targets: labels [B] or soft labels [B, K].
+        ignored: label of images without one; becomes -100, which torch's cross-entropy leaves out.
 
     >>> import torch
     >>> joint_targets(torch.tensor([0, 2])).tolist()
     [0, 1, 2, 3, 8, 9, 10, 11]
     """
     if targets.ndim == 1:
-        return (ROTATIONS * targets.unsqueeze(1) + torch.arange(ROTATIONS, device=targets.device)).flatten()
+        targets = targets.long().unsqueeze(1)
+        joint = ROTATIONS * targets + torch.arange(ROTATIONS, device=targets.device)
+        return joint.masked_fill(targets == ignored, -100).flatten()
     eye = torch.eye(ROTATIONS, device=targets.device, dtype=targets.dtype)
     return torch.einsum("bc,kl->bkcl", targets, eye).flatten(2).flatten(0, 1)
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from frskd_plugin.core.checks import check_not_negative, check_temperature
-from frskd_plugin.core.soft_label import soft_label_loss
+from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.rotation import ROTATIONS, JointHead, aggregate_logits, joint_targets, rotate_images
+from frskd_plugin.methods.rotation import (
+    ROTATIONS,
+    JointHead,
+    aggregate_logits,
+    check_softmax,
+    joint_targets,
+    rotate_images,
+)
+from frskd_plugin.methods.targets import choose_soft_label, ignored_label
 
 
 class SLASD(Method):
@@ -21,15 +29,19 @@ class SLASD(Method):
         student: the network to train; its images must be square.
         weight: w.
         temperature: T; the published FRSKD+SLA uses 4.
+        soft_label: 'softmax'; 'auto' is that too, and refuses what needs a sigmoid (one logit, multi-label).
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting out of range, or a network that decides each class on its own.
     """
 
-    def __init__(self, student: StudentInfo, weight: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(
+        self, student: StudentInfo, weight: float = 1.0, temperature: float = 1.0, soft_label: str = "auto"
+    ) -> None:
         super().__init__(student)
         self.weight = check_not_negative("weight", weight)
-        self.temperature = check_temperature(temperature)
+        check_softmax(choose_soft_label(soft_label, student), "SLA-SD")
+        self.soft_label_loss = SoftLabelLoss(temperature)
         self.joint_head = JointHead(student.in_channels[-1], student.num_classes)
 
     def forward(
@@ -45,7 +57,7 @@ class SLASD(Method):
         joint_logits = self.joint_head(feats[-1])
         return {
             "loss_ce": criterion(logits, targets),
-            "loss_joint_ce": F.cross_entropy(joint_logits, joint_targets(targets)),
-            "loss_kd": self.weight * soft_label_loss(logits, aggregate_logits(joint_logits), self.temperature),
+            "loss_joint_ce": F.cross_entropy(joint_logits, joint_targets(targets, ignored_label(criterion))),
+            "loss_kd": self.weight * self.soft_label_loss(logits, aggregate_logits(joint_logits)),
             "output": logits,
         }

@@ -1,32 +1,200 @@
-"""Labels as distributions over the classes."""
+"""Labels, soft labels and criteria: what is checked of them, and labels as distributions over the classes."""
 
 from __future__ import annotations
 
+import functools
+import logging
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from frskd_plugin.methods.base import Criterion
+from frskd_plugin.core.checks import check_one_of
+from frskd_plugin.core.soft_label import SOFT_LABELS, criterion_soft_label
+from frskd_plugin.methods.base import Criterion, StudentInfo
+
+_logger = logging.getLogger(__name__)
 
 
-def soft_targets(targets: Tensor, logits: Tensor) -> Tensor:
-    """A distribution [B, K] for each image, in the dtype of the logits: labels become one-hot, soft labels stay.
+def choose_soft_label(soft_label: str, student: StudentInfo) -> str:
+    """Return how a method makes soft labels, 'softmax' or 'sigmoid', and say so where 'auto' takes a sigmoid.
 
     Args:
+        soft_label: 'softmax', 'sigmoid', or 'auto': a sigmoid where the criterion is known to take one
+            (`criterion_soft_label`).
+        student: its number of classes and its criterion.
+
+    Raises:
+        ValueError: an unknown name, or one logit with a softmax or with a criterion that is not known.
+    """
+    check_one_of("soft_label", soft_label, SOFT_LABELS)
+    known = criterion_soft_label(student.criterion)
+    chosen = known or "softmax" if soft_label == "auto" else soft_label
+    if student.num_classes == 1 and chosen == "softmax":
+        if soft_label == "auto" and student.criterion is None:
+            chosen = "sigmoid"
+        else:
+            given = "soft_label='softmax'" if soft_label == "softmax" else f"criterion {name_of(student.criterion)}"
+            raise ValueError(
+                f"One logit (num_classes=1) has soft labels by a sigmoid alone, and {given} does not say that it takes "
+                "one: give soft_label='sigmoid' where the logit's sigmoid is the probability of the class, or "
+                "num_classes=2."
+            )
+    if soft_label == "auto" and chosen == "sigmoid":
+        _logger.warning(
+            "Soft labels are made by a sigmoid, each class on its own, as the criterion %s does "
+            "(soft_label='softmax' compares them over all classes)",
+            name_of(student.criterion),
+        )
+    return chosen
+
+
+def name_of(criterion: Any) -> str:
+    """Name of a criterion for messages."""
+    return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def ignored_label(criterion: Any) -> int:
+    """Label of samples that a criterion leaves out: its ``ignore_index``, or that of torch's cross-entropy.
+
+    >>> ignored_label(F.cross_entropy), ignored_label(nn.CrossEntropyLoss(ignore_index=255))
+    (-100, 255)
+    """
+    while isinstance(criterion, functools.partial):
+        if "ignore_index" in criterion.keywords:
+            return int(criterion.keywords["ignore_index"])
+        criterion = criterion.func
+    return int(getattr(criterion, "ignore_index", -100))
+
+
+def check_targets(images: Tensor, targets: Tensor, criterion: Criterion, num_classes: int | None) -> Tensor:
+    """Return the targets of a batch, labels of any integer type as int64.
+
+    The values of labels are looked at on a CPU alone: on a GPU the host would wait for it in every step. They are the
+    criterion's own affair where it is not known (`criterion_soft_label`).
+
+    Args:
+        images: of any shape, the batch first.
         targets: labels [B] or soft labels [B, K].
+        criterion: the loss of logits against targets.
+        num_classes: K; None leaves the values unchecked.
+
+    Raises:
+        TypeError: the targets are no tensor.
+        ValueError: an empty batch, a label that is no class, or targets that a cross-entropy cannot take.
+    """
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"Targets are a tensor, labels [B] or soft labels [B, K], got {type(targets).__name__}.")
+    if isinstance(images, Tensor) and images.shape[0] == 0:
+        raise ValueError(
+            f"The batch is empty (images {list(images.shape)}): its mean loss is not defined, leave it out."
+        )
+    kind = criterion_soft_label(criterion)
+    if targets.ndim == 1 and not targets.is_floating_point():
+        labels = targets.long()
+        if kind is not None and num_classes is not None:
+            check_labels(labels, num_classes, ignored_label(criterion), criterion)
+        return labels
+    wanted = "labels [B] (integers)" + ("" if num_classes is None else f" or soft labels [B, {num_classes}] (floats)")
+    fits = targets.ndim == 2 and targets.is_floating_point() and num_classes in (None, targets.shape[1])
+    if kind == "softmax" and not fits:
+        raise ValueError(
+            f"The criterion {name_of(criterion)} takes {wanted}, got {targets.dtype} {list(targets.shape)}."
+        )
+    return targets
+
+
+def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Criterion | None = None) -> None:
+    """Refuse labels [B] that are no class; looks at labels on the CPU alone, and not while compiling.
+
+    Raises:
+        ValueError: a label outside of 0..K-1, or the ignored one with a criterion of a library that does not know it.
+    """
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    counted = labels[labels != ignored]
+    least, most = 0, max(num_classes, 2) - 1  # one logit has labels 0 and 1
+    wrong = counted[(counted < least) | (counted > most)]
+    if wrong.numel():
+        raise ValueError(
+            f"Labels must be classes {least}..{most} (or {ignored}, to be ignored), got {wrong[0].item()}: make "
+            f"num_classes={num_classes} fit the data set."
+        )
+    of_library = type(criterion).__module__.startswith(("torch.nn", "timm.loss")) and isinstance(criterion, nn.Module)
+    if len(counted) < len(labels) and of_library and not hasattr(criterion, "ignore_index"):
+        raise ValueError(
+            f"The criterion {name_of(criterion)} has no ignore_index, so it cannot leave out the images of label "
+            f"{ignored}: take them out of the batch, or use torch.nn.CrossEntropyLoss."
+        )
+
+
+def check_terms(terms: dict[str, Any], criterion: Criterion) -> None:
+    """Refuse terms of a loss that are not scalars.
+
+    Raises:
+        ValueError: naming the term and the criterion.
+    """
+    for name, value in terms.items():
+        if name.startswith("loss") and (not isinstance(value, Tensor) or value.numel() != 1):
+            got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"`{name}` must be a scalar tensor, got {got}: let the criterion {name_of(criterion)} reduce its loss "
+                "over the batch (reduction='mean')."
+            )
+
+
+def soft_targets(targets: Tensor, logits: Tensor, ignored: int = -100) -> Tensor:
+    """Return a distribution [B, K] for each image, in the dtype of the logits: labels become one-hot, soft labels stay.
+
+    Args:
+        targets: labels [B] or soft labels [B, K]; of one logit, labels are 0 or 1.
         logits: [B, K], tells the number of classes.
+        ignored: label of images without one; their row is that of class 0, see `leave_out_ignored`.
+
+    Raises:
+        ValueError: targets of another batch or number of classes, or (on a CPU) a label that is no class.
 
     >>> import torch
     >>> soft_targets(torch.tensor([1, 0]), torch.zeros(2, 3)).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
-    if targets.ndim == 1:
-        targets = F.one_hot(targets, logits.shape[1])
+    if targets.ndim == 1 and targets.shape[0] == logits.shape[0] and not targets.is_floating_point():
+        labels = targets.long()
+        check_labels(labels, logits.shape[1], ignored)
+        labels = labels.masked_fill(labels == ignored, 0)
+        targets = labels.unsqueeze(1) if logits.shape[1] == 1 else F.one_hot(labels, logits.shape[1])
+    if targets.shape != logits.shape:
+        raise ValueError(
+            f"Soft labels are made of labels [B] (integers) or soft labels [B, K] for logits {list(logits.shape)}, got "
+            f"{targets.dtype} {list(targets.shape)}."
+        )
     return targets.to(logits.dtype)
 
 
+def leave_out_ignored(soft: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """Return soft labels [B, K] of which a cross-entropy's mean over the batch is the mean over the labelled images.
+
+    Rows of images without a label become 0, the others are multiplied by B over their number, as torch's cross-entropy
+    divides; without such an image nothing changes. The host does not wait for a GPU.
+
+    Args:
+        soft: made of the targets.
+        targets: labels [B], or soft labels, of which none is ignored.
+        ignored: label of images without one.
+
+    >>> import torch
+    >>> leave_out_ignored(torch.eye(2), torch.tensor([0, -100]), -100).tolist()
+    [[2.0, 0.0], [0.0, 0.0]]
+    """
+    if targets.ndim != 1:
+        return soft
+    labelled = targets != ignored
+    return soft * (labelled * (len(targets) / labelled.sum().clamp(min=1))).to(soft.dtype).unsqueeze(1)
+
+
 def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
-    """The criterion on soft labels [B, K] that the method has made.
+    """Call the criterion on soft labels [B, K] that the method has made.
 
     Raises:
         ValueError: the criterion takes labels only.
@@ -36,8 +204,8 @@ def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        name = getattr(criterion, "__name__", type(criterion).__name__)
         raise ValueError(
-            f"The method hands soft labels [B, K] to the criterion, and {name} failed on them ({error}): leave "
-            f"`criterion` and its smoothing out, or give one for soft labels, such as timm's SoftTargetCrossEntropy()."
+            f"The method hands soft labels [B, K] to the criterion, and {name_of(criterion)} failed on them ({error}): "
+            f"leave `criterion` and its smoothing out, or give one for soft labels, such as timm's "
+            f"SoftTargetCrossEntropy()."
         ) from error

@@ -9,6 +9,7 @@ from timm.optim import auto_group_layers
 from torch import Tensor, nn
 
 from frskd_plugin.methods.base import Criterion, Method
+from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.probe import split_forward
 
 
@@ -41,7 +42,9 @@ class DistilledModel(nn.Module):
             In train mode ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits [B, K].
 
         Raises:
-            ValueError: Train mode without targets.
+            TypeError: targets that are no tensor.
+            ValueError: train mode without targets; an empty batch, labels that are no classes (looked at on a CPU) or
+                other targets that the criterion cannot take; a criterion that does not reduce its loss.
         """
         if not self.training:
             return self.student(images)
@@ -50,7 +53,9 @@ class DistilledModel(nn.Module):
                 "In training mode this model computes its losses: call model(images, targets). For predictions call "
                 "model.eval() first; frskd_plugin.unwrap(model) is the plain network."
             )
+        targets = check_targets(images, targets, self.criterion, getattr(self.student, "num_classes", None))
         terms = self.method(self.student_forward, images, targets, self.criterion, **extra)
+        check_terms(terms, self.criterion)
         parts = [value for name, value in terms.items() if name.startswith("loss_")]
         return {"loss": sum(parts[1:], parts[0]), **terms}
 

@@ -12,6 +12,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.distilled_model import DistilledModel
 from frskd_plugin.timm.wrap import wrap
 
@@ -101,7 +102,10 @@ class FRSKDTask(TrainingTask):
         """
         result = self.trainable_module(input, target, **extra)
         if isinstance(result, Tensor):
-            return {"loss": unwrap_model(self.trainable_module).criterion(result, target), "output": result}
+            criterion = unwrap_model(self.trainable_module).criterion
+            found = {"loss": criterion(result, check_targets(input, target, criterion, result.shape[1]))}
+            check_terms(found, criterion)
+            return {**found, "output": result}
         return result
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:

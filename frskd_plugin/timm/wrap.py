@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.methods import StudentInfo, make_method
 from frskd_plugin.methods.base import Criterion
 from frskd_plugin.timm.distilled_model import DistilledModel
@@ -69,7 +70,13 @@ def wrap(
         raise TypeError(
             f"`criterion` is called with logits and targets: expected nn.BCEWithLogitsLoss(), got {criterion}."
         )
+    criterion = F.cross_entropy if criterion is None else criterion
     probe = probe_student(model, input_size)
+    if probe.num_classes == 1 and criterion_soft_label(criterion) == "softmax":
+        raise ValueError(
+            "The cross-entropy of one logit (num_classes=1) is always 0: give criterion=torch.nn.BCEWithLogitsLoss() "
+            "and targets [B, 1], or num_classes=2."
+        )
     if method != "baseline":
         _check_all_patches(model)
     indices = choose_indices(probe.maps, out_indices, type(model).__name__)
@@ -80,6 +87,7 @@ def wrap(
         num_classes=probe.num_classes,
         macs=probe.macs,
         input_size=probe.input_size,
+        criterion=criterion,
     )
     if "teacher" in settings:
         teacher = make_teacher(settings["teacher"], probe.num_classes, probe.input_size, out_indices)
@@ -88,7 +96,7 @@ def wrap(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         made.to(device=parameter.device, dtype=parameter.dtype)
-    wrapped = DistilledModel(model, made, F.cross_entropy if criterion is None else criterion, indices)
+    wrapped = DistilledModel(model, made, criterion, indices)
     # `wrapped.train(mode)` would reach into the model, where the caller may keep frozen layers in eval mode
     made.train(model.training)
     wrapped.training = model.training
