@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from frskd_plugin.core.fusion import fusion_coefficients
 from frskd_plugin.core.resize import Size, max_pool_to, spatial_size, upsample_to
 
+EQUAL_REPEATS = (1, 2, 4, 8, 16, 32)
+
 
 def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, scale: Tensor | None = None) -> Tensor:
     """``scale * BN(x)``, with the running statistics of a map that repeats each value of ``x``.
@@ -114,10 +116,12 @@ class FusionNode(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """Nearest up-sampling and a projection to the neighbour's width, ``CBR(UP(x))``, computed as ``UP(CBR(x))``.
+    """Nearest up-sampling and a projection to the neighbour's width, ``CBR(UP(x))``.
 
-    Nearest up-sampling repeats values, and a 1x1 convolution, batch statistics and ReLU do not mind the order: result
-    and gradients are the same for a quarter of the work, once `batch_norm` counts the repeated values.
+    Where up-sampling repeats each value equally often (1, 2, 4, ... times), it is computed as ``UP(CBR(x))``: a 1x1
+    convolution, batch statistics and ReLU do not mind the order. Result and gradients are the same for a quarter of the
+    work, once `batch_norm` counts the repeated values. At other sizes, such as 17 to 33, some values count more than
+    others in the batch statistics, and the map is up-sampled first.
 
     Args:
         in_channels: channels of the lower-resolution map.
@@ -131,8 +135,11 @@ class UpsampleConv(nn.Module):
     def forward(self, x: Tensor, size: Size, scale: Tensor) -> Tensor:
         """``scale`` times the resized map, [B, C_in, h, w] -> [B, C_out, *size]."""
         height, width = spatial_size(x)
-        repeats = max(1.0, size[0] * size[1] / (height * width))
-        return upsample_to(self.project(x, scale, repeats), size, "nearest")
+        rows, columns = size[0] / height, size[1] / width
+        # powers of 2 alone: for others torch computes the nearest position with a rounded ratio
+        if rows in EQUAL_REPEATS and columns in EQUAL_REPEATS:
+            return upsample_to(self.project(x, scale, rows * columns), size, "nearest")
+        return self.project(upsample_to(x, size, "nearest"), scale)
 
 
 class Upsample(nn.Module):

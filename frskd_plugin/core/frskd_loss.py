@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from frskd_plugin.core.attention import AttentionTransferLoss
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.resize import Size
+from frskd_plugin.core.schedule import scheduled_weight, weighted
 from frskd_plugin.core.soft_label import SoftLabelLoss
 
 
@@ -28,9 +29,6 @@ class FRSKDLoss(nn.Module):
             detectors with focal loss). 'auto' takes 'sigmoid' for one logit; methods, segmentors and detectors choose
             for it by their own criterion. A sigmoid's sum is divided by the number of positions or, for logits
             [B, K, N] of N anchors, by `expected_foreground`.
-
-    Attributes:
-        factor: multiplies both terms; a schedule sets it, 0 skips their computation.
 
     Raises:
         ValueError: for a negative weight, a temperature that is not positive, an unknown variant, reduction or soft
@@ -64,12 +62,23 @@ class FRSKDLoss(nn.Module):
                 f"{type(feature_loss).__name__}` beside it: leave one of them out."
             )
         self.feature_loss = attention_transfer if feature_loss is None else feature_loss
-        self.factor = 1.0
+        self._factor = scheduled_weight(1.0)
+        self._computes = True  # for torch.compile, which must not read the value of the factor
+
+    @property
+    def factor(self) -> float:
+        """Multiply both terms; a schedule sets it, 0 skips their computation."""
+        return self._factor.item()
+
+    @factor.setter
+    def factor(self, value: float) -> None:
+        self._factor.fill_(check_not_negative("factor", value))
+        self._computes = value > 0
 
     @property
     def active(self) -> bool:
         """Whether any term is computed at present."""
-        return self.factor * (self.alpha + self.beta) > 0
+        return self._computes and self.alpha + self.beta > 0
 
     def forward(
         self,
@@ -98,10 +107,29 @@ class FRSKDLoss(nn.Module):
         Raises:
             ValueError: if shapes or numbers of levels disagree.
         """
-        alpha, beta = self.factor * self.alpha, self.factor * self.beta
-        zero = student_logits.new_zeros(())
-        soft = zero
-        if alpha:
+        soft, feature = student_logits.new_zeros(()), zero_loss(student_logits, self.feature_loss)
+        if self._computes and self.alpha:
             corners = (align_corners, teacher_align_corners)
-            soft = alpha * self.soft_label_loss(student_logits, teacher_logits, size, *corners, valid)
-        return {"loss_kd": soft, "loss_feat": beta * self.feature_loss(feats, refined_feats) if beta else zero}
+            soft = self.soft_label_loss(student_logits, teacher_logits, size, *corners, valid)
+            soft = weighted(self.alpha * soft, self._factor)
+        if self._computes and self.beta:
+            feature = weighted(self.beta * self.feature_loss(feats, refined_feats), self._factor)
+        return {"loss_kd": soft, "loss_feat": feature}
+
+
+def zero_loss(like: Tensor, module: nn.Module) -> Tensor:
+    """A loss of zero that keeps a module's parameters in the graph: DDP stops where one gets no gradient.
+
+    Args:
+        like: any tensor of the dtype and device of the loss.
+        module: its trained parameters get a gradient of zeros.
+
+    >>> import torch
+    >>> layer = nn.Linear(2, 1)
+    >>> zero_loss(torch.ones(1), layer).backward()
+    >>> layer.weight.grad
+    tensor([[0., 0.]])
+    """
+    # sums of nothing: 0 times a parameter would not be 0 where that is infinite
+    nothing = [p.flatten()[:0].sum().to(like) for p in module.parameters() if p.requires_grad]
+    return sum(nothing, start=like.new_zeros(()))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 
 def sigmoid_rampup(current: float, length: float) -> float:
     """``exp(-5 (1 - t)^2)`` with t = current / length, clipped to 0..1; 1 for a ramp of no length.
@@ -15,6 +18,24 @@ def sigmoid_rampup(current: float, length: float) -> float:
         return 1.0
     progress = min(max(current, 0.0), length) / length
     return math.exp(-5.0 * (1.0 - progress) ** 2)
+
+
+def scheduled_weight(value: float) -> Tensor:
+    """Weight of a loss that a schedule changes with ``fill_``: a scalar on the CPU, in float64.
+
+    ``torch.compile`` takes a number for a constant, and compiles anew for each of its values.
+    """
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def weighted(loss: Tensor, weight: Tensor) -> Tensor:
+    """A scalar loss times a `scheduled_weight`, in the loss's dtype and on its device.
+
+    >>> import torch
+    >>> weighted(torch.tensor(3.0), scheduled_weight(0.5))
+    tensor(1.5000)
+    """
+    return loss * weight.to(loss.dtype)
 
 
 def distill_factor(step: int, begin: int, end: int) -> float:

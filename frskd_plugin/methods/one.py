@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative, check_positive_int
-from frskd_plugin.core.schedule import sigmoid_rampup
+from frskd_plugin.core.schedule import scheduled_weight, sigmoid_rampup, weighted
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.last_stage import draw_anew, find_last_stage, run_branch, watch_input
@@ -85,6 +85,8 @@ class ONE(Method):
         if not rampup_epochs >= 0:
             raise ValueError(f"`rampup_epochs` counts epochs from 0, got {rampup_epochs}.")
         self.rampup_epochs = float(rampup_epochs)
+        self._weight_now = scheduled_weight(0.0)
+        self.set_progress(*self.progress)
         parameter = next(p for p in student.module.parameters() if p.is_floating_point())
         images = torch.randn(PROBE_BATCH, *student.input_size, generator=torch.Generator().manual_seed(0))
         stage = find_last_stage(student.module, images.to(parameter.device, parameter.dtype))
@@ -99,6 +101,11 @@ class ONE(Method):
         """What the branches are copies of."""
         return f"last_stage={self.last_stage!r}, num_branches={len(self.branches) + 1}"
 
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """See `Method.set_progress`."""
+        super().set_progress(epoch, max_epochs)
+        self._weight_now.fill_(self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs))
+
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
     ) -> dict[str, Tensor]:
@@ -109,13 +116,12 @@ class ONE(Method):
         """
         every, ensemble = self._run(student, images)
         logits = every[0]
-        weight = self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs)
         soft = torch.stack([self.soft_label_loss(z, ensemble) for z in every]).sum()
         return {
             "loss_ce": criterion(logits, targets),
             "loss_branch_ce": torch.stack([criterion(z, targets) for z in every[1:]]).sum(),
             "loss_ensemble_ce": criterion(ensemble, targets),
-            "loss_kd": weight * soft,
+            "loss_kd": weighted(soft, self._weight_now),
             "output": logits,
             "teacher_output": ensemble,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ class PredictionStore(nn.Module):
 
     Raises:
         TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range.
+        ValueError: for arguments out of range; at the first use, for a resumed run's file that is not there or has
+            another size.
+        RuntimeError: when loading the table of another training set, see `torch.nn.Module.load_state_dict`.
     """
 
     def __init__(self, num_samples: int, num_classes: int, file: str | Path | None = None) -> None:
@@ -38,12 +41,37 @@ class PredictionStore(nn.Module):
         self.num_classes = check_positive_int("num_classes", num_classes)
         self.file = None if file is None else Path(file)
         self._mapped: Tensor | None = None
+        self.register_buffer("shape", torch.tensor([self.num_samples, self.num_classes]))
         # Integers, so that neither `to(dtype)` nor an average of the weights changes them. Bytes, two for each number,
         # because DDP sends all buffers around when it wraps a model, and gloo knows no int16.
         if self.file is None:
             self.register_buffer("bits", torch.zeros(num_samples, 2 * num_classes, dtype=torch.uint8))
         else:
             self.register_buffer("begun", torch.zeros((), dtype=torch.uint8))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Refuse a table of another training set; one saved before shapes were is taken by its size."""
+        shape, bits = state_dict.setdefault(f"{prefix}shape", self.shape), state_dict.get(f"{prefix}bits")
+        saved = [*bits.shape[:1], bits.shape[1] // 2] if bits is not None and bits.ndim == 2 else shape.tolist()
+        if saved != [self.num_samples, self.num_classes] or shape.tolist() != saved:
+            error_msgs.append(
+                f"{prefix}: PS-KD's predictions of the checkpoint are for num_samples={saved[0]} images and "
+                f"{saved[1]} classes, this run has num_samples={self.num_samples} and {self.num_classes} classes: "
+                f"resume with the training set of the checkpoint, or leave its predictions out."
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: they map the file themselves, and do not read it into memory."""
@@ -55,14 +83,28 @@ class PredictionStore(nn.Module):
         if self.file is None:
             return self.bits.view(torch.float16)
         if self._mapped is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             rows, columns = self.num_samples, self.num_classes
+            self._prepare_file(2 * rows * columns)
             mapped = torch.from_file(str(self.file), shared=True, size=rows * columns, dtype=torch.float16)
             self._mapped = mapped.view(rows, columns)
             if not self.begun:
                 self._mapped.zero_()
                 self.begun.fill_(1)
         return self._mapped
+
+    def _prepare_file(self, size: int) -> None:
+        """Make a new run's file of ``size`` bytes; a resumed run must find one."""
+        found = self.file.stat().st_size if self.file.is_file() else None
+        if self.begun and found != size:
+            raise ValueError(
+                f"The run's predictions for {self.num_samples} images and {self.num_classes} classes should be {size} "
+                f"bytes in {self.file}, "
+                + ("which is not there." if found is None else f"which has {found}.")
+                + " Bring the file of the run that is resumed, or begin a new run."
+            )
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if found is not None and found != size:
+            os.truncate(self.file, size)
 
     def read(self, index: Tensor) -> Tensor:
         """Rows [B, K] in float32, on the device of ``index`` [B].

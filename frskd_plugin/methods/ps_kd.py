@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from frskd_plugin.core.schedule import scheduled_weight
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.prediction_store import PredictionStore
 from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave_out_ignored, soft_loss, soft_targets
@@ -14,7 +15,7 @@ from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave
 LEAST_PROBABILITY = 2.0**-24  # of float16, as predictions are kept: a row of zeros would be one that is not known
 
 
-def mixed_targets(targets: Tensor, before: Tensor, alpha: float) -> Tensor:
+def mixed_targets(targets: Tensor, before: Tensor, alpha: float | Tensor) -> Tensor:
     """``(1 - alpha) y + alpha p``; where p is zero, nothing known of the image, y alone.
 
     Args:
@@ -65,13 +66,18 @@ class PSKD(Method):
             raise ValueError(f"`alpha` is the share of earlier predictions and must be in 0..1, got {alpha}.")
         self.alpha = float(alpha)
         self.soft_label = choose_soft_label(soft_label, student)
+        self._alpha_now = scheduled_weight(self.alpha)
         self.predictions = PredictionStore(num_samples, student.num_classes, file)
 
     @property
     def alpha_now(self) -> float:
         """alpha_t of the epoch that `set_progress` told of."""
-        epoch, max_epochs = self.progress
-        return self.alpha * min(1.0, (int(epoch) + 1) / max_epochs)
+        return self._alpha_now.item()
+
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """See `Method.set_progress`."""
+        super().set_progress(epoch, max_epochs)
+        self._alpha_now.fill_(self.alpha * min(1.0, (int(epoch) + 1) / max_epochs))
 
     def forward(
         self,
@@ -101,7 +107,7 @@ class PSKD(Method):
         _, logits = student(images)
         before = self.predictions.read(index).to(logits.device)
         ignored = ignored_label(criterion)
-        mixed = mixed_targets(soft_targets(targets, logits, ignored), before, self.alpha_now)
+        mixed = mixed_targets(soft_targets(targets, logits, ignored), before, self._alpha_now)
         mixed = leave_out_ignored(mixed, targets, ignored)
         self.predictions.write(index, _probabilities(logits.detach().float(), self.soft_label))
         return {"loss_ce": soft_loss(criterion, logits, mixed), "output": logits}

@@ -136,22 +136,57 @@ def test_features_are_not_detached():
     assert all(feat.grad.abs().sum() > 0 for feat in feats)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_projecting_first_counts_the_repeats(frozen):
-    """UP(CBR(x)) with `batch_norm` equals CBR(UP(x)), running statistics included."""
+def upsampled_both_ways(size, to, dtype=torch.float64, frozen=False):
+    """The layer and CBR(UP(x)) as it is written, with the gradient of both in x."""
     torch.manual_seed(0)
-    moved = UpsampleConv(6, 4).double().train()
-    plain = ConvBNReLU(6, 4).double().train()
-    plain.load_state_dict(moved.project.state_dict())
-    x = torch.randn(2, 6, 2, 3, dtype=torch.float64)
-    if frozen:
-        moved.project.bn.eval()
-        plain.bn.eval()
-    expected = plain(F.interpolate(x, (4, 6), mode="nearest"))
-    torch.testing.assert_close(moved(x, (4, 6), torch.tensor(1.0)), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(moved.project.bn.running_var, plain.bn.running_var, rtol=1e-12, atol=0)
-    torch.testing.assert_close(moved.project.bn.running_mean, plain.bn.running_mean, rtol=1e-12, atol=1e-15)
-    assert moved.project.bn.num_batches_tracked == plain.bn.num_batches_tracked
+    layer = UpsampleConv(6, 4).to(dtype).train()
+    plain = ConvBNReLU(6, 4).to(dtype).train()
+    plain.load_state_dict(layer.project.state_dict())
+    layer.project.bn.train(not frozen)
+    plain.bn.train(not frozen)
+    x = torch.randn(2, 6, *size).to(dtype)
+    found = []
+    for run in (lambda x: layer(x, to, torch.tensor(0.5, dtype=dtype)), lambda x: 0.5 * plain(resized(x, to))):
+        leaf = x.clone().requires_grad_()
+        result = run(leaf)
+        found.append((result, *torch.autograd.grad((result * torch.arange(to[1]).to(dtype)).sum(), leaf)))
+    return layer.project.bn, plain.bn, found
+
+
+def resized(x, to):
+    up = to[0] >= x.shape[2] and to[1] >= x.shape[3]
+    return F.interpolate(x, to, mode="nearest") if up else max_pool_to(x, to)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    ("size", "to"),
+    [
+        ((2, 3), (4, 6)),
+        ((17, 17), (33, 33)),
+        ((5, 4), (9, 8)),  # 9 -> 5 by ceiling, 8 -> 4
+        ((4, 4), (9, 9)),  # 9 -> 4 by flooring
+        ((3, 3), (3, 3)),
+        ((2, 2), (6, 8)),
+        ((2, 2), (2, 8)),
+        ((6, 6), (3, 3)),  # levels in another order
+    ],
+)
+def test_projecting_first_is_projecting_last(size, to, frozen):
+    """`UpsampleConv` equals CBR(UP(x)) at any pair of sizes, running statistics and gradients included."""
+    bn, plain_bn, (moved, plain) = upsampled_both_ways(size, to, frozen=frozen)
+    torch.testing.assert_close(moved, plain, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(bn.running_var, plain_bn.running_var, rtol=1e-12, atol=0)
+    torch.testing.assert_close(bn.running_mean, plain_bn.running_mean, rtol=1e-12, atol=1e-15)
+    assert bn.num_batches_tracked == plain_bn.num_batches_tracked
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("to", [(8, 8), (9, 9)])
+def test_projecting_first_in_half_precision(to, dtype):
+    _, _, ((moved, _), (plain, _)) = upsampled_both_ways((4, 4), to, dtype)
+    assert moved.dtype == dtype
+    torch.testing.assert_close(moved, plain, rtol=4e-2, atol=4e-2)  # up to a few steps of bfloat16
 
 
 def test_repeats_with_cumulative_average():

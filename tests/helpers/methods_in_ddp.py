@@ -25,11 +25,13 @@ def settings_of(method: str) -> dict[str, Any]:
     return {"num_samples": 2 * BATCH} if method == "ps_kd" else {}
 
 
-def two_steps(method: str, rank: int) -> dict[str, torch.Tensor]:
+def two_steps(method: str, rank: int, factor: float | None = None, **settings: Any) -> dict[str, torch.Tensor]:
     """Name -> gradient of the second step; a parameter without one would stop DDP at its start."""
     torch.manual_seed(0)
     student = timm.create_model("test_resnet", num_classes=CLASSES)
-    model = frskd_plugin.wrap(student, method, input_size=SIZE, **settings_of(method))
+    model = frskd_plugin.wrap(student, method, input_size=SIZE, **settings_of(method), **settings)
+    if factor is not None:
+        model.method.loss_distill.factor = factor
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     torch.manual_seed(1 + rank)  # each rank has images of its own
@@ -46,6 +48,7 @@ def main(folder: str, rank: str, world: str) -> None:
     store = f"file://{Path(folder).resolve()}/methods_rendezvous"
     distributed.init_process_group("gloo", init_method=store, rank=int(rank), world_size=int(world))
     held = {method: two_steps(method, int(rank)) for method in method_names()}
+    held["warm-up"] = two_steps("frskd", int(rank), factor=0.0, feature_loss="hint")
     torch.save(held, Path(folder) / f"methods_{rank}.pth")
     distributed.destroy_process_group()
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import frskd_plugin
-from frskd_plugin.methods import StudentInfo, make_method
+from frskd_plugin.core import FRSKDLoss
+from frskd_plugin.methods import StudentInfo, make_method, method_settings
 from frskd_plugin.timm.cifar_wrn import WideResNet
 from tests.helpers.model_tester import without_gradient
 
@@ -106,6 +107,18 @@ class MethodTester:
             values.append(losses["loss"].item())
         assert values[-1] < values[0]
         assert len(losses["output"]) == len(args[1])
+
+    def test_weights_of_zero_leave_no_parameter_without_gradient(self):
+        """DDP stops where one has none, as in a warm-up without distillation."""
+        has_layers = self.settings.get("feature_loss", "none") != "none"  # whose weight must not be 0 for good
+        names = ["alpha", "weight", "mean_weight", "sla_weight", *([] if has_layers else ["beta"])]
+        model = self.make(**{name: 0.0 for name in names if name in method_settings(self.method)})
+        for loss in model.modules():
+            if isinstance(loss, FRSKDLoss):
+                loss.factor = 0.0
+        args, extra = self.batch()
+        model(*args, **extra)["loss"].backward()
+        assert without_gradient(model) == []
 
     def test_inference_is_the_plain_students_bit_for_bit(self):
         model = self.make()

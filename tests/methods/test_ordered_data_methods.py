@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from frskd_plugin.methods import method_class
+from frskd_plugin.methods.prediction_store import PredictionStore
 from tests.methods.method_tester import (
     CLASSES,
     SIZE,
@@ -178,12 +179,50 @@ class TestPSKD(MethodTester):
         assert file.stat().st_size == 20 * CLASSES * 2
         table = model.method.predictions.table.clone()
         state = copy.deepcopy(model.state_dict())
-        assert max(v.numel() for k, v in state.items() if k.startswith("method.")) == 1
+        assert max(v.numel() for k, v in state.items() if k.startswith("method.")) == 2
         resumed = self.make(file=file)
         resumed.load_state_dict(state)
         assert torch.equal(resumed.method.predictions.table, table)
         new = self.make(file=file)
         assert not new.method.predictions.table.any()
+
+    @pytest.mark.parametrize("kept", ["checkpoint", "file"])
+    @pytest.mark.parametrize("other", [{"num_samples": 21}, {"num_classes": CLASSES + 1}])
+    def test_a_table_of_another_training_set_is_told(self, kept, other, tmp_path):
+        file = None if kept == "checkpoint" else tmp_path / "predictions.bin"
+        state = PredictionStore(20, CLASSES, file).state_dict()
+        with pytest.raises(
+            RuntimeError, match="are for num_samples=20 images and 5 classes, this run has num_samples="
+        ):
+            PredictionStore(**{"num_samples": 20, "num_classes": CLASSES, "file": file, **other}).load_state_dict(state)
+
+    def test_a_table_without_its_shape_loads(self):
+        """Checkpoints of earlier versions."""
+        store = PredictionStore(3, 2)
+        store.write(torch.tensor([1]), torch.tensor([[0.25, 0.75]]))
+        state = store.state_dict()
+        del state["shape"]
+        loaded = PredictionStore(3, 2)
+        loaded.load_state_dict(state, strict=True)
+        assert loaded.table[1].tolist() == [0.25, 0.75]
+        with pytest.raises(RuntimeError, match="num_samples=3 images and 2 classes, this run has num_samples=2 and 3"):
+            PredictionStore(2, 3).load_state_dict(state)
+
+    def test_a_resumed_run_needs_its_file(self, tmp_path):
+        file = tmp_path / "predictions.bin"
+        store = PredictionStore(3, 2, file)
+        store.write(torch.tensor([1]), torch.tensor([[0.25, 0.75]]))
+        for change, message in (
+            (lambda: file.write_bytes(bytes(4)), "which has 4"),
+            (file.unlink, "which is not there"),
+        ):
+            change()
+            resumed = PredictionStore(3, 2, file)
+            resumed.load_state_dict(store.state_dict())
+            with pytest.raises(ValueError, match=f"3 images and 2 classes should be 12 bytes in .*{message}"):
+                resumed.read(torch.tensor([1]))
+        file.write_bytes(bytes(100))  # of a run with more images
+        assert not PredictionStore(3, 2, file).table.any() and file.stat().st_size == 12
 
     def test_copies_map_the_file_anew(self, tmp_path):
         model = self.make(file=tmp_path / "predictions.bin")

@@ -59,7 +59,7 @@ def test_gradients_equal_the_joined_batch(gradients, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", [*method_names(), "warm-up"])
 def test_every_method_trains_one_model(held, method):
     """DDP starts a second step only where each parameter had a gradient in the first; the ranks agree on all."""
     one, other = (rank[method] for rank in held)

@@ -409,15 +409,27 @@ def test_overhaul_can_be_compiled(method):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_a_schedule_is_not_compiled_anew_each_epoch():
+@pytest.mark.parametrize(
+    ("method", "settings", "term", "new_at"),
+    [
+        ("sad", {"start_epoch": 2}, "loss_attention", 2),
+        ("one", {"rampup_epochs": 4}, "loss_kd", None),
+        ("ps_kd", {"num_samples": 4}, "loss_ce", None),
+        ("frskd", {"width": 1}, "loss_feat", 2),  # the factor is 0 before
+    ],
+)
+def test_a_schedule_is_not_compiled_anew_each_epoch(method, settings, term, new_at):
     graphs = []
     torch._dynamo.reset()
-    model = make(method="sad", start_epoch=2)[1]
+    model = make(method=method, **settings)[1]
     compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(1) or graph.forward)
-    counts = []
+    (images, targets), counts, values = batch(), [], []
+    extra = {"index": torch.arange(len(images))} if method == "ps_kd" else {}
     for epoch in range(5):
         model.method.set_progress(epoch, 5)
-        losses = compiled(*batch())
-        assert (losses["loss_attention"] > 0) == (epoch >= 2)
+        if method == "frskd":
+            model.method.loss_distill.factor = max(0, epoch - 1) / 3
+        values.append(compiled(images, targets, **extra)[term].item())
         counts.append(len(graphs))
-    assert counts == [1, 1, 2, 2, 2]
+    assert [i for i in range(2, 5) if counts[i] > counts[i - 1]] == ([] if new_at is None else [new_at])
+    assert len(set(values[2:])) == (1 if method == "sad" else 3)  # the weight itself does change
