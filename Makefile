@@ -12,13 +12,15 @@ DEMO_DIR ?= work_dirs/demo
 # processes for the tests, each with one thread: on few cores that is faster than the other way round
 JOBS ?= 2
 PYTEST_ARGS ?=
+# sessions of noxfile.py that `make test-matrix` runs
+ROWS ?= newest oldest_timm originals
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-mmdet test-matrix lint format docs wheel clean
 
 BIN := $(VENV)/bin
-SOURCES := frskd_plugin tools configs tests scripts setup.py conftest.py docs/conf.py docs/_extensions
+SOURCES := frskd_plugin tools configs tests scripts setup.py conftest.py noxfile.py docs/conf.py docs/_extensions
 # this checkout first, whichever one the environment was made for
 RUN := PYTHONPATH="$(CURDIR)"
 
@@ -40,12 +42,13 @@ test-mmdet: env ## Run the tests that need mmdet; builds mmcv with its operators
 	@$(RUN) JOBS="$(JOBS)" scripts/test_mmdet.sh "$(BIN)/python" $(PYTEST_ARGS)
 
 test-matrix: env ## Run the tests with other versions: newest, oldest timm, original OpenMMLab (ROWS= chooses)
-	@$(RUN) "$(BIN)/python" -m scripts.matrix --jobs "$(JOBS)" $(ROWS)
+	JOBS="$(JOBS)" "$(BIN)/nox" -s $(ROWS)
 
-lint: env ## Check style (ruff), types (mypy) and the directions of imports
+lint: env ## Check style (ruff), types (mypy), spelling and the directions of imports
 	"$(BIN)/ruff" check $(SOURCES)
 	"$(BIN)/ruff" format --check $(SOURCES)
-	"$(BIN)/python" scripts/check_imports.py
+	"$(BIN)/lint-imports" --no-logo
+	"$(BIN)/codespell"
 	"$(BIN)/mypy"
 
 format: env ## Format the code and mend what ruff can mend

@@ -27,6 +27,8 @@ REQUIRED = {
     "latex2mathml": "latex2mathml.converter",
     "pytest": "pytest",
     "pytest-xdist": "xdist",
+    "pytest-timeout": "pytest_timeout",
+    "import-linter": "importlinter",
     "mypy": "mypy",
     "ruff": "ruff",
     "setuptools": "setuptools.build_meta",

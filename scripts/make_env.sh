@@ -130,7 +130,7 @@ build() {
     step "3/5 the OpenMMLab forks"
     install --no-cache-dir --no-binary onedl-mmcv onedl-mmengine onedl-mmcv onedl-mmsegmentation
     step "4/5 tensorboard, ONNX, Sphinx and the tools for tests and checks"
-    install tensorboard pytest pytest-xdist ruff mypy pre-commit setuptools
+    install tensorboard pytest pytest-timeout pytest-xdist ruff mypy codespell import-linter nox pre-commit pre-commit-hooks setuptools
     install onnx onnxscript onnxruntime sphinx myst-parser furo sphinx-copybutton latex2mathml
     step "5/5 frskd_plugin itself (editable), and a look at the whole"
     link_checkout
