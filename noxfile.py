@@ -1,6 +1,6 @@
 """Run the tests with other versions of torch, timm and OpenMMLab: ``nox -s newest oldest_timm originals mmdet``.
 
-Each session has an environment of its own in .nox/ (about 6 GB, kept between runs). Arguments behind ``--`` go to pytest.
+Each session has an environment of its own in .nox/ (about 6 GB, kept). Arguments behind ``--`` go to pytest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def install(session: nox.Session, *requirements: str) -> None:
 
 
 def run_tests(session: nox.Session) -> None:
-    """Run pytest on this checkout; what cannot pass in a stack is skipped there by tests/conftest.py, with its reason."""
+    """Run pytest on this checkout; tests/conftest.py skips what a stack cannot pass, with the reason."""
     environment = {"PYTHONPATH": str(ROOT)}
     session.run("bash", "scripts/run_tests.sh", "python", *session.posargs, env=environment, external=True)
 
