@@ -14,6 +14,7 @@ from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.methods.registry import method_class, method_names
 from frskd_plugin.mmengine.config_tools import is_classifier
+from frskd_plugin.mmengine.stored_config import parse_config
 from frskd_plugin.report.run_logs import RunLogs, position_text
 
 Facts = dict[str, str]
@@ -31,8 +32,8 @@ def read_config_of(run: RunLogs) -> Config | None:
     if not file.is_file():
         return None
     try:
-        return Config.fromfile(file, import_custom_modules=False)
-    except Exception as error:  # a config is Python code, which may raise anything
+        return Config(parse_config(file.read_text(), str(file)))
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{file} cannot be read: expected the config that mmengine wrote when the run started "
             f"({type(error).__name__}: {error}); remove the file, and the page leaves its facts out"
