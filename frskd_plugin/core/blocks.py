@@ -39,7 +39,8 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, scale: Tensor | N
 @torch.no_grad()
 def _count_repeats(bn: nn.Module, update: Tensor, count: int, repeats: float) -> None:
     """Enter the update of the running variance as if each of ``count`` values had come ``repeats`` times."""
-    count *= torch.distributed.get_world_size() if isinstance(bn, nn.SyncBatchNorm) else 1
+    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count *= torch.distributed.get_world_size(bn.process_group) if in_group and isinstance(bn, nn.SyncBatchNorm) else 1
     rescale = (count - 1) / count * (count * repeats) / (count * repeats - 1)
     momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
     bn.running_var.mul_(1 - momentum).add_(update, alpha=rescale)

@@ -64,6 +64,16 @@ class SelfTeacher(nn.Module):
         )
         self.head = nn.Linear(self.neck.out_channels[-1], check_positive_int("num_classes", num_classes))
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by one of ``num_classes``, on the same device and in the same dtype."""
+        weight = self.head.weight
+        self.head = nn.Linear(
+            self.head.in_features,
+            check_positive_int("num_classes", num_classes),
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
     def forward(self, feats: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i] and logits [B, num_classes].
 

@@ -14,9 +14,8 @@ from frskd_plugin.core.forward_cost import count_forward
 from frskd_plugin.coverage.choice import BATCH, smallest_fit
 from frskd_plugin.coverage.fault import Fault, check_finite, check_gradients
 from frskd_plugin.methods.frskd import FRSKD
-from frskd_plugin.timm.distilled_model import DistilledModel
 from frskd_plugin.timm.probe import split_forward
-from frskd_plugin.timm.wrap import unwrap, wrap
+from frskd_plugin.timm.wrap import DistilledModel, unwrap, wrap
 
 LR = 1e-3
 

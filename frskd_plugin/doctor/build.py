@@ -18,9 +18,8 @@ from frskd_plugin.doctor.patient import Patient
 from frskd_plugin.doctor.random_batch import segmentation_batch
 from frskd_plugin.methods import method_settings
 from frskd_plugin.timm.create import check_model_name
-from frskd_plugin.timm.distilled_model import DistilledModel
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
-from frskd_plugin.timm.wrap import wrap
+from frskd_plugin.timm.wrap import DistilledModel, wrap
 
 CLASSIFIER_BATCH = 4
 SEGMENTOR_BATCH = 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.listening import listening
 from frskd_plugin.doctor.patient import Patient, Step
-from frskd_plugin.timm.distilled_model import DistilledModel
+from frskd_plugin.timm.wrap import DistilledModel
 
 
 class ClassifierPatient(Patient):

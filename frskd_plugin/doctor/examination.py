@@ -20,7 +20,7 @@ from frskd_plugin.doctor.patient import Patient, Step
 from frskd_plugin.doctor.report import Cost, Evaluation, Level, Report
 from frskd_plugin.doctor.unharmed import full_weights, running, unharmed
 from frskd_plugin.doctor.verdict import with_verdict
-from frskd_plugin.timm.distilled_model import DistilledModel
+from frskd_plugin.timm.wrap import DistilledModel
 
 FP16_SCALE = 1024.0  # as training scales the loss, so that small gradients do not vanish
 

@@ -90,6 +90,18 @@ class Method(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must override forward")
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Prepare for a student with a new classifier of ``num_classes``; a method with a classifier overrides it.
+
+        Raises:
+            ValueError: the method has weights or a teacher that belong to the old classes.
+        """
+        if self.state_dict() or getattr(self, "teacher", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__} cannot follow reset_classifier({num_classes}): call it on the plain model "
+                "(frskd_plugin.unwrap(model)), and wrap that again."
+            )
+
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor | None:
         """Logits [B, K] of a teacher that reads the student's maps, such as a self-teacher; None where there is none.
 

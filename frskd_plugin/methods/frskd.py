@@ -136,6 +136,10 @@ class FRSKD(Method):
         feats, logits = student(images)
         return feats, logits, feats
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the self-teacher a new classifier of ``num_classes``."""
+        self.self_teacher.reset_classifier(num_classes)
+
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor:
         """See `Method.teacher_logits`."""
         return self.self_teacher(feats)[1]

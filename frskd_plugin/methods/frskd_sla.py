@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.frskd import FRSKD
 from frskd_plugin.methods.rotation import (
     ROTATIONS,
@@ -54,6 +54,10 @@ class FRSKDSLA(FRSKD):
         self.soft_label_loss = SoftLabelLoss(self.loss_distill.soft_label_loss.temperature)
         self.joint_head = JointHead(student.in_channels[-1], student.num_classes)
         self.teacher_joint_head = JointHead(self.self_teacher.neck.out_channels[-1], student.num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """See `Method.reset_classifier`: the joint heads belong to the old classes."""
+        Method.reset_classifier(self, num_classes)
 
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion

@@ -11,7 +11,7 @@ from timm.models import checkpoint as checkpoint_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_plugin.timm.feature_indices import check_out_indices
+from frskd_plugin.timm.probe import check_out_indices
 from frskd_plugin.timm.wrn_settings import group_channels, num_blocks
 
 # How timm's features_only=True takes the maps: through forward_intermediates, so that they are rectified.

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
 from frskd_plugin.timm.create import create_trunk
-from frskd_plugin.timm.feature_indices import check_out_indices, default_out_indices
+from frskd_plugin.timm.probe import check_out_indices, default_out_indices
 
 
 class TimmFeatureExtractor(nn.Module):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
 from frskd_plugin.timm.create import check_model_name
-from frskd_plugin.timm.feature_indices import choose_indices
-from frskd_plugin.timm.probe import probe_student, split_forward
+from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
 
 
 class FrozenTeacher(nn.Module):

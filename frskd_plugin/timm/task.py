@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frskd_plugin.methods.targets import check_targets, check_terms
-from frskd_plugin.timm.distilled_model import DistilledModel
-from frskd_plugin.timm.wrap import wrap
+from frskd_plugin.timm.wrap import DistilledModel, wrap
 
 _NEEDED = (
     f"FRSKDTask needs timm >= 1.0.27, whose training tasks keep state of their own in a checkpoint; timm "

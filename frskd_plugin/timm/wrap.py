@@ -2,23 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
+from torch import Tensor, nn
 
+from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.methods import StudentInfo, make_method
-from frskd_plugin.methods.base import Criterion
-from frskd_plugin.timm.distilled_model import DistilledModel
-from frskd_plugin.timm.feature_indices import choose_indices
+from frskd_plugin.methods.base import Criterion, Method
+from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.frozen_teacher import make_teacher
-from frskd_plugin.timm.probe import probe_student
+from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
 
-# Where other libraries keep the model that they wrap: DistributedDataParallel, ModelEmaV3; torch.compile; timm's tasks;
-# timm's first ModelEma.
-_INNER = ("module", "_orig_mod", "trainable_module", "ema")
+# Where other libraries keep the model that they wrap: DistributedDataParallel, AveragedModel and ModelEmaV3;
+# torch.compile; timm's tasks; Lightning modules; timm's first ModelEma.
+_INNER = ("module", "_orig_mod", "trainable_module", "model", "ema")
+_OWN_ATTRIBUTES = ("student", "method", "criterion", "out_indices")
+
+
+class DistilledModel(nn.Module):
+    """A timm model with the method that trains it: in training a loss, in evaluation the plain model.
+
+    It answers timm's questions (``pretrained_cfg``, ``num_classes``, ``feature_info``, ``get_classifier()``,
+    ``set_grad_checkpointing()``, ``forward_features()``, ...) as the student does: an attribute that it does not have
+    is read from the student, and set there.
+
+    Attributes:
+        student: the very timm model that came in.
+        method: the training method with its own modules (`FRSKD` has ``self_teacher``).
+        criterion: the loss of logits against targets.
+        out_indices: which of the student's feature maps the method sees, highest resolution first.
+    """
+
+    def __init__(self, student: nn.Module, method: Method, criterion: Criterion, out_indices: Sequence[int]) -> None:
+        super().__init__()
+        self.student = student
+        self.method = method
+        self.criterion = criterion
+        self.out_indices = tuple(out_indices)
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name.startswith("_") or name in modules or not hasattr(modules.get("student"), name):
+            return super().__getattr__(name)
+        return getattr(modules["student"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name.startswith("_") or name in vars(self) or name in _OWN_ATTRIBUTES or hasattr(type(self), name)
+        student = None if own else self._modules.get("student")
+        if student is not None and hasattr(student, name):
+            setattr(student, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, **extra: Tensor) -> dict[str, Tensor] | Tensor:
+        """Train mode: the losses of a batch. Eval mode: the plain student's logits [B, K]; the method is not run.
+
+        Args:
+            images: [B, C, H, W].
+            targets: in train mode labels [B] or soft labels [B, K].
+            extra: in train mode what the method asks for beside them, see `DataNeeds`.
+
+        Returns:
+            In train mode ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits [B, K].
+
+        Raises:
+            TypeError: targets that are no tensor.
+            ValueError: train mode without targets; an empty batch, labels that are no classes (looked at on a CPU) or
+                other targets that the criterion cannot take; a criterion that does not reduce its loss.
+        """
+        if not self.training:
+            return self.student(images)
+        if targets is None:
+            raise ValueError(
+                "In training mode this model computes its losses: call model(images, targets). For predictions call "
+                "model.eval() first; frskd_plugin.unwrap(model) is the plain network."
+            )
+        targets = check_targets(images, targets, self.criterion, getattr(self.student, "num_classes", None))
+        terms = self.method(self.student_forward, images, targets, self.criterion, **extra)
+        check_terms(terms, self.criterion)
+        parts = [value for name, value in terms.items() if name.startswith("loss_")]
+        return {"loss": sum(parts[1:], parts[0]), **terms}
+
+    def student_forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The student's maps [B, C_i, H_i, W_i], level 0 = highest resolution, and its logits [B, K], in one pass."""
+        if hasattr(self.student, "set_requires_gradient_sync"):
+            _register_for_fsdp(self.student)
+        return split_forward(self.student, images, self.out_indices)
+
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
+        """Logits [B, K] of the method's own teacher: self-teacher, ensemble or `KD`'s; None where it has none."""
+        return self.method.evaluate(self.student_forward, images)[1]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the student keeps from weight decay; timm's optimizer factory asks for them."""
+        names = self.student.no_weight_decay() if hasattr(self.student, "no_weight_decay") else ()
+        return {f"student.{name}" for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Name -> layer, for timm's layer-wise learning rates; the method's modules go with the head."""
+        if hasattr(self.student, "group_matcher"):
+            layers = group_parameters(self.student, self.student.group_matcher(coarse=coarse), reverse=True)
+        else:
+            layers = auto_group_layers(self.student)
+        numbers = {f"student.{name}": number for name, number in layers.items()}
+        head = max(numbers.values(), default=0)
+        return lambda name: numbers.get(name, head)
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        """Give the student, and the method's own classifier, a new one.
+
+        Args:
+            num_classes: of the new classifier.
+            args, kwargs: of the student's own ``reset_classifier``, such as ``global_pool``.
+
+        Raises:
+            ValueError: 0 classes, or a method that cannot follow; nothing has changed then.
+        """
+        check_positive_int("num_classes", num_classes)
+        self.method.reset_classifier(num_classes)
+        self.student.reset_classifier(num_classes, *args, **kwargs)
+
+
+def _register_for_fsdp(student: nn.Module) -> None:
+    """Tell FSDP2 that these methods too need the student's parameters whole; in training ``forward`` is not called."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    for name in ("forward_intermediates", "forward_head"):
+        if name not in vars(student):
+            register_fsdp_forward_method(student, name)
 
 
 def wrap(
@@ -104,10 +220,14 @@ def wrap(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The very timm model that was given to `wrap`, also from inside DDP, torch.compile or an EMA.
+    """Return the very timm model that was given to `wrap`.
+
+    It is found inside DDP, FSDP, torch.compile, an EMA, a task of timm, and any module that holds one wrapped model,
+    such as a Lightning module.
 
     Raises:
         TypeError: there is no wrapped model in it.
+        ValueError: there are several in it.
     """
     wrapped = _find_wrapped(model)
     if wrapped is None:
@@ -136,12 +256,27 @@ def _check_all_patches(model: nn.Module) -> None:
 
 
 def _find_wrapped(model: object) -> DistilledModel | None:
-    """The `DistilledModel` in it, through any number of outer wrappers; None where there is none."""
-    while not isinstance(model, DistilledModel):
-        inner = next(
-            (getattr(model, name) for name in _INNER if isinstance(getattr(model, name, None), nn.Module)), None
+    """Return the `DistilledModel` in it, through any number of outer wrappers; None where there is none."""
+    if isinstance(model, DistilledModel):
+        return model
+    for name in _INNER:
+        inner = getattr(model, name, None)
+        found = _find_wrapped(inner) if isinstance(inner, nn.Module) and inner is not model else None
+        if found is not None:
+            return found
+    return _only_wrapped(model) if isinstance(model, nn.Module) else None
+
+
+def _only_wrapped(model: nn.Module) -> DistilledModel | None:
+    """Return the `DistilledModel` anywhere among its modules; None where there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, DistilledModel)}
+    if len(found) > 1:
+        raise ValueError(
+            f"{type(model).__name__} holds several wrapped models ({', '.join(found)}): unwrap one of them, such as "
+            f"unwrap(model.{next(iter(found))})."
         )
-        if inner is None:
-            return None
-        model = inner
-    return model
+    return next(iter(found.values()), None)

@@ -7,7 +7,7 @@ from torch import nn
 
 import frskd_plugin.timm.create
 from frskd_plugin.timm import TimmFeatureExtractor
-from frskd_plugin.timm.feature_indices import default_out_indices
+from frskd_plugin.timm.probe import default_out_indices
 from tests.helpers.model_tester import ModelTester, scalar, without_gradient
 
 TINY_SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2), "window_size": 4}

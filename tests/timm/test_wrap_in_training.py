@@ -15,7 +15,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import distributed
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import frskd_plugin
@@ -258,14 +258,19 @@ class TestFullyShardedDataParallel:
         expected = step(make(), *toy_batch())
         model = make()
         mesh = distributed.init_device_mesh("cpu", (1,))
-        if whole_student:  # in training its `forward` is not what is called, and FSDP2 must be told
-            fully_shard(model.student, mesh=mesh)
-            for name in ("forward_intermediates", "forward_head"):
-                register_fsdp_forward_method(model.student, name)
-        else:
-            fully_shard(model.student.body, mesh=mesh)
+        fully_shard(model.student if whole_student else model.student.body, mesh=mesh)
         fully_shard(model, mesh=mesh)
         assert all(isinstance(p, DTensor) for p in model.parameters())
         losses, grads = step(model, *toy_batch())
         assert_same_step((losses, {name: grad.full_tensor() for name, grad in grads.items()}), expected)
         assert model.eval()(toy_batch()[0]).shape == (4, NUM_CLASSES)
+
+    def test_the_student_alone(self, process_group):
+        """The self-teacher stays whole: its parameters are small, and a user may shard what he knows."""
+        expected = step(make(), *toy_batch())
+        model = make()
+        fully_shard(model.student, mesh=distributed.init_device_mesh("cpu", (1,)))
+        losses, grads = step(model, *toy_batch())
+        grads = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
+        assert_same_step((losses, grads), expected)
+        assert frskd_plugin.unwrap(model) is model.student

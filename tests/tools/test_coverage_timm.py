@@ -19,7 +19,7 @@ from frskd_plugin.coverage.choice import smallest_fit, smallest_model
 from frskd_plugin.coverage.classifier import examine_classifier
 from frskd_plugin.coverage.command import main
 from frskd_plugin.coverage.fault import Fault, check_finite, check_gradients
-from frskd_plugin.timm.distilled_model import DistilledModel
+from frskd_plugin.timm.wrap import DistilledModel
 
 ROOT = Path(__file__).resolve().parents[2]
 WRN = {

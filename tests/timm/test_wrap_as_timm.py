@@ -1,0 +1,154 @@
+"""A wrapped model answers timm's questions as the plain one does, and is found inside other people's wrappers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.utils import ModelEma, ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import frskd_plugin
+from tests.helpers.toy_classifier import ToyClassifier, toy_batch
+
+IMAGES = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([1, 2])
+
+
+def make(name="test_vit", method="frskd", num_classes=7, **settings):
+    torch.manual_seed(0)
+    student = timm.create_model(name, num_classes=num_classes)
+    return student, frskd_plugin.wrap(student, method, **settings)
+
+
+class Lightning(nn.Module):
+    """As a user's Lightning module keeps its model."""
+
+    def __init__(self, model, name="model"):
+        super().__init__()
+        setattr(self, name, model)
+        self.criterion = nn.CrossEntropyLoss()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return make()
+
+
+class TestQuestions:
+    @pytest.mark.parametrize(
+        "name",
+        ["pretrained_cfg", "default_cfg", "num_classes", "num_features", "head_hidden_size", "feature_info"]
+        + ["global_pool", "embed_dim", "patch_embed"],
+    )
+    def test_descriptions_are_the_students(self, pair, name):
+        student, model = pair
+        assert getattr(model, name) is getattr(student, name)
+
+    def test_data_config_is_the_students(self, pair):
+        student, model = pair
+        config = resolve_model_data_config(model)
+        assert config == resolve_model_data_config(student)
+        assert config["input_size"] == (3, 160, 160) and config["mean"] == (0.5, 0.5, 0.5)
+
+    def test_passes_are_the_students(self, pair):
+        student, model = (module.eval() for module in pair)
+        with torch.no_grad():
+            features = model.forward_features(IMAGES)
+            assert torch.equal(model.forward_head(features), student(IMAGES))
+            assert torch.equal(model.forward_intermediates(IMAGES)[0], student.forward_intermediates(IMAGES)[0])
+        assert model.get_classifier() is student.get_classifier()
+
+    def test_an_attribute_that_neither_has(self, pair):
+        assert not hasattr(pair[1], "module")
+        with pytest.raises(AttributeError, match="'DistilledModel' object has no attribute 'colour'"):
+            _ = pair[1].colour
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_copies_answer_too(self, pair, copied):
+        other = copied(pair[1])
+        assert other.num_classes == 7 and other.get_classifier() is other.student.head
+
+    def test_checkpointing_reaches_the_student(self):
+        student, model = make()
+        model.set_grad_checkpointing(True)
+        assert student.grad_checkpointing
+
+    def test_what_is_set_is_set_on_the_student(self):
+        student, model = make()
+        model.head = nn.Linear(student.num_features, 7)
+        assert student.head is model.head and "head" not in model._modules
+        model.note = "mine"
+        assert not hasattr(student, "note") and model.note == "mine"
+
+
+class TestResetClassifier:
+    @pytest.mark.parametrize("method", ["frskd", "baseline", "ddgsd", "label_smoothing"])
+    def test_student_and_self_teacher_get_new_classes(self, method):
+        student, model = make("test_resnet", method)
+        model.double().reset_classifier(3)
+        assert student.num_classes == model.num_classes == 3
+        if method == "frskd":
+            assert model.method.self_teacher.head.weight.dtype == torch.float64
+            losses = model(IMAGES[..., :64, :64].double(), LABELS)
+            assert losses["output"].shape == losses["teacher_output"].shape == (2, 3)
+
+    @pytest.mark.parametrize("method", ["frskd_sla", "byot", "one", "kd"])
+    def test_methods_that_cannot_follow_say_so_and_change_nothing(self, method):
+        teacher = {"teacher": timm.create_model("test_resnet", num_classes=7)} if method == "kd" else {}
+        student, model = make("test_resnet", method, **teacher)
+        with pytest.raises(ValueError, match=r"cannot follow reset_classifier\(3\): call it on the plain model"):
+            model.reset_classifier(3)
+        assert student.num_classes == 7 and student.get_classifier().out_features == 7
+
+    def test_no_classifier_is_refused(self):
+        with pytest.raises(ValueError, match="`num_classes` must be >= 1, got 0"):
+            make("test_resnet")[1].reset_classifier(0)
+
+
+class TestUnwrap:
+    @pytest.mark.parametrize(
+        "outer",
+        [
+            Lightning,
+            lambda model: Lightning(model, "net"),
+            lambda model: Lightning(torch.compile(model, backend="eager")),
+            lambda model: torch.compile(Lightning(model), backend="eager"),
+            lambda model: nn.ModuleDict({"a": nn.Linear(1, 1), "b": model}),
+        ],
+    )
+    def test_looks_through_other_peoples_modules(self, outer):
+        student = ToyClassifier()
+        assert frskd_plugin.unwrap(outer(frskd_plugin.wrap(student))) is student
+
+    @pytest.mark.parametrize("average", [AveragedModel, ModelEma, ModelEmaV3, lambda m: Lightning(AveragedModel(m))])
+    def test_looks_through_averages(self, average):
+        student = ToyClassifier()
+        found = frskd_plugin.unwrap(average(frskd_plugin.wrap(student)))
+        assert isinstance(found, ToyClassifier) and found is not student
+
+    def test_prefers_the_model_to_its_average(self):
+        student = ToyClassifier()
+        module = Lightning(frskd_plugin.wrap(student))
+        module.average = AveragedModel(module.model)
+        assert frskd_plugin.unwrap(module) is student
+
+    def test_several_models_are_told(self):
+        models = nn.ModuleList(frskd_plugin.wrap(ToyClassifier()) for _ in range(2))
+        with pytest.raises(ValueError, match=r"ModuleList holds several wrapped models \(0, 1\)"):
+            frskd_plugin.unwrap(models)
+
+
+def test_synchronised_batch_norm_without_a_process_group_trains_as_plain_batch_norm():
+    model = frskd_plugin.wrap(ToyClassifier())
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
+    images, targets = toy_batch()
+    torch.testing.assert_close(synchronised(images, targets)["loss"], model(images, targets)["loss"])
+    rewrapped = frskd_plugin.wrap(nn.SyncBatchNorm.convert_sync_batchnorm(ToyClassifier()))
+    assert rewrapped(images, targets)["loss"].isfinite()
