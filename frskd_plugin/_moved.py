@@ -13,6 +13,8 @@ from types import ModuleType
 
 # Old module -> new module. A package that is gone has a line of its own only where one module took its place.
 MOVED = {
+    "frskd_plugin.core.binary_soft_label": "frskd_plugin.core.soft_label",
+    "frskd_plugin.core.resized_soft_label": "frskd_plugin.core.soft_label",
     "frskd_plugin.deploy.command": "frskd_plugin.commands.export_model",
     "frskd_plugin.timm.distilled_model": "frskd_plugin.timm.wrap",
     "frskd_plugin.timm.feature_indices": "frskd_plugin.timm.probe",

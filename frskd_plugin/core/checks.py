@@ -22,6 +22,17 @@ def check_positive_int(name: str, value: object, least: int = 1) -> int:
     return value
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Return ``value`` when it is True or False.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r} ({type(value).__name__}).")
+    return value
+
+
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return ``value`` when it is one of ``allowed``.
 
@@ -69,6 +80,21 @@ def check_temperature(value: float) -> float:
             f"`temperature` divides the logits and must be > 0, got {value}. The paper uses 4 (1 to segment)."
         )
     return float(value)
+
+
+def join_losses(own: dict[str, Tensor], added: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """Return a head's own losses and the distillation terms as one dict.
+
+    Raises:
+        ValueError: if both have a name.
+    """
+    both = sorted(own.keys() & added.keys())
+    if both:
+        raise ValueError(
+            f"{owner}: the head's own losses and the distillation both have {', '.join(map(repr, both))}, of which one "
+            "would be lost: give the head's loss another name (`loss_name` of the loss in mmseg)."
+        )
+    return own | added
 
 
 def check_in_channels(in_channels: Sequence[int], least_levels: int = 2) -> list[int]:

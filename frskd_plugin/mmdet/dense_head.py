@@ -12,6 +12,7 @@ from mmdet.structures import SampleList
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from frskd_plugin.core.checks import join_losses
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.mmdet.class_logits import class_logits
 from frskd_plugin.mmdet.servable import check_servable
@@ -79,11 +80,13 @@ class FRSKDDenseHead(BaseModule):
     def _build_loss(self, config: dict[str, Any]) -> Any:
         soft_label = "sigmoid" if self.head.use_sigmoid_cls else "softmax"
         config = copy.deepcopy(config)
-        if config.get("type") in ("FRSKDLoss", FRSKDLoss) and config.setdefault("soft_label", soft_label) != soft_label:
-            raise ValueError(
-                f"{type(self.head).__name__} decides its classes by a {soft_label}, got "
-                f"loss_distill.soft_label={config['soft_label']!r}. Leave `soft_label` out."
-            )
+        if config.get("type") in ("FRSKDLoss", FRSKDLoss):
+            if config.get("soft_label", "auto") not in ("auto", soft_label):
+                raise ValueError(
+                    f"{type(self.head).__name__} decides its classes by a {soft_label}, got "
+                    f"loss_distill.soft_label={config['soft_label']!r}. Leave `soft_label` out."
+                )
+            config["soft_label"] = soft_label
         return MODELS.build(config)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], DenseOutput]:
@@ -105,4 +108,5 @@ class FRSKDDenseHead(BaseModule):
         num_classes = self.head.cls_out_channels
         student_logits, teacher_logits = (class_logits(scores, num_classes) for scores in (student_scores, output[0]))
         losses = dense_losses(self.head, output, data_samples)
-        return losses | self.loss_distill(student_logits, teacher_logits, feats, refined_feats)
+        terms = self.loss_distill(student_logits, teacher_logits, feats, refined_feats)
+        return join_losses(losses, terms, type(self.head).__name__)

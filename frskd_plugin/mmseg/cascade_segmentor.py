@@ -61,7 +61,8 @@ class FRSKDCascadeEncoderDecoder(SelfTaughtSegmentor, CascadeEncoderDecoder):
                 )
             losses |= add_prefix(stage_losses, f"decode_{stage}")
             before = [logits]
-        return losses | add_prefix(self.self_teacher.loss(inputs, logits, data_samples), "self_teacher")
+        corners = getattr(self.decode_head[-1], "align_corners", None)
+        return losses | add_prefix(self.self_teacher.loss(inputs, logits, data_samples, corners), "self_teacher")
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """The last stage's map of images [B, 3, H, W]; in the view `as_self_teacher` that of its single head."""

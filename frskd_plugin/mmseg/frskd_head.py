@@ -6,14 +6,18 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor
 
 from frskd_plugin.core.bifpn import BiFPN
-from frskd_plugin.core.checks import check_in_channels, check_one_of
+from frskd_plugin.core.checks import check_bool, check_in_channels, check_one_of, join_losses
+from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
+from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.mmseg.early_losses import early_losses
 from frskd_plugin.mmseg.feature_list import flat_maps, level_of, select_maps
 from frskd_plugin.mmseg.semantic_logits import semantic_logits
@@ -29,7 +33,8 @@ class FRSKDHead(BaseModule):
 
     Args:
         neck: config of the feature network, as a rule ``dict(type='SelfTeacherNeck', in_channels=[...], ...)``.
-        loss_distill: config of the distillation terms, ``dict(type='FRSKDLoss', alpha=, beta=, temperature=)``.
+        loss_distill: config of the distillation terms, ``dict(type='FRSKDLoss', alpha=, beta=, temperature=)``. Its
+            ``soft_label='auto'`` is a sigmoid where the head's losses are (``out_channels=1``, ``use_sigmoid=True``).
         head: config of the teacher's head. The segmentor gives what `teacher_head` says, as a rule a copy of the
             student's. Its ``in_index`` counts the student's maps; ``in_channels`` follows from the neck.
         feat_indices: which of the student's maps (`flat_maps`) the self-teacher receives, highest resolution first.
@@ -37,6 +42,8 @@ class FRSKDHead(BaseModule):
         extra_levels: levels made of the last of these by max-pooling; one for a backbone with a single map.
         kd_resolution: where the soft labels are compared: 'label', at the size of the labels, as the cross-entropies
             are, or 'head', at the size of the student's logits: another, cheaper function.
+        ignore_in_soft_label: whether pixels of the head's ``ignore_index``, which padding has too, are left out of the
+            soft labels, of their sum and of its divisor. False takes all pixels, as the authors' code.
         early_gradients: whether both heads compute the gradients of their losses at once and keep no up-sampled map
             for the backward pass. Exact, as fast, and less memory; the losses then see float32 also under autocast.
         init_cfg: mmengine's initialisation config.
@@ -54,6 +61,7 @@ class FRSKDHead(BaseModule):
         extra_levels: int = 0,
         kd_resolution: str = "label",
         early_gradients: bool = False,
+        ignore_in_soft_label: bool = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -68,11 +76,12 @@ class FRSKDHead(BaseModule):
         self.extra_levels = extra_levels
         self.kd_resolution = check_one_of("kd_resolution", kd_resolution, KD_RESOLUTIONS)
         self.early_gradients = early_gradients
+        self.ignore_in_soft_label = check_bool("ignore_in_soft_label", ignore_in_soft_label)
         reading = reading_part(head)
         reading["in_index"] = self._levels_read(neck, maps_read(head))
         self.neck = _build_neck(neck, reading["in_index"])
         self.head = MODELS.build(fitted(head, self.neck.out_channels))
-        self.loss_distill = MODELS.build(loss_distill)
+        self.loss_distill = MODELS.build(_with_soft_label(loss_distill, self.head))
 
     def _levels_read(self, neck: dict[str, Any], in_index: int | list[int]) -> int | list[int]:
         """The self-teacher's levels that hold the maps which the head reads."""
@@ -103,23 +112,39 @@ class FRSKDHead(BaseModule):
         refined_feats = self.neck(self.levels(feats))
         return refined_feats, self.head(_for_head(refined_feats))
 
-    def loss(self, feats: Any, student_logits: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+    def loss(
+        self, feats: Any, student_logits: Tensor, data_samples: SampleList, align_corners: bool | None = None
+    ) -> dict[str, Tensor]:
         """The teacher's own loss, ``loss_kd`` and ``loss_feat``.
 
         Args:
             feats: the student's maps [B, C_i, H_i, W_i], not detached: the teacher's loss trains the trunk too.
             student_logits: [B, K, H, W] at the head's resolution.
             data_samples: ground truth, ``gt_sem_seg`` [1, H, W] each.
+            align_corners: of the student's head, by which its logits are resized; None is as the teacher's.
+
+        Raises:
+            ValueError: if the head has a loss named as one of the distillation terms.
         """
         refined_feats, output = self(feats)
         with early_losses(self.head, self.early_gradients):
             losses = self.head.loss_by_feat(output, data_samples)
         teacher_logits = semantic_logits(self.head, output)
         at_head = self.kd_resolution == "head"
-        size = student_logits.shape[-2:] if at_head else data_samples[0].gt_sem_seg.data.shape[-2:]
-        return losses | self.loss_distill(
-            student_logits, teacher_logits, self.levels(feats), refined_feats, tuple(size), self.head.align_corners
-        )
+        size = tuple(student_logits.shape[-2:] if at_head else data_samples[0].gt_sem_seg.data.shape[-2:])
+        corners = self.head.align_corners
+        settings: dict[str, Any] = {"valid": self._valid(data_samples, size)} if self.ignore_in_soft_label else {}
+        if align_corners not in (None, corners):
+            corners, settings["teacher_align_corners"] = align_corners, corners
+        maps = self.levels(feats)
+        terms = self.loss_distill(student_logits, teacher_logits, maps, refined_feats, size, corners, **settings)
+        return join_losses(losses, terms, type(self.head).__name__)
+
+    def _valid(self, data_samples: SampleList, size: tuple[int, ...]) -> Tensor:
+        """Bool [B, *size]: pixels whose label, the nearest one at another size, is not to be ignored."""
+        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+        counted = (labels != self.head.ignore_index).float()
+        return F.interpolate(counted, size, mode="nearest-exact").squeeze(1) > 0
 
     def predict(self, feats: Any, batch_img_metas: list[dict[str, Any]], test_cfg: Any) -> Tensor:
         """The teacher's logits [B, K, H, W] at image size, as a decode head's ``predict`` gives them."""
@@ -129,6 +154,14 @@ class FRSKDHead(BaseModule):
 def _for_head(refined_feats: Sequence[Tensor]) -> list[Tensor]:
     """Some of mmseg's heads take views of maps, which only the ordinary layout lets them (the neck's own is faster)."""
     return [feat.contiguous() for feat in refined_feats]
+
+
+def _with_soft_label(loss_distill: dict[str, Any], head: Any) -> dict[str, Any]:
+    """Config of the distillation terms whose 'auto' has been settled by the teacher's head and its losses."""
+    if loss_distill.get("type") not in ("FRSKDLoss", FRSKDLoss) or loss_distill.get("soft_label", "auto") != "auto":
+        return loss_distill
+    kind = "sigmoid" if head.out_channels == 1 else criterion_soft_label(head.loss_decode) or "softmax"
+    return {**loss_distill, "soft_label": kind}
 
 
 def _check_indices(feat_indices: Sequence[int]) -> list[int]:

@@ -43,5 +43,6 @@ class FRSKDEncoderDecoder(SelfTaughtSegmentor):
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
         with early_losses(self.decode_head, self.self_teacher.early_gradients):
             losses, logits = loss_and_logits(self.decode_head, [inputs], data_samples, self.train_cfg, self.test_cfg)
-        teacher_losses = self.self_teacher.loss(inputs, logits, data_samples)
+        corners = getattr(self.decode_head, "align_corners", None)
+        teacher_losses = self.self_teacher.loss(inputs, logits, data_samples, corners)
         return add_prefix(losses, "decode") | add_prefix(teacher_losses, "self_teacher")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import timm.loss
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from frskd_plugin.core import BinarySoftLabelLoss, FRSKDLoss, SoftLabelLoss, binary_soft_label_loss, soft_label_loss
-from frskd_plugin.core.soft_label import expected_foreground
+from frskd_plugin.core.soft_label import criterion_soft_label, expected_foreground
 
 SHAPE = (2, 3, 5)  # images, classes, positions
 
@@ -123,3 +128,57 @@ def test_frskd_loss_takes_it_by_name(logits):
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("formula", [soft_label_loss, binary_soft_label_loss])
+@pytest.mark.parametrize("variant", ["published", "equations"])
+def test_a_class_masked_on_both_sides_counts_for_nothing(logits, formula, variant):
+    student, teacher = logits
+    expected = formula(student, teacher, 2.0, variant)
+    masked = [torch.cat([x, torch.full_like(x[:, :1], -torch.inf)], dim=1) for x in logits]
+    leaf = masked[0].requires_grad_()
+    value = formula(leaf, masked[1], 2.0, variant)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    assert leaf.grad.isfinite().all() and not leaf.grad[:, -1].any() and leaf.grad[:, 0].all()
+
+
+@pytest.mark.parametrize("normalize", ["foreground", "positions"])
+def test_positions_that_do_not_count(logits, normalize):
+    valid = torch.arange(SHAPE[0] * SHAPE[2]).view(SHAPE[0], SHAPE[2]) % 3 > 0
+    kept = [x.movedim(1, -1)[valid].T[None] for x in logits]
+    expected = binary_soft_label_loss(*kept, 2.0, normalize=normalize)
+    torch.testing.assert_close(binary_soft_label_loss(*logits, 2.0, normalize=normalize, valid=valid), expected)
+    with pytest.raises(
+        ValueError, match="`valid` must say of each position whether it counts, bool .* got torch.int64"
+    ):
+        binary_soft_label_loss(*logits, valid=valid.long())
+
+
+def test_auto_takes_a_sigmoid_for_one_logit_and_a_softmax_refuses_it():
+    student, teacher = torch.zeros(4, 1), torch.full((4, 1), 2.0)
+    loss = FRSKDLoss(alpha=3.0, beta=0.0, temperature=2.0)
+    expected = 3 * binary_soft_label_loss(student, teacher, 2.0, normalize="positions")
+    assert torch.equal(loss(student, teacher, [], [])["loss_kd"], expected) and expected > 0
+    with pytest.raises(ValueError, match=r"A softmax over one logit .* got logits \[4, 1\]: give soft_label='sigmoid'"):
+        soft_label_loss(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kind"),
+    [
+        (nn.BCEWithLogitsLoss(), "sigmoid"),
+        (partial(F.binary_cross_entropy_with_logits, reduction="mean"), "sigmoid"),
+        (nn.MultiLabelSoftMarginLoss(), "sigmoid"),
+        (timm.loss.BinaryCrossEntropy(), "sigmoid"),
+        (timm.loss.AsymmetricLossMultiLabel(), "sigmoid"),
+        (type("Own", (nn.BCEWithLogitsLoss,), {})(), "sigmoid"),
+        (nn.CrossEntropyLoss(), "softmax"),
+        (timm.loss.SoftTargetCrossEntropy(), "softmax"),
+        (nn.ModuleList([nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()]), "softmax"),
+        (nn.MSELoss(), None),
+        (lambda z, y: z.mean(), None),
+    ],
+)
+def test_criteria_are_known_by_name(criterion, kind):
+    assert criterion_soft_label(criterion) == kind

@@ -171,3 +171,30 @@ def test_frskd_loss_at_a_size(soft_label):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("soft_label", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("variant", ["published", "equations"])
+def test_positions_that_do_not_count_and_the_teachers_own_corners(soft_label, variant):
+    formula = binary_soft_label_loss if soft_label == "sigmoid" else soft_label_loss
+    extra = {"normalize": "positions"} if soft_label == "sigmoid" else {}
+    student, teacher = logits((4, 5)), logits((3, 3), seed=1)
+    valid = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(2)) > 0.4
+    valid[1, 3:] = False
+
+    def first(x):
+        large = F.interpolate(x, (9, 11), mode="bilinear", align_corners=True)
+        target = F.interpolate(teacher, (9, 11), mode="bilinear", align_corners=False)
+        counted = [z.movedim(1, -1)[valid] for z in (large, target)]  # [N, K]: the mean is over these alone
+        return formula(*counted, 2.0, variant, **extra)
+
+    def pieces(x):
+        settings = dict(teacher_align_corners=False, soft_label=soft_label, valid=valid)
+        return resized_soft_label_loss(x, teacher, (9, 11), 2.0, variant, True, 2, **settings)
+
+    (expected, expected_grad), (value, grad) = value_and_gradient(first, student), value_and_gradient(pieces, student)
+    torch.testing.assert_close(value, expected, rtol=1e-11, atol=0)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-13)
+    valid.fill_(False)
+    value, grad = value_and_gradient(pieces, student)
+    assert value == 0 and not grad.any()

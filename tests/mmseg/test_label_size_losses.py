@@ -120,3 +120,86 @@ def test_losses_with_weights_and_other_outputs_are_left_as_they_are():
     with early_losses(head):
         head.loss_by_feat(logits, samples)["loss_ce"].backward()
     assert head.loss_decode.log_scale.grad is not None
+
+
+def binary_fcn(**head):
+    plain = fcn()
+    loss = {"type": "CrossEntropyLoss", "use_sigmoid": True, "avg_non_ignore": True}
+    for name in ("decode_head", "auxiliary_head"):
+        plain[name].update(num_classes=2, out_channels=1, threshold=0.3, loss_decode=loss, **head)
+    return plain
+
+
+@pytest.mark.parametrize("resolution", ["label", "head"])
+def test_one_logit_a_pixel_takes_a_sigmoid_by_itself(resolution):
+    model = segmentor(binary_fcn, kd_resolution=resolution).double()
+    images, samples = make_batch(size=SIZE)
+    for sample in samples:
+        sample.gt_sem_seg.data.clamp_(max=1)
+    feats = model.extract_feat(images.double())
+    student_logits = model.decode_head(feats)
+    output = model.self_teacher(feats)
+    model.self_teacher.forward = lambda _: output
+    value = model.self_teacher.loss(feats, student_logits, samples)["loss_kd"]
+    size = SIZE if resolution == "label" else student_logits.shape[2:]
+    p, q = (F.interpolate(x, size, mode="bilinear").sigmoid() for x in (student_logits, output[1]))
+    expected = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
+    assert value > 0
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("losses", "kind"), [((True,), "sigmoid"), ((False,), "softmax"), ((False, True), "softmax")])
+def test_soft_labels_follow_the_losses_of_the_head(losses, kind):
+    config = with_frskd(fcn())
+    config["decode_head"]["loss_decode"] = [
+        {"type": "CrossEntropyLoss", "use_sigmoid": use, "loss_name": f"loss_{i}"} for i, use in enumerate(losses)
+    ]
+    assert build(config).self_teacher.loss_distill.soft_label_loss.soft_label == kind
+
+
+@pytest.mark.parametrize("resolution", ["label", "head"])
+def test_ignored_pixels_are_left_out_on_demand(resolution):
+    model = segmentor(kd_resolution=resolution, ignore_in_soft_label=True).double()
+    images, samples = make_batch(size=SIZE)
+    labels = torch.zeros(2, 1, *SIZE, dtype=torch.long)
+    labels[0, :, :32], labels[1, :, :, 48:] = 255, 255
+    for sample, label in zip(samples, labels, strict=True):
+        sample.gt_sem_seg.data = label
+    feats = model.extract_feat(images.double())
+    student_logits = model.decode_head(feats)
+    output = model.self_teacher(feats)
+    model.self_teacher.forward = lambda _: output
+    value = model.self_teacher.loss(feats, student_logits, samples)["loss_kd"]
+    size = SIZE if resolution == "label" else student_logits.shape[2:]
+    p, q = (F.interpolate(x, size, mode="bilinear").log_softmax(1) for x in (student_logits, output[1]))
+    kept = F.interpolate((labels != 255).double(), size, mode="nearest")[:, 0]
+    expected = ((q.exp() * (q - p)).sum(1) * kept).sum() / kept.sum()
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    for sample in samples:
+        sample.gt_sem_seg.data.fill_(255)
+    assert model.self_teacher.loss(feats, student_logits, samples)["loss_kd"] == 0
+
+
+def test_each_heads_logits_are_resized_by_its_own_align_corners():
+    config = with_frskd(fcn())
+    config["self_teacher"]["head"] = {**config["decode_head"], "align_corners": False}
+    config["decode_head"]["align_corners"] = True
+    model = build(config).double().eval()
+    images, samples = make_batch(size=SIZE)
+    feats = model.extract_feat(images.double())
+    maps = (model.decode_head(feats), model.self_teacher(feats)[1])
+    student, teacher = (
+        F.interpolate(x, SIZE, mode="bilinear", align_corners=corners)
+        for x, corners in zip(maps, (True, False), strict=True)
+    )
+    value = model.loss(images.double(), samples)["self_teacher.loss_kd"]
+    torch.testing.assert_close(value, soft_label_loss(student, teacher, 1.0), rtol=1e-9, atol=0)
+
+
+def test_a_loss_of_the_head_is_never_overwritten():
+    config = with_frskd(fcn())
+    config["decode_head"]["loss_decode"] = {"type": "CrossEntropyLoss", "loss_name": "loss_kd"}
+    with pytest.raises(ValueError, match="FCNHead: the head's own losses and the distillation both have 'loss_kd'"):
+        build(config).train().loss(*make_batch())
+    with pytest.raises(TypeError, match="`ignore_in_soft_label` must be True or False, got 255"):
+        segmentor(ignore_in_soft_label=255)
