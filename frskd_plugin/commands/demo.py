@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import frskd_plugin
+from frskd_plugin.commands.reproduce_plan import find_recipe
 from frskd_plugin.mmengine.json_log import LOGS, json_lines
-from frskd_plugin.reproduce.plan import find_recipe
 
 SCENES, VAL_SCENES, SCENE_SIZE = 160, 24, "80x96"
 CROP = "(80,96)"

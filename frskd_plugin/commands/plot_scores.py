@@ -14,8 +14,8 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
+from frskd_plugin.commands.report_logs import read_run
 from frskd_plugin.core.atomic_write import save_figure
-from frskd_plugin.report.run_logs import read_run
 
 # what is called so in the logs -> (axis, addition to the name of the curve)
 SCORES = {
@@ -34,11 +34,12 @@ def read_scores(work_dir: Path) -> dict[str, Curve]:
     Raises:
         ValueError: if the folder holds no validation, or a log is damaged.
     """
-    scores: dict[str, Curve] = {}
-    for entry in read_run(work_dir).validation:
-        for key in SCORES:
-            if key in entry.values:
-                scores.setdefault(key, {})[int(entry.position)] = entry.values[key]
+    validation = read_run(work_dir).validation
+    scores = {
+        key: dict(zip(validation[key].positions.astype(int).tolist(), validation[key].values.tolist(), strict=True))
+        for key in SCORES
+        if key in validation
+    }
     if not scores:
         raise ValueError(f"{work_dir} holds no log with a validation; expected a run with one of {', '.join(SCORES)}.")
     return scores

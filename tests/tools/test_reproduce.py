@@ -16,17 +16,33 @@ from typing import Any
 import pytest
 import torch
 
-from frskd_plugin.reproduce import command, records, session
-from frskd_plugin.reproduce.cost import StepCost, measure_classifier
-from frskd_plugin.reproduce.estimate import estimate_seconds
-from frskd_plugin.reproduce.figure import draw, points_of
-from frskd_plugin.reproduce.paper import TABLE_6_RATIOS, Score, read_scores
-from frskd_plugin.reproduce.plan import Run, Scale, plan_cell, plan_table
-from frskd_plugin.reproduce.records import Store, read_history, read_json
-from frskd_plugin.reproduce.report import markdown
-from frskd_plugin.reproduce.sizes import count_self_teacher, count_wide_resnet, table6_ratios
-from frskd_plugin.reproduce.tables import BASELINE, FRSKD, TABLES, Column, Table
-from frskd_plugin.reproduce.trainer import LOCK_NAME, Machine, Trainer, training_command
+from frskd_plugin.commands import reproduce as command
+from frskd_plugin.commands import reproduce_cost, reproduce_runs
+from frskd_plugin.commands.reproduce import Session
+from frskd_plugin.commands.reproduce_cost import StepCost, count_self_teacher, count_wide_resnet, table6_ratios
+from frskd_plugin.commands.reproduce_plan import (
+    TABLES,
+    Column,
+    Row,
+    Run,
+    Scale,
+    Score,
+    Table,
+    plan_cell,
+    plan_table,
+    read_table,
+)
+from frskd_plugin.commands.reproduce_runs import (
+    LOCK_NAME,
+    Machine,
+    Store,
+    Trainer,
+    read_history,
+    read_json,
+    training_command,
+)
+from frskd_plugin.commands.reproduce_text import draw, markdown, points_of, scores_of
+from frskd_plugin.methods import registry
 from tests.helpers.real_runs import REPOSITORY
 from tests.helpers.tiny_classification import write_cifar
 
@@ -34,6 +50,7 @@ COUNTS = json.loads((REPOSITORY / "tests" / "data" / "counts.json").read_text())
 PAPER = Scale()
 REDUCED = Scale(epochs=8, images_per_class=100)
 SMALL = ["table1", "--datasets", "cifar100", "--models", "wrn_16_2", "--no-cost"]
+WRN, RESNET18 = Column("cifar100", "wrn_16_2"), Column("cifar100", "resnet18_cifar")
 
 # In place of tools/train.py: scores an epoch after the other, goes on where it was, and dies after epoch `stop`.
 FAKE = """
@@ -69,6 +86,17 @@ def small_run(seed: int = 0, **changes: Any) -> Run:
     return dataclasses.replace(run, **changes)
 
 
+def cell(table: str | Table, key: str, column: Column, scale: Scale = PAPER, seed: int = 0, device: str = "cpu") -> Run:
+    table = TABLES[table] if isinstance(table, str) else table
+    (row,) = (row for row in table.rows if row.key == key)
+    return plan_cell(table, row, column, scale, seed, device)
+
+
+def session(table: str | Table, store: Store, scale: Scale = PAPER, device: str = "cpu") -> Session:
+    table = TABLES[table] if isinstance(table, str) else table
+    return Session(table, TABLES[table.name], scale, (0,), store, device)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "work", tmp_path / "out")
@@ -80,54 +108,52 @@ def fake(store: Store) -> FakeTraining:
 
 
 @pytest.fixture
-def trainer(store: Store, fake: FakeTraining) -> Trainer:
-    return Trainer(store, Machine(["cpu"], jobs=2), fake, say=lambda line: None)
+def said() -> list[str]:
+    return []
 
 
 @pytest.fixture
-def tool(fake: FakeTraining, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command line with fake trainings."""
+def trainer(store: Store, fake: FakeTraining, said: list[str]) -> Trainer:
+    return Trainer(store, Machine(["cpu"], jobs=2), fake, say=said.append)
+
+
+@pytest.fixture
+def tool(fake: FakeTraining, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """The command line with fake trainings, in a folder of its own."""
     monkeypatch.setattr(command, "training_command", fake)
-    folders = ["--work-dir", str(store.work_dir), "--out", str(store.out), "--device", "cpu"]
-    return lambda *arguments: command.main([*arguments, *folders])
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: command.main([*arguments, "--work-dir", "work", "--out", "out", "--device", "cpu"])
 
 
-# --- the tables as data ---
+# --- the tables as data, and their runs ---
 
 
 @pytest.mark.parametrize(
     ("table", "row", "column", "expected"),
     [
         ("table1", "baseline", "cifar100/wrn_16_2", Score(70.42, 0.08)),
-        ("table1", "cs_kd", "cifar100/resnet18_cifar", Score(77.19, 0.05)),
         ("table1", "frskd_sla", "tinyimagenet/resnet18_cifar", Score(63.58, 0.04)),
-        ("table1", "frskd_f", "tinyimagenet/wrn_16_2", Score(52.91, 0.30)),
-        ("table2", "baseline", "dogs/resnet18", Score(63.38, 0.04)),
-        ("table2", "frskd_sla", "stanford40/resnet18", Score(61.96, 0.57)),
         ("table2", "cs_kd", "cub200/resnet18", Score(64.34, 0.08)),
         ("table3", "frskd", "imagenet/resnet34/top5", Score(92.11)),
-        ("table3", "baseline", "imagenet/resnet18/top1", Score(69.76)),
         ("table4", "frskd", "voc/effdet_d1/mIoU", Score(83.88)),
         ("table5", "frskd_overhaul", "mit67/resnet18", Score(54.83, 2.63)),
         ("table6", "bifpn_256", "cifar100/wrn_16_2", Score(73.54, 0.41)),
         ("table7", "kd_attention", "tinyimagenet/resnet18_cifar", Score(59.83, 0.28)),
         ("table8", "baseline", "dogs/resnet18", Score(66.38, 0.04)),
-        ("table8", "frskd_cutmix", "cifar100/resnet18_cifar", Score(80.49, 0.05)),
     ],
 )
 def test_numbers_are_the_papers(table: str, row: str, column: str, expected: Score) -> None:
     assert TABLES[table].scores[row, Column.of(column)] == expected
 
 
-@pytest.mark.parametrize("table", [table for table in TABLES.values() if table.name != "fig4"], ids=lambda t: t.name)
-def test_every_cell_has_a_number_and_every_number_a_cell(table: Table) -> None:
-    assert set(table.scores) == {(row.key, column) for row in table.rows for column in table.columns}
-    assert all((score.std is None) == (table.name in ("table3", "table4")) for score in table.scores.values())
-
-
-def test_a_line_with_a_number_too_few_is_refused() -> None:
-    with pytest.raises(ValueError, match="row 'frskd' has 1 numbers, expected one for each of 2 columns"):
-        read_scores("cifar100/wrn_16_2 cifar100/resnet18_cifar\nfrskd 70.0±0.1")
+def test_every_cell_has_a_number_and_every_number_a_cell() -> None:
+    for table in TABLES.values():
+        cells = {(row.key, column) for row in table.rows for column in table.columns}
+        assert set(table.scores) == (set() if table.name == "fig4" else cells)
+        assert all((score.std is None) == (table.name in ("table3", "table4")) for score in table.scores.values())
+    row = {"key": "frskd", "label": "", "method": "frskd", "scores": "70.0±0.1"}
+    with pytest.raises(ValueError, match="x, frskd: 1 numbers, expected one for each of 2 columns"):
+        read_table("x", {"columns": ["cifar100/wrn_16_2", "cifar100/resnet18_cifar"], "rows": [row]})
 
 
 def test_misprints_are_noted_where_they_show() -> None:
@@ -136,90 +162,88 @@ def test_misprints_are_noted_where_they_show() -> None:
         assert any("63.38" in note and "66.38" in note for note in TABLES[name].notes)
 
 
-# --- runs and their names ---
-
-
 def test_names_are_stable() -> None:
     """A changed name would orphan every record that was written before."""
-    table = TABLES["table1"]
-    assert [plan_cell(table, row, table.columns[0], PAPER, 0).name for row in (BASELINE, FRSKD)] == [
-        "cifar100_wrn_16_2_baseline_6384650c_seed0",
-        "cifar100_wrn_16_2_frskd_b9cdd33f_seed0",
-    ]
+    runs = [cell("table1", key, WRN) for key in ("baseline", "frskd")]
+    assert [run.old_stem for run in runs] == ["cifar100_wrn_16_2_baseline_6384650c", "cifar100_wrn_16_2_frskd_b9cdd33f"]
+    assert runs[1].name == "cifar100_wrn_16_2_frskd_alpha2_beta100_200epochs_cpu_7b5d1ea6_seed0"
+    fast = cell(
+        "table5", "frskd_hint", RESNET18, Scale(8, arguments=("--amp-dtype", "bf16", "--compile")), device="cuda"
+    )
+    assert fast.stem.startswith("cifar100_resnet18_cifar_frskd_alpha2_beta100_hint_bf16_compile_8epochs_cuda_")
 
 
 def test_names_tell_all_runs_apart_and_tables_share_equal_ones() -> None:
     named: dict[str, Run] = {}
     for table in TABLES.values():
-        for scale in (PAPER, Scale(epochs=8, arguments=("--compile",))):
-            for run in plan_table(table, scale, seeds=(0, 1)):
+        for scale, device in ((PAPER, "cpu"), (PAPER, "cuda"), (Scale(epochs=8, arguments=("--compile",)), "cpu")):
+            for run in plan_table(table, scale, (0, 1), device):
                 assert named.setdefault(run.name, run) == run
     identities = {json.dumps([run.identity, run.seed], sort_keys=True) for run in named.values()}
     assert len(identities) == len(named)
-    column = Column("cifar100", "resnet18_cifar")
-    shared = [plan_cell(TABLES[name], FRSKD, column, PAPER, 0).name for name in ("table1", "table5", "table7")]
-    assert len(set(shared)) == 1
-    wrn = Column("cifar100", "wrn_16_2")
-    rows = {row.key: row for name in ("table6", "fig4") for row in TABLES[name].rows}
-    assert plan_cell(TABLES["table6"], rows["bifpnc_256"], wrn, PAPER, 0).name == (
-        plan_cell(TABLES["fig4"], rows["alpha2_beta100"], wrn, PAPER, 0).name
-    )
+    assert len({cell(name, "frskd", RESNET18).name for name in ("table1", "table5", "table7")}) == 1
+    assert cell("table6", "bifpnc_256", WRN).name == cell("fig4", "alpha2_beta100", WRN).name
 
 
-def settings(table: str, key: str, column: str, scale: Scale = PAPER) -> dict[str, Any]:
-    (row,) = (row for row in TABLES[table].rows if row.key == key)
-    return dict(plan_cell(TABLES[table], row, Column.of(column), scale, 0).settings)
+def test_records_of_earlier_versions_count_and_those_of_another_device_do_not(store: Store) -> None:
+    published = REPOSITORY / "docs" / "results"
+    scale = Scale(6, 20, ("train_cfg.val_interval=6",), ("--amp-dtype", "bf16", "--channels-last"))
+    run = cell("table1", "frskd_sla", WRN, scale, device="cuda")
+    assert [record["last"]["top1"] for record in Store(store.work_dir, store.out, published).records_of(run)] == [
+        5.65,
+        4.96,
+    ]
+    assert store.records_of(run) == []
+    write_record(store, run, top1=7.0)
+    both = Store(store.work_dir, store.out, published)
+    assert [record["last"]["top1"] for record in both.records_of(run)] == [7.0, 4.96]  # one's own comes first
+    assert store.records_of(dataclasses.replace(run, device="cpu")) == []
 
 
 def test_settings_are_the_papers() -> None:
     common = {"temperature": 4.0, "width": 2}
-    assert settings("table1", "frskd", "cifar100/wrn_16_2") == {**common, "alpha": 2.0, "beta": 100.0}
-    assert settings("table1", "frskd_sla", "tinyimagenet/wrn_16_2") == {**common, "alpha": 3.0, "beta": 100.0}
-    assert settings("table2", "frskd_f", "cub200/resnet18") == {**common, "alpha": 1.0, "beta": 0.0}
-    assert settings("table2", "cs_kd", "dogs/resnet18") == {"weight": 3.0}
-    assert settings("table1", "cs_kd", "cifar100/wrn_16_2") == {"weight": 1.0}
-    hint = settings("table5", "frskd_hint", "cub200/resnet18")
-    assert hint == {**common, "alpha": 1.0, "beta": 100.0, "feature_loss": "hint"}
-    assert settings("table6", "bifpn_128", "cifar100/wrn_16_2") == {
-        "temperature": 4.0, "alpha": 2.0, "beta": 100.0, "channels": 128
-    }  # fmt: skip
-    attention = settings("table7", "kd_attention", "mit67/resnet18")
-    assert attention == {"feature_loss": "attention", "beta": 1000.0, "teacher": {"model_name": "resnet34"}}
-    assert settings("fig4", "alpha3_beta500", "mit67/resnet18") == {**common, "alpha": 3.0, "beta": 500.0}
+    for table, key, column, expected in (
+        ("table1", "frskd", "cifar100/wrn_16_2", {**common, "alpha": 2.0, "beta": 100.0}),
+        ("table1", "frskd_sla", "tinyimagenet/wrn_16_2", {**common, "alpha": 3.0, "beta": 100.0}),
+        ("table2", "frskd_f", "cub200/resnet18", {**common, "alpha": 1.0, "beta": 0.0}),
+        ("table2", "cs_kd", "dogs/resnet18", {"weight": 3.0}),
+        ("table1", "cs_kd", "cifar100/wrn_16_2", {"weight": 1.0}),
+        ("table1", "one", "cifar100/wrn_16_2", {"rampup_epochs": 80}),
+        ("table5", "frskd_hint", "cub200/resnet18", {**common, "alpha": 1.0, "beta": 100.0, "feature_loss": "hint"}),
+        (
+            "table6",
+            "bifpn_128",
+            "cifar100/wrn_16_2",
+            {"temperature": 4.0, "alpha": 2.0, "beta": 100.0, "channels": 128},
+        ),
+        (
+            "table7",
+            "kd_attention",
+            "mit67/resnet18",
+            {"feature_loss": "attention", "beta": 1000.0, "teacher": {"model_name": "resnet34"}},
+        ),
+        ("fig4", "alpha3_beta500", "mit67/resnet18", {**common, "alpha": 3.0, "beta": 500.0}),
+    ):
+        assert cell(table, key, Column.of(column)).settings == expected
 
 
 def test_schedules_shrink_in_proportion() -> None:
-    assert settings("table1", "one", "cifar100/wrn_16_2") == {"rampup_epochs": 80}
-    assert settings("table1", "one", "cifar100/wrn_16_2", Scale(epochs=20)) == {"rampup_epochs": 8}
-    run = plan_cell(TABLES["table1"], FRSKD, Column("cifar100", "wrn_16_2"), REDUCED, 0)
-    assert (run.epochs, run.options) == (
-        8,
-        (
-            "train_cfg.max_epochs=8",
-            "param_scheduler.milestones=[4,6]",
-            "train_dataloader.dataset.images_per_class=100",
-        ),
-    )
-    segmentor = plan_cell(TABLES["table4"], FRSKD, Column.of("voc/effdet_d0/mIoU"), Scale(epochs=6), 0)
+    assert cell("table1", "one", WRN, Scale(epochs=20)).settings == {"rampup_epochs": 8}
+    run = cell("table1", "frskd", WRN, REDUCED)
+    schedule = ("train_cfg.max_epochs=8", "param_scheduler.milestones=[4,6]")
+    assert (run.epochs, run.options) == (8, (*schedule, "train_dataloader.dataset.images_per_class=100"))
+    segmentor = cell("table4", "frskd", Column.of("voc/effdet_d0/mIoU"), Scale(epochs=6))
     assert (segmentor.config, segmentor.method) == ("frskd_voc_effdet_d0", None)
-    assert segmentor.options == (
-        "train_cfg.max_epochs=6",
-        "param_scheduler.milestones=[4]",
-        "custom_hooks.2.begin=4",
-        "custom_hooks.2.end=6",
-    )
-
-
-def test_images_per_class_is_refused_where_the_data_set_has_it_not() -> None:
+    schedule = ("train_cfg.max_epochs=6", "param_scheduler.milestones=[4]")
+    assert segmentor.options == (*schedule, "custom_hooks.2.begin=4", "custom_hooks.2.end=6")
     with pytest.raises(ValueError, match="baseline_cub200_resnet18 is always trained on as a whole"):
-        plan_table(TABLES["table2"], REDUCED, seeds=(0,))
+        plan_table(TABLES["table2"], REDUCED, (0,), "cpu")
 
 
 def test_one_teacher_a_data_set_comes_before_its_students() -> None:
-    table = TABLES["table7"].chosen(datasets=["cifar100", "cub200"])
-    runs = plan_table(table, PAPER, seeds=(0, 1))
+    runs = plan_table(TABLES["table7"].chosen(datasets=["cifar100", "cub200"]), PAPER, (0, 1), "cpu")
     teachers = {run.teacher.name: run.teacher for run in runs if run.teacher}
-    assert [(run.model, run.method, run.seed) for run in teachers.values()] == [
+    assert [(t.model, t.method, t.seed) for t in teachers.values()] == [
         ("resnet34_cifar", "baseline", 0),
         ("resnet34", "baseline", 0),
     ]
@@ -228,35 +252,29 @@ def test_one_teacher_a_data_set_comes_before_its_students() -> None:
     assert len(runs) == 2 * 5 * 2 + 2
 
 
-def test_mixing_takes_the_config_that_mixes() -> None:
-    configs = {run.config for run in plan_table(TABLES["table8"].chosen(datasets=["mit67"]), PAPER, (0,))}
-    assert configs == {f"baseline_mit67_resnet18{end}" for end in ("", "_mixup", "_cutmix")}
-
-
 def test_command_line_of_a_run(store: Store, tmp_path: Path) -> None:
-    row = next(row for row in TABLES["table7"].rows if row.key == "kd_hint")
-    run = plan_cell(TABLES["table7"], row, Column("cifar100", "resnet18_cifar"), Scale(8, None, (), ("--compile",)), 5)
-    python, script, config, *options = training_command(run, store, tmp_path)
-    assert (python, Path(script), Path(config)) == (
-        sys.executable,
-        REPOSITORY / "tools" / "train.py",
-        REPOSITORY / "configs" / "baseline_cifar100_resnet18_cifar.py",
-    )
+    run = cell("table7", "kd_hint", RESNET18, Scale(8, None, (), ("--compile",)), 5)
+    python, *tool, config = training_command(run, store, tmp_path)[:5]
+    assert (python, tool) == (sys.executable, ["-m", "frskd_plugin", "train"])
+    assert Path(config) == REPOSITORY / "configs" / "baseline_cifar100_resnet18_cifar.py"
     teacher = store.work_dir / "teachers" / f"{run.teacher.name}.pth"
-    assert options == [
+    assert training_command(run, store, tmp_path)[5:] == [
         *("--data-root", str(tmp_path / "cifar100"), "--work-dir", str(store.work_dir / run.name)),
-        *("--seed", "5", "--resume", "--method", "kd"),
-        *(
-            "--method-options",
-            "feature_loss=hint",
-            "teacher.model_name=resnet34_cifar",
-            f"teacher.checkpoint={teacher}",
-        ),
+        *("--seed", "5", "--resume", "--method", "kd", "--method-options", "feature_loss=hint"),
+        *("teacher.model_name=resnet34_cifar", f"teacher.checkpoint={teacher}"),
         *("--compile", "--cfg-options", "train_cfg.max_epochs=8", "param_scheduler.milestones=[4,6]"),
     ]
-    segmentor = plan_cell(TABLES["table4"], BASELINE, Column.of("voc/effdet_d0/mIoU"), PAPER, 0)
-    assert training_command(segmentor, store, tmp_path)[4:] == [
-        *(str(tmp_path / "VOCdevkit"), "--work-dir", str(store.folder(segmentor)), "--seed", "0", "--resume")
+    segmentor = cell("table4", "baseline", Column.of("voc/effdet_d0/mIoU"))
+    assert training_command(segmentor, store, tmp_path)[5:] == [
+        *(
+            "--data-root",
+            str(tmp_path / "VOCdevkit"),
+            "--work-dir",
+            str(store.folder(segmentor)),
+            "--seed",
+            "0",
+            "--resume",
+        )
     ]
 
 
@@ -305,13 +323,16 @@ def test_a_record_of_other_settings_does_not_count(trainer: Trainer, fake: FakeT
     assert fake.started == [run.name] * 2 and store.is_done(run)
 
 
-def test_a_failed_run_is_reported_and_the_others_go_on(trainer: Trainer, fake: FakeTraining, store: Store) -> None:
+def test_a_failed_run_is_reported_and_the_others_go_on(
+    trainer: Trainer, fake: FakeTraining, store: Store, said: list[str]
+) -> None:
     fake.stops[0] = 2
     failures = trainer.train([small_run(0), small_run(1)])
     assert list(failures) == [small_run(0).name] and store.is_done(small_run(1))
     reason = failures[small_run(0).name]
     assert reason.startswith("status 1; ") and reason.splitlines()[-1].strip() == "out of memory"
     assert not store.record_file(small_run(0)).exists()
+    assert said[0] == "0 of 2 runs are done, 2 to go" and "         1 of 2 to go, about 0.0 h at this pace" in said
 
     fake.stops.clear()  # started again, it goes on after epoch 2
     assert trainer.train([small_run(0), small_run(1)]) == {}
@@ -386,7 +407,7 @@ def test_a_teacher_that_is_half_trained_again_is_not_kept(
     trainer: Trainer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run(model="resnet34_cifar")
-    monkeypatch.setattr(records, "export_student", lambda source, target: target.write_text(source.name))
+    monkeypatch.setattr(reproduce_runs, "export_student", lambda source, target: target.write_text(source.name))
     trainer.train([run])
     assert not store.is_done(run, teaches=True)  # the record is there, the network is not
     for epoch in (1, run.epochs):
@@ -418,17 +439,17 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def write_record(store: Store, run: Run, **last: float) -> None:
     record = {"identity": run.identity, "seed": run.seed, "metric": "top1", "last": last, "seconds": 60.0}
-    store.record_file(run).parent.mkdir(parents=True, exist_ok=True)
-    store.record_file(run).write_text(json.dumps(record))
+    reproduce_runs.write_json(store.record_file(run), record)
 
 
 def test_markdown(store: Store) -> None:
     table = TABLES["table3"].chosen(models=["resnet18"])
     for seed, top1 in ((0, 69.0), (1, 70.0)):
-        write_record(store, plan_cell(table, BASELINE, table.columns[0], PAPER, seed), top1=top1, top5=89.0)
-    write_record(store, plan_cell(table, BASELINE, table.columns[0], Scale(epochs=9), 2), top1=10.0, top5=20.0)
+        write_record(store, cell(table, "baseline", table.columns[0], PAPER, seed), top1=top1, top5=89.0)
+    write_record(store, cell(table, "baseline", table.columns[0], Scale(epochs=9), 2), top1=10.0, top5=20.0)
+    write_record(store, cell(table, "baseline", table.columns[0], PAPER, 2, "cuda"), top1=10.0, top5=20.0)
     costs = {"resnet18": StepCost(batch=8, plain=0.5, forward=0.1, ratios={"baseline": 1.0, "frskd": 2.0})}
-    assert markdown(table, PAPER, store, costs) == (
+    assert markdown(table, PAPER, scores_of(table, PAPER, store, "cpu"), costs) == (
         "# Table 3: ImageNet\n\n"
         "The paper's schedule: 90 epochs, all training images.\n\n"
         "Last epoch's top-1 accuracy and top-5 accuracy in percent: mean ± standard deviation of the sample, number of "
@@ -445,69 +466,59 @@ def test_markdown(store: Store) -> None:
 def test_a_reduced_table_cannot_be_taken_for_the_papers(store: Store) -> None:
     table = TABLES["table1"].chosen(["cifar100"], ["wrn_16_2"], ["frskd"])
     scale = Scale(8, 100, ("train_dataloader.batch_size=64",), ("--amp-dtype", "bf16"))
-    write_record(store, plan_cell(table, FRSKD, table.columns[0], scale, 0), top1=30.0)
-    title, _, conditions, *_ = markdown(table, scale, store, {}).splitlines()
+    write_record(store, cell(table, "frskd", WRN, scale), top1=30.0)
+    text = markdown(table, scale, scores_of(table, scale, store, "cpu"), {})
+    title, _, conditions, *_ = text.splitlines()
     assert title == "# Table 1: self-distillation on CIFAR-100 and TinyImageNet (reduced runs)"
     assert conditions == (
         "**Not the paper's conditions:** 8 of 200 epochs (learning rate / 10 after 4,6); the first 100 training images "
         "of each class; `train_dataloader.batch_size=64`; `--amp-dtype bf16`. The paper's numbers stand beside for "
         "orientation and are of 200 epochs on all images: compare the rows with each other, not with them."
     )
-    assert "| FRSKD | 30.00 (1) | 73.27 ± 0.45 |" in markdown(table, scale, store, {})
-    assert "paper (full runs)" in markdown(table, scale, store, {})
-    assert "30.00" not in markdown(table, PAPER, store, {})
+    assert "| FRSKD | 30.00 (1) | 73.27 ± 0.45 |" in text and "paper (full runs)" in text
+    assert "30.00" not in markdown(table, PAPER, scores_of(table, PAPER, store, "cpu"), {})
 
 
 def test_a_file_keeps_the_columns_of_other_calls(store: Store) -> None:
-    whole, chosen = TABLES["table5"], TABLES["table5"].chosen(datasets=["mit67"], methods=["frskd"])
-    dogs, cifar100 = Column("dogs", "resnet18"), Column("cifar100", "resnet18_cifar")
-    write_record(store, plan_cell(whole, BASELINE, dogs, PAPER, 0), top1=60.0)
-    write_record(store, plan_cell(whole, BASELINE, cifar100, REDUCED, 0), top1=20.0)
-    shown = session.Session(chosen, PAPER, (0,), store).shown
+    whole = TABLES["table5"]
+    write_record(store, cell(whole, "baseline", Column("dogs", "resnet18")), top1=60.0)
+    write_record(store, cell(whole, "baseline", RESNET18, REDUCED), top1=20.0)
+    shown = session(whole.chosen(datasets=["mit67"], methods=["frskd"]), store).shown
     assert [column.data for column in shown.columns] == ["mit67", "dogs"] and shown.rows == whole.rows
-    reduced = session.Session(whole.chosen(datasets=["cifar100"]), REDUCED, (0,), store)
+    reduced = session(whole.chosen(datasets=["cifar100"]), store, REDUCED)
     assert [column.data for column in reduced.shown.columns] == ["cifar100"]
 
 
 def test_each_scale_has_a_file_of_its_own(store: Store) -> None:
-    scales = [
-        PAPER,
-        REDUCED,
-        Scale(epochs=8),
-        Scale(8, None, ("a=1",)),
-        Scale(8, None, ("a=2",)),
-        Scale(8, 100, ("a=1",)),
-    ]
-    stems = [session.Session(TABLES["table1"], scale, (0,), store).file_stem for scale in scales]
+    scales = [PAPER, REDUCED, Scale(8), Scale(8, None, ("a=1",)), Scale(8, None, ("a=2",)), Scale(8, 100, ("a=1",))]
+    stems = [session("table1", store, scale).file_stem for scale in scales]
     assert stems[:3] == ["table1", "table1_8_epochs_100_images", "table1_8_epochs"]
     assert len(set(stems)) == len(stems) and stems[3].startswith("table1_8_epochs_changed_")
 
 
-def test_figure_4(store: Store, tmp_path: Path) -> None:
+def test_figure_4(tmp_path: Path) -> None:
     table = TABLES["fig4"].chosen(datasets=["cifar100"])
     assert sorted((row.settings["alpha"], row.settings["beta"]) for row in table.rows) == [
         (float(a), float(b)) for a in (1, 2, 3) for b in (50, 100, 200, 500)
     ]
-    scores = {(row.key, 0): [] for row in table.rows}
-    scores["alpha2_beta50", 0] = [70.0, 72.0]
-    scores["alpha2_beta500", 0] = [71.0]
+    scores = {(row.key, 0): [] for row in table.rows} | {
+        ("alpha2_beta50", 0): [70.0, 72.0],
+        ("alpha2_beta500", 0): [71.0],
+    }
     assert points_of(table, scores, 0) == {2.0: [(50.0, 71.0, pytest.approx(2**0.5)), (500.0, 71.0, 0.0)]}
     draw(table, scores, "three seeds", tmp_path / "plots" / "fig4.png")
     assert (tmp_path / "plots" / "fig4.png").read_bytes().startswith(b"\x89PNG")
 
 
-# --- Table 6 ---
+# --- Table 6, cost and estimate ---
 
 
 def test_ratios_are_the_papers_to_two_decimals() -> None:
     found = {key: (round(r.params, 2), round(r.operations, 2)) for key, r in table6_ratios().items()}
-    assert found == {
-        "bifpn_128": (0.30, 0.67),
-        "bifpn_256": (0.97, 2.38),
-        "bifpnc_128": (0.19, 0.21),
-        "bifpnc_256": (0.59, 0.68),
-    }
-    assert found == TABLE_6_RATIOS
+    assert found == {row.key: tuple(row.ratios) for row in TABLES["table6"].rows} and found["bifpn_256"] == (0.97, 2.38)
+    for ratios in table6_ratios().values():  # what runs here has the weights of the paper's and fewer operations
+        assert ratios.own_params == pytest.approx(ratios.params, rel=1e-3)
+        assert ratios.own_macs <= ratios.macs + 1e-12
 
 
 def test_counts_are_the_reference_s() -> None:
@@ -529,33 +540,23 @@ def test_counts_are_the_reference_s() -> None:
         count_self_teacher()
 
 
-def test_what_runs_here_has_the_weights_of_the_papers_and_fewer_operations() -> None:
-    for ratios in table6_ratios().values():
-        assert ratios.own_params == pytest.approx(ratios.params, rel=1e-3)
-        assert ratios.own_macs <= ratios.macs + 1e-12
-
-
-# --- cost and estimate ---
-
-
 def test_methods_with_data_of_their_own_take_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frskd_plugin.reproduce.cost.CPU_BATCH_SMALL", 2)
-    table = TABLES["table1"].chosen(methods=["ddgsd", "cs_kd", "frskd_sla"])
-    runs = {row.key: plan_cell(table, row, table.columns[0], PAPER, 0) for row in table.rows}
-    cost = measure_classifier(runs, repeat=1, device="cpu")
-    assert cost.batch == 2 and list(cost.ratios) == [row.key for row in table.rows]
+    monkeypatch.setattr(reproduce_cost, "CPU_BATCH_SMALL", 2)
+    runs = {key: cell("table1", key, WRN) for key in ("ddgsd", "cs_kd", "frskd_sla")}
+    cost = reproduce_cost.measure(runs, repeat=1, device="cpu")
+    assert cost.batch == 2 and list(cost.ratios) == list(runs)
     assert all(ratio > 0 for ratio in cost.ratios.values()) and cost.forward > 0
 
 
 def test_estimate() -> None:
     costs = {"resnet18_cifar": StepCost(batch=10, plain=2.0, forward=0.5, ratios={"baseline": 1.0, "frskd": 3.0})}
-    table = TABLES["table1"]
-    run = plan_cell(table, FRSKD, Column("cifar100", "resnet18_cifar"), REDUCED, 0)
+    run = cell("table1", "frskd", RESNET18, REDUCED)
     # 8 epochs of 100 x 100 images at 3 x 0.2 s, and of 10000 scored at 0.05 s
-    assert estimate_seconds(run, "frskd", costs) == pytest.approx(8 * (10000 * 0.6 + 10000 * 0.05))
+    estimate = reproduce_cost.estimate_seconds
+    assert estimate(run, "frskd", costs) == pytest.approx(8 * (10000 * 0.6 + 10000 * 0.05))
     teacher = Run("baseline_cifar100_resnet18_cifar", "cifar100", "resnet34_cifar", "baseline", epochs=1)
-    assert estimate_seconds(teacher, "baseline", costs) == pytest.approx(2 * (50000 * 0.2 + 10000 * 0.05))
-    assert estimate_seconds(small_run(), "baseline", costs) is None
+    assert estimate(teacher, "baseline", costs) == pytest.approx(2 * (50000 * 0.2 + 10000 * 0.05))
+    assert estimate(small_run(), "baseline", costs) is None
 
 
 def test_costs_are_measured_once_and_rows_of_equal_steps_together(
@@ -567,16 +568,14 @@ def test_costs_are_measured_once_and_rows_of_equal_steps_together(
         measured.append(list(runs))
         return StepCost(8, 1.0, 0.3, {key: 1.0 + index for index, key in enumerate(runs)})
 
-    monkeypatch.setattr(session, "measure", measure)
-    for _ in range(2):
-        table = TABLES["fig4"].chosen(datasets=["cifar100"], methods=["alpha1_beta50"])
-        costs = session.Session(table, PAPER, (0,), store).costs(repeat=1, device="cpu")
-    assert measured == [["alpha1_beta50"]]
-    assert session.Session(table, PAPER, (0,), store).costs(repeat=0, device="cpu") == costs
-    assert session.Session(table, PAPER, (0,), store).costs(repeat=0, device="cuda") == {}
-    assert costs["wrn_16_2"].ratios == {row.key: 1.0 for row in TABLES["fig4"].rows}
-    mixed = session.Session(TABLES["table8"].chosen(datasets=["cifar100"]), PAPER, (0,), store)
-    assert mixed.costs(1, "cpu")["resnet18_cifar"].ratios["frskd_cutmix"] == 2.0
+    monkeypatch.setattr(command, "measure", measure)
+    grid = TABLES["fig4"].chosen(datasets=["cifar100"], methods=["alpha1_beta50"])
+    first, again = (session(grid, store).costs(repeat=1) for _ in range(2))
+    assert measured == [["alpha1_beta50"]] and first == again == session(grid, store).costs(repeat=0)
+    assert session(grid, store, device="cuda").costs(repeat=0) == {}
+    assert first["wrn_16_2"].ratios == {row.key: 1.0 for row in TABLES["fig4"].rows}
+    mixed = session(TABLES["table8"].chosen(datasets=["cifar100"]), store)
+    assert mixed.costs(1)["resnet18_cifar"].ratios["frskd_cutmix"] == 2.0
     assert measured[1:] == [["baseline", "frskd_mixup"]]
 
 
@@ -584,9 +583,9 @@ def test_costs_are_measured_once_and_rows_of_equal_steps_together(
 
 
 def test_tool_writes_the_table_and_says_what_failed(
-    tool: Callable[..., int], fake: FakeTraining, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tool: Callable[..., int], fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*SMALL, "--methods", "baseline", "frskd", "--epochs", "4", "--data", str(tmp_path), "--jobs", "2"]
+    options = [*SMALL, "--methods", "baseline", "frskd", "--epochs", "4", "--data", ".", "--jobs", "2"]
     fake.stops[2] = 1
     assert tool(*options) == 1
     assert "2 runs failed: cifar100_wrn_16_2_" in capsys.readouterr().out
@@ -599,13 +598,53 @@ def test_tool_writes_the_table_and_says_what_failed(
     assert not (store.out / "table1.md").exists()
 
 
+def test_only_publish_writes_outside_the_work_folder(
+    fake: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(Path("work_dirs/reproduce"), Path("work_dirs/reproduce/results"))
+    monkeypatch.setattr(command, "training_command", FakeTraining(store))
+    monkeypatch.setattr(
+        command, "measure", lambda runs, repeat, device: StepCost(8, 1.0, 0.3, dict.fromkeys(runs, 1.0))
+    )
+    monkeypatch.chdir(tmp_path)
+    published = Path("docs/results")
+    old = dict(cell("table1", "baseline", WRN, Scale(4), 1).old_identity)
+    record = {"identity": old, "seed": 1, "metric": "top1", "last": {"epoch": 4, "top1": 60.0}}
+    reproduce_runs.write_json(
+        published / "runs" / f"{cell('table1', 'baseline', WRN, Scale(4)).old_stem}_seed1.json", record
+    )
+    before = {file: file.read_bytes() for file in published.rglob("*") if file.is_file()}
+    options = [
+        *SMALL[:-1],
+        "--methods",
+        "baseline",
+        "--epochs",
+        "4",
+        "--data",
+        ".",
+        "--device",
+        "cpu",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    assert command.main(options) == 0
+    assert {file: file.read_bytes() for file in published.rglob("*") if file.is_file()} == before
+    text = (store.out / "table1_4_epochs.md").read_text()
+    assert "| Baseline | 67.00 ± 9.90 (2) | 70.42 ± 0.08 | × 1.00 |" in text  # the published record counts
+    assert command.main([*options, "--publish"]) == 0
+    assert (published / "table1_4_epochs.md").read_text() == text
+    assert len(list((published / "runs").iterdir())) == 2 and "table1, wrn_16_2, cpu" in read_json(
+        published / "costs.json"
+    )
+
+
 def test_dry_run_lists_and_trains_nothing(
     tool: Callable[..., int], fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(session, "measure", lambda runs, repeat, device: StepCost(1, 0.01, 0.0, dict.fromkeys(runs, 1)))
-    arguments = [argument for argument in SMALL if argument != "--no-cost"]
-    options = [*arguments, "--methods", "baseline", "frskd", "--seeds", "0", "--dry-run", "--jobs", "2"]
+    monkeypatch.setattr(command, "measure", lambda runs, repeat, device: StepCost(1, 0.01, 0.0, dict.fromkeys(runs, 1)))
+    options = [*SMALL[:-1], "--methods", "baseline", "frskd", "--seeds", "0", "--dry-run", "--jobs", "2"]
     assert tool(*options, "--epochs", "36", "--images-per-class", "10") == 0
     *lines, count, total = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("to do  cifar100_wrn_16_2_") for line in lines)
@@ -613,6 +652,29 @@ def test_dry_run_lists_and_trains_nothing(
     assert count == "0 of 2 runs are done, 2 to go"
     assert total.startswith("0.2 h of training, 0.1 h with 2 at a time")
     assert fake.started == [] and not store.work_dir.exists()
+
+
+def test_a_method_of_the_users_own_joins(
+    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "from frskd_plugin.methods import register_method\nfrom frskd_plugin.methods.baseline import Baseline\n"
+    (tmp_path / "my_methods.py").write_text(code + "@register_method('mine')\nclass Mine(Baseline): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("frskd_plugin.methods.registry._METHODS", dict(registry._METHODS))
+    options = [*SMALL, "--import", "my_methods", "--methods", "baseline", "mine", "--seeds", "0", "--epochs", "4"]
+    assert tool(*options, "--data", ".") == 0
+    assert "| mine | 74.00 (1) | – |" in capsys.readouterr().out
+    table = dataclasses.replace(TABLES["table1"], rows=[Row("mine", "mine", "mine", imports=("my_methods",))])
+    run = cell(table, "mine", WRN)
+    assert training_command(run, Store(tmp_path, tmp_path), tmp_path)[-4:] == [
+        "--method",
+        "mine",
+        "--import",
+        "my_methods",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        tool(*SMALL, "--import", "no_such_module", "--dry-run")
+    assert "No module named 'no_such_module'" in capsys.readouterr().err
 
 
 def test_several_runs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -623,11 +685,18 @@ def test_several_runs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.threads_for(2) is None
 
 
-def test_a_polite_kill_stops_like_ctrl_c() -> None:
+def test_a_polite_kill_stops_like_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def reproduce(args: object) -> int:
+        with command.ends_like_ctrl_c():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        return 0
+
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), command.ends_like_ctrl_c():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
+    monkeypatch.setattr(command, "reproduce", reproduce)
+    with pytest.raises(SystemExit, match="143"):
+        command.main(["table6"])
+    assert capsys.readouterr().err == "reproduce.py: stopped; the same command goes on from here\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -641,11 +710,10 @@ def test_a_polite_kill_stops_like_ctrl_c() -> None:
         (["table3", "--dry-run", "--models", "wrn_16_2"], "--models: table3 has no wrn_16_2; it has resnet18, "),
         (["fig4", "--dry-run", "--datasets", "mit67", "--models", "wrn_16_2"], "fig4 has none of these data sets with"),
         (["table1", "--dry-run", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["table1", "--dry-run", "--device", "cpu", "meta"], "--device: expected devices of one kind, got cpu meta"),
     ],
 )
-def test_mistakes_end_in_one_line(
-    tool: Callable[..., int], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
     (line,) = capsys.readouterr().err.splitlines()

@@ -13,8 +13,8 @@ from mmengine.config import Config
 
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin import commands
+from frskd_plugin.commands.report_logs import read_text_log
 from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.report.text_log import read_text_log
 from tests.helpers.real_runs import final_weights, load_tool, run_tool, train, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 from tests.tools.test_distributed import free_port

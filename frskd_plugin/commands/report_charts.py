@@ -1,0 +1,259 @@
+"""The charts of a report: which curves stand together, and their drawing as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from frskd_plugin.commands.report_logs import NOT_SCORES, RunLogs, Series, is_teacher, position_text, student_key
+
+SECTIONS = ("Validation scores", "Losses", "Schedule", "Training batches", "Time")
+TITLES = {
+    "top1": "top-1 accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+    "mIoU": "mean intersection over union (%)",
+    "aAcc": "pixel accuracy (%)",
+    "mAcc": "mean accuracy of the classes (%)",
+    "loss": "total loss",
+    "loss_ce": "student, cross-entropy",
+    "decode.loss_ce": "student, cross-entropy",
+    "loss_teacher_ce": "self-teacher, cross-entropy",
+    "self_teacher.loss_ce": "self-teacher, cross-entropy",
+    "loss_kd": "soft labels, times alpha",
+    "self_teacher.loss_kd": "soft labels, times alpha",
+    "loss_feat": "feature distillation, times beta",
+    "self_teacher.loss_feat": "feature distillation, times beta",
+    "lr": "learning rate",
+    "distill_factor": "factor on alpha and beta",
+    "train_top1": "top-1 accuracy on the batch (%)",
+    "time": "seconds a step",
+    "data_time": "seconds a step waits for data",
+    "memory": "memory of the GPU (MB)",
+}
+MAX_POINTS = 400  # of a curve, about as many as the chart has pixels
+LARGEST = 1e100  # beyond it a value is drawn as what it stands for, a loss that has gone to infinity
+MAX_MARKERS = 30  # longer curves have a few, which tell the runs apart without colours
+# Of the runs, on a light and on a dark page: each has a contrast of 4.5 or more to its background.
+LIGHT = ("#0b5cad", "#b4430a", "#13723a", "#8e2a8b", "#0b6b7a", "#7a5200", "#b3123f", "#4b5563")
+DARK = ("#6fb1ff", "#ff9e64", "#5fd38d", "#e58bf0", "#5cd3e8", "#e3c15a", "#ff8fa3", "#b6bec9")
+# matplotlib's marker, and the same for the legend: filled for the student, hollow for the self-teacher
+MARKERS = (("o", "●○"), ("s", "■□"), ("D", "◆◇"), ("^", "▲△"), ("v", "▼▽"), ("p", "⬟⬠"), ("h", "⬢⬡"), ("*", "★☆"))
+# stand-ins that matplotlib draws with and the page's style sheet colours
+_TEXT, _GRID, _BACK = "#010203", "#010204", "#010205"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The values of one run: `dashed` is the self-teacher's, `run` gives colour and marker, `total` were logged."""
+
+    label: str
+    run: int
+    dashed: bool
+    points: Series
+    total: int
+
+    @classmethod
+    def of(cls, label: str, run: int, dashed: bool, series: Series) -> Curve:
+        """Take as many points as can be seen."""
+        kept = thin(series.values)
+        return cls(label, run, dashed, Series(series.positions[kept], series.values[kept]), len(series.values))
+
+    @property
+    def swatch(self) -> str:
+        """A piece of it for a legend."""
+        marker = MARKERS[self.run][1][self.dashed]
+        return f"╌{marker}╌" if self.dashed else f"─{marker}─"
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The values that have a place in a chart."""
+        return self.points.values[drawable(self.points.values)]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The curves of one quantity, over ``unit``s from 0 to ``end``, which all charts of that unit share."""
+
+    key: str
+    title: str
+    unit: str
+    end: float
+    log_scale: bool
+    curves: tuple[Curve, ...]
+
+    @property
+    def label(self) -> str:
+        """A sentence for each curve: where it begins and ends, and its range."""
+        texts = [f"{self.title} over {self.unit}s."]
+        for curve in self.curves:
+            y = curve.drawn
+            text = f"from {y[0]:.4g} to {y[-1]:.4g}, lowest {y.min():.4g}, highest {y.max():.4g}" if len(y) else ""
+            texts.append(f"{curve.label}: {text or 'no finite value'}.")
+        return " ".join(texts)
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """Remarks: what is not drawn as it was logged."""
+        if self.log_scale:
+            yield "Logarithmic scale."
+        for curve in self.curves:
+            count, odd = len(curve.points.values), curve.points.positions[~drawable(curve.points.values)]
+            if len(odd):
+                first = f"{'first ' if len(odd) > 1 else ''}at {self.unit} {position_text(odd[0])}"
+                yield f"{curve.label}: {len(odd)} of {count} values are not finite, {first}."
+            if count < curve.total:
+                yield f"{curve.label}: {count} of {curve.total} values are shown, every peak among them."
+
+    @property
+    def rows(self) -> list[tuple[float, list[float | None]]]:
+        """The values as a table: position, and a value or nothing for each curve."""
+        columns = [dict(zip(c.points.positions.tolist(), c.points.values.tolist(), strict=True)) for c in self.curves]
+        return [(x, [column.get(x) for column in columns]) for x in sorted({x for column in columns for x in column})]
+
+
+def charts_of(runs: Sequence[RunLogs], names: Sequence[str]) -> dict[str, list[Chart]]:
+    """Collect the charts of each section; sections without any are left out.
+
+    Args:
+        runs: in the order of their numbers.
+        names: of the runs, for the labels.
+    """
+    # (section, key, unit) -> curves; runs that count in other units get charts of their own
+    curves: dict[tuple[str, str, str], list[Curve]] = {}
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        scores = {key: series for key, series in run.validation.items() if key not in NOT_SCORES}
+        for key, series in scores.items():
+            has_teacher = any(is_teacher(other) and student_key(other) == student_key(key) for other in scores)
+            label = f"{name}, {'self-teacher' if is_teacher(key) else 'student'}" if has_teacher else name
+            place = (SECTIONS[0], student_key(key), run.validation_unit)
+            curves.setdefault(place, []).append(Curve.of(label, number, is_teacher(key), series))
+        for key, series in run.training.items():
+            curve = Curve.of(name, number, False, series)
+            curves.setdefault((section_of(key), key, run.training_unit), []).append(curve)
+    ends: dict[str, float] = {}
+    for (_, _, unit), found in curves.items():
+        ends[unit] = max(ends.get(unit, 0.0), *(float(curve.points.positions[-1]) for curve in found))
+    sections: dict[str, list[Chart]] = {section: [] for section in SECTIONS}
+    for (section, key, unit), found in curves.items():
+        values = np.concatenate([curve.drawn for curve in found])
+        spans_decades = len(values) > 0 and values.min() > 1 / LARGEST and values.max() >= 50 * values.min()
+        log_scale = key.endswith("lr") and bool(spans_decades)
+        sections[section].append(Chart(key, TITLES.get(key, key), unit, ends[unit], log_scale, tuple(found)))
+    return {section: charts for section, charts in sections.items() if charts}
+
+
+def section_of(key: str) -> str:
+    """Return the section in which a value of a training step belongs.
+
+    >>> section_of("decode.loss_ce"), section_of("base_lr"), section_of("grad_norm"), section_of("time")
+    ('Losses', 'Schedule', 'Training batches', 'Time')
+    """
+    if key.rpartition(".")[2].startswith("loss"):
+        return "Losses"
+    if key.endswith("lr") or key in ("momentum", "distill_factor"):
+        return "Schedule"
+    return "Time" if key in NOT_SCORES else "Training batches"
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+    """Tell which values [N] have a place in a chart; bool [N]."""
+    return np.abs(values) < LARGEST  # False for NaN
+
+
+def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
+    """Choose points that a curve looks the same with: both ends, and of each group the lowest and the highest.
+
+    The first value of a group that cannot be drawn stays too, so that a gap stays one.
+
+    Args:
+        values: [N], in order.
+        limit: about how many to keep.
+
+    Returns:
+        Their places, ascending.
+
+    >>> thin(np.array([0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), limit=4)
+    array([0, 3, 5, 9])
+    """
+    if len(values) <= limit:
+        return np.arange(len(values))
+    kept = {0, len(values) - 1}
+    for places in np.array_split(np.arange(len(values)), limit // 2):
+        fits = drawable(values[places])
+        inside = places[fits]
+        if len(inside):
+            kept |= {int(inside[values[inside].argmin()]), int(inside[values[inside].argmax()])}
+        kept |= set(places[~fits][:1].tolist())
+    return np.array(sorted(kept))
+
+
+def draw(chart: Chart, name: str) -> str:
+    """Draw a chart as SVG for an HTML page, whose style sheet gives the colours --text, --line, --back, --c0 ... --c7.
+
+    Args:
+        chart: what to draw.
+        name: of the chart, unlike that of the others on the page; letters and digits.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.sans-serif": ["DejaVu Sans"],
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+        "font.size": 13,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _TEXT),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.formatter.useoffset": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(440 / 72, 250 / 72), dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel=chart.unit, xlim=(0, chart.end or 1))
+        axes.grid(axis="y", color=_GRID)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=chart.end >= 2))
+        if chart.log_scale:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(base=10))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.minorticks_off()
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        for number, curve in enumerate(chart.curves):
+            x, y = curve.points.positions, curve.points.values
+            y = np.where(drawable(y), y, np.nan)  # a gap
+            settings: dict[str, Any] = {"mfc": _BACK, "linestyle": (0, (4, 3))} if curve.dashed else {}
+            settings |= {"color": LIGHT[curve.run], "marker": MARKERS[curve.run][0], "gid": f"curve{number}"}
+            every = None if len(curve.drawn) <= MAX_MARKERS else math.ceil(len(y) / 8)
+            axes.plot(x, y, markevery=every, clip_on=False, **settings)
+        if not any(len(curve.drawn) for curve in chart.curves):
+            axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return _for_page(buffer.getvalue(), name)
+
+
+def _for_page(svg: str, name: str) -> str:
+    """Take the SVG element out of a file: colours by the page, ids of its own, no address and no fixed size."""
+    svg = re.sub(
+        r' (?:width|height)="[\d.]+pt"| xmlns(?::\w+)?="[^"]*"| version="[^"]*"', "", svg[svg.index("<svg") :], count=5
+    )
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in (
+        (_TEXT, "text"),
+        (_GRID, "line"),
+        (_BACK, "back"),
+        *((c, f"c{i}") for i, c in enumerate(LIGHT)),
+    ):
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.strip()

@@ -1,0 +1,328 @@
+"""The paper's tables: ``reproduce table1 --data data`` runs what is missing and writes the table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frskd_plugin.benchmark.options import check_device, positive_int, whole_number
+from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios, total_text
+from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Run, Scale, Table, checksum, plan_cell, plan_table
+from frskd_plugin.commands.reproduce_runs import Machine, Store, Trainer, read_json, training_command, write_json
+from frskd_plugin.commands.reproduce_text import draw, markdown, scores_of
+from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.methods import method_class, method_names
+
+PUBLISHED = Path("docs/results")
+COSTS_NAME = "costs.json"
+# settings that do not change what a step computes, unless they are 0
+WEIGHTS = ("alpha", "beta")
+EPILOG = """\
+DATA holds a folder for each data set: cifar100, tinyimagenet, cub200, mit67, dogs, stanford40, imagenet, VOCdevkit
+(tools/prepare_data.py and tools/prepare_voc.py make them).
+It may be killed and started again: what is done is skipped, what was begun goes on.
+exit status: 0 all runs are done, 1 some failed, 2 the command line is wrong
+examples:
+  reproduce.py table1 --data data --datasets cifar100 --models wrn_16_2 --dry-run
+  reproduce.py table1 --data data --datasets cifar100 --models wrn_16_2 --epochs 8 --images-per-class 100 --seeds 0 1
+  reproduce.py table1 --data data --import my_methods --methods baseline my_method
+  reproduce.py table6          # counts parameters and FLOPs; with --data it trains as well
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py",
+        description="Runs what is missing of a table of the paper, and writes it beside the paper's numbers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", choices=list(TABLES), metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the data sets")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be run, and how long it would take")
+    part = parser.add_argument_group("the part of the table that is run")
+    part.add_argument("--datasets", nargs="+", metavar="NAME", help="of its data sets (all)")
+    part.add_argument("--models", nargs="+", metavar="NAME", help="of its networks (all)")
+    part.add_argument("--methods", nargs="+", metavar="NAME", help="of its rows (all)")
+    part.add_argument("--seeds", nargs="+", type=whole_number, metavar="N", help="(0 1 2; Tables 3 and 4: 0)")
+    part.add_argument(
+        "--import",
+        nargs="+",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="modules that register methods of your own, each of which becomes a row",
+    )
+    scale = parser.add_argument_group("other than the paper's conditions")
+    scale.add_argument("--epochs", type=positive_int, help="in all; the schedule shrinks with them")
+    scale.add_argument("--images-per-class", type=positive_int, metavar="N", help="train on the first N of each class")
+    scale.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every config")
+    scale.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision")
+    scale.add_argument("--channels-last", action="store_true", help="that memory format")
+    scale.add_argument("--compile", action="store_true", help="torch.compile")
+    machine = parser.add_argument_group("machine and folders")
+    machine.add_argument("--jobs", type=positive_int, default=1, help="runs at a time (1)")
+    machine.add_argument("--threads", type=positive_int, help="CPU threads of each run (the cores, shared)")
+    machine.add_argument(
+        "--device",
+        nargs="+",
+        default=["cuda" if torch.cuda.is_available() else "cpu"],
+        help="cpu, cuda, or several: cuda:0 cuda:1, which the runs share",
+    )
+    machine.add_argument("--work-dir", type=Path, default=Path("work_dirs/reproduce"), help="(work_dirs/reproduce)")
+    machine.add_argument(
+        "--out",
+        type=Path,
+        help=f"tables and records (WORK_DIR/results; the records in {PUBLISHED} count too, unless this is given)",
+    )
+    machine.add_argument("--publish", action="store_true", help=f"also put the table and its records into {PUBLISHED}")
+    machine.add_argument(
+        "--no-cost", dest="cost", action="store_false", help="measure no steps; those measured before are shown"
+    )
+    machine.add_argument("--cost-steps", type=positive_int, default=5, help="steps of each method that are timed (5)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing of a table and write it; see `EPILOG` for the exit status."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        return reproduce(args)
+    except (ValueError, ImportError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt as stop:
+        parser.exit(int(str(stop) or 130), f"{parser.prog}: stopped; the same command goes on from here\n")
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Do what `main` does, with its errors as exceptions.
+
+    Raises:
+        ValueError: a name that the table does not have, a device that is not there, or no ``--data``.
+    """
+    session = make_session(args)
+    costs = session.costs(args.cost_steps if args.cost else 0)
+    if args.dry_run:
+        print("\n".join(session.describe(costs, args.jobs)))
+        return 0
+    failures: dict[str, str] = {}
+    if args.data is not None:
+        trainer = Trainer(
+            session.store,
+            Machine(args.device, args.jobs, args.threads or threads_for(args.jobs)),
+            functools.partial(training_command, store=session.store, data=args.data.resolve()),
+            on_done=lambda run: session.write(costs),
+            say=functools.partial(print, flush=True),
+        )
+        with ends_like_ctrl_c():
+            failures = trainer.train(session.runs())
+    print(session.write(costs))
+    print(f"written: {session.store.out / session.file_stem}.md")
+    if args.publish:
+        print(f"published: {session.publish(costs, PUBLISHED)}")
+    if failures:
+        print(f"{len(failures)} runs failed: {', '.join(failures)}")
+    return 1 if failures else 0
+
+
+def make_session(args: argparse.Namespace) -> Session:
+    """Take the table, its scale and its folders from the command line.
+
+    Raises:
+        ValueError: see `reproduce`.
+    """
+    whole = TABLES[args.table]
+    for module in args.imports:
+        importlib.import_module(module)
+    if args.imports and not whole.is_segmentation:
+        names = [name for name in method_names() if not method_class(name).__module__.startswith("frskd_plugin.")]
+        own = [Row(name, name, name, imports=tuple(args.imports)) for name in names]
+        whole = dataclasses.replace(whole, rows=[*whole.rows, *own])
+    table = whole.chosen(args.datasets, args.models, args.methods)
+    if args.data is None and not args.dry_run and args.table != "table6":
+        raise ValueError("--data is missing: the folder that holds a folder for each data set (--dry-run needs none).")
+    if args.data is not None and not args.data.is_dir():
+        raise ValueError(f"--data: {args.data} is not a folder; expected one that holds a folder for each data set.")
+    for device in args.device:
+        check_device(device)
+    kinds = {torch.device(device).type for device in args.device}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"--device: expected devices of one kind, got {' '.join(args.device)}; a table has runs of one."
+        )
+    arguments = [*(["--amp-dtype", args.amp_dtype] if args.amp_dtype else [])]
+    arguments += [f"--{name}" for name in ("channels-last", "compile") if getattr(args, name.replace("-", "_"))]
+    paper_epochs = plan_cell(table, table.rows[0], table.columns[0], Scale(), 0, "cpu").epochs
+    epochs = None if args.epochs == paper_epochs else args.epochs
+    scale = Scale(epochs, args.images_per_class, tuple(args.cfg_options), tuple(arguments))
+    seeds = tuple(dict.fromkeys(table.seeds if args.seeds is None else args.seeds))
+    store = Store(args.work_dir, args.out or args.work_dir / "results", None if args.out else PUBLISHED)
+    return Session(table, whole, scale, seeds, store, args.device[0])
+
+
+@contextmanager
+def ends_like_ctrl_c() -> Iterator[None]:
+    """Let a polite kill of this process end its trainings too."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def threads_for(jobs: int) -> int | None:
+    """Return the CPU threads of each of several runs, unless the environment says it; None leaves it to PyTorch.
+
+    Left alone, each would take all cores, and all together be many times slower.
+    """
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of the tool.
+
+    Attributes:
+        table: the part of a table that is run; the file shows its columns and all rows.
+        whole: the whole table.
+        scale: of the runs.
+        seeds: of the runs.
+        store: folders.
+        device: where steps are timed; its kind belongs to the runs.
+    """
+
+    table: Table
+    whole: Table
+    scale: Scale
+    seeds: tuple[int, ...]
+    store: Store
+    device: str
+
+    def plan(self, table: Table, row: Row, column: Column, seed: int = 0) -> Run:
+        """Plan the run behind a cell."""
+        return plan_cell(table, row, column, self.scale, seed, self.device.partition(":")[0])
+
+    def runs(self) -> list[Run]:
+        """Return every run, teachers before their students."""
+        return plan_table(self.table, self.scale, self.seeds, self.device.partition(":")[0])
+
+    @property
+    def shown(self) -> Table:
+        """The table of the file: all rows, and beside the chosen columns those in which another call has run some."""
+        columns = [c for c in self.whole.columns if c in self.table.columns or self._has_records(c)]
+        return dataclasses.replace(self.whole, columns=columns)
+
+    @property
+    def file_stem(self) -> str:
+        """Each scale has a file of its own, 'table1_8_epochs_100_images'; other settings show as a checksum."""
+        parts = [self.table.name]
+        parts += [f"{self.scale.epochs}_epochs"] if self.scale.epochs is not None else []
+        parts += [f"{self.scale.images_per_class}_images"] if self.scale.images_per_class is not None else []
+        if self.scale.options or self.scale.arguments:
+            parts.append(f"changed_{checksum([self.scale.options, self.scale.arguments], 6)}")
+        return "_".join(parts)
+
+    def write(self, costs: Mapping[str, StepCost], out: Path | None = None) -> str:
+        """Write the Markdown file, and Figure 4's picture; returns the text."""
+        table, out, extra = self.shown, out or self.store.out, []
+        scores = scores_of(table, self.scale, self.store, self.device.partition(":")[0])
+        if table.name == "fig4":
+            title = f"{len(self.seeds)} seeds" + ("" if self.scale.is_paper else f", reduced: {self.file_stem}")
+            draw(table, scores, title, out / f"{self.file_stem}.png")
+            extra.append(f"![{table.title}]({self.file_stem}.png)")
+        ratios = table6_ratios() if table.name == "table6" else None
+        text = markdown(table, self.scale, scores, {} if table.name == "fig4" else costs, ratios, extra)
+        atomic_write(out / f"{self.file_stem}.md", text.encode())
+        return text
+
+    def publish(self, costs: Mapping[str, StepCost], folder: Path) -> Path:
+        """Write the table into another folder too, with the records and the costs that it shows; returns its file."""
+        self.write(costs, folder)
+        for row in self.whole.rows:
+            for column in self.shown.columns:
+                for file in self.store.record_files(self.plan(self.whole, row, column)):
+                    if file.parent.parent != folder:
+                        atomic_write(folder / "runs" / file.name, file.read_bytes())
+        known = {self._cost_key(model): dataclasses.asdict(cost) for model, cost in costs.items()}
+        if known:
+            write_json(folder / COSTS_NAME, read_json(folder / COSTS_NAME) | known)
+        return folder / f"{self.file_stem}.md"
+
+    def costs(self, repeat: int) -> dict[str, StepCost]:
+        """Time the steps of each network of the table under each of its methods; what was measured before is read.
+
+        Args:
+            repeat: steps that are timed; 0 measures nothing.
+        """
+        file = self.store.out / COSTS_NAME
+        own = read_json(file)
+        known = (read_json(self.store.published / COSTS_NAME) if self.store.published else {}) | own
+        costs = {}
+        for column in {column.model: column for column in reversed(self.table.columns)}.values():
+            key, rows = self._cost_key(column.model), self.whole.rows
+            if repeat and not {row.key for row in rows} <= set(known.get(key, {}).get("ratios", {})):
+                runs = {row.key: self.plan(self.whole, row, column) for row in rows}
+                known[key] = own[key] = dataclasses.asdict(_measure(runs, repeat, self.device))
+                write_json(file, own)
+            if key in known:
+                costs[column.model] = StepCost(**known[key])
+        return costs
+
+    def describe(self, costs: Mapping[str, StepCost], jobs: int) -> list[str]:
+        """Write lines about what would be run, and how long it would take."""
+        cells = [(row, column, seed) for seed in self.seeds for column in self.table.columns for row in self.table.rows]
+        keys = {self.plan(self.table, *cell).name: cell[0].key for cell in cells}
+        lines, missing = [], []
+        for run in self.runs():
+            done = self.store.read(run) is not None
+            seconds = estimate_seconds(run, keys.get(run.name, "baseline"), costs)
+            missing += [seconds] if seconds is not None and not done else []
+            time = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
+            lines.append(f"{'done' if done else 'to do'}  {run.name}{time}")
+        count = sum(line.startswith("to do") for line in lines)
+        lines.append(f"{len(lines) - count} of {len(lines)} runs are done, {count} to go")
+        return lines + ([total_text(missing, jobs)] if missing else [])
+
+    def _cost_key(self, model: str) -> str:
+        return f"{self.table.name}, {model}, {self.device}"
+
+    def _has_records(self, column: Column) -> bool:
+        try:
+            runs = [self.plan(self.whole, row, column) for row in self.whole.rows]
+        except ValueError:  # the scale does not fit this data set
+            return False
+        return any(map(self.store.record_files, runs))
+
+
+def _measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
+    """Time the steps of one network; rows whose steps are the same are measured once."""
+    signatures = {key: _signature(run) for key, run in runs.items()}
+    first = {signature: key for key, signature in reversed(signatures.items())}
+    cost = measure({key: run for key, run in runs.items() if first[signatures[key]] == key}, repeat, device)
+    return dataclasses.replace(cost, ratios={key: cost.ratios[first[s]] for key, s in signatures.items()})
+
+
+def _signature(run: Run) -> str:
+    """Write what a step computes."""
+    settings: dict[str, Any] = {k: bool(v) if k in WEIGHTS else v for k, v in run.settings.items()}
+    return json.dumps([run.method or run.config, settings], sort_keys=True)

@@ -1,1 +1,0 @@
-"""Makes the paper's tables: runs what is missing and writes them; `tools/reproduce.py` is its command line."""
