@@ -14,6 +14,7 @@ from pathlib import Path
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.mmengine.attention_picture import attention_picture, in_order
+from frskd_plugin.mmengine.stored_config import add_allow_imports
 from frskd_plugin.mmengine.trained_network import open_checkpoint
 
 
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("attention_maps"), help="folder for the pictures (default: %(default)s)"
     )
+    add_allow_imports(parser)
     return parser
 
 
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw, and say what was written."""
     args = parse_args(argv)
     targets = targets_of(args.images, args.out)
-    networks = in_order([open_checkpoint(path) for path in args.checkpoints])
+    networks = in_order([open_checkpoint(path, args.allow_imports) for path in args.checkpoints])
     args.out.mkdir(parents=True, exist_ok=True)
     for image, target in targets.items():
         save_figure(attention_picture(networks, image), target)

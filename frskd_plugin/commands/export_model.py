@@ -64,6 +64,7 @@ def summary(student: Student, made: Exported) -> str:
     output = "[B, K, H, W]" if student.dense else "[B, K]"
     lines = [
         f"written: {made.path} ({made.path.stat().st_size / 2**20:.1f} MiB)",
+        f"weights: {student.weights}",
         f"images:  [B, {made.sizes[0][1]}, H, W], {student.images_text()}",
         f"logits:  {output}",
         f"holds:   {made.parameters} parameters, all of them the student's; nothing of a self-teacher",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import frskd_plugin  # noqa: F401
 from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.mmengine.export_classifier import create_call
+from frskd_plugin.mmengine.stored_config import add_allow_imports
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,16 +22,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target", metavar="OUT", help="file to write (.pth); a segmentor's plain config goes to OUT with .py"
     )
+    add_allow_imports(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, and say what was written."""
     args = build_parser().parse_args(argv)
-    target, config = export_student(args.source, args.target)
-    before, after = Path(args.source).stat().st_size, target.stat().st_size
-    print(f"student: {target} ({after / 2**20:.1f} MiB; the training checkpoint has {before / 2**20:.1f} MiB)")
-    if config is None:
-        print(f"python:  {create_call(args.source, target)}")
-    else:
-        print(f"config:  {config}")
+    made = export_student(args.source, args.target, args.allow_imports)
+    before, after = Path(args.source).stat().st_size, made.path.stat().st_size
+    print(f"student: {made.path} ({after / 2**20:.1f} MiB; the training checkpoint has {before / 2**20:.1f} MiB)")
+    print(f"weights: {made.entry}")
+    print(f"python:  {made.create}" if made.config is None else f"config:  {made.config}")

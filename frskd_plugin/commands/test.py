@@ -19,7 +19,7 @@ from frskd_plugin.mmengine.command_line import (
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.method_data import provide_method_data
-from frskd_plugin.mmengine.resume import allow_checkpoint_globals
+from frskd_plugin.mmengine.safe_loading import safe_loading
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,12 +83,12 @@ def _enable_painting(config: Config, args: argparse.Namespace) -> None:
         config.visualizer.save_dir = args.show_dir
 
 
+@safe_loading()
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
     args = parse_args(argv)
     config = build_config(args)
     init_distributed(args.launcher)
-    allow_checkpoint_globals()
     with explained_build(args.config):
         runner = Runner.from_cfg(config)
         open_data(runner, "test")

@@ -22,8 +22,10 @@ from frskd_plugin.mmengine.command_line import (
 from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, speed_up
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
-from frskd_plugin.mmengine.resume import allow_checkpoint_globals, resume_state
+from frskd_plugin.mmengine.resume import resume_state
+from frskd_plugin.mmengine.safe_loading import safe_loading
 from frskd_plugin.mmengine.stack_check import versions_text
+from frskd_plugin.mmengine.stored_config import parse_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +113,7 @@ def set_resume(config: Config, explicit: bool) -> None:
         return
     path, meta = state
     if is_classifier(config) and isinstance(meta.get("cfg"), str):
-        trained, wanted = method_name(Config.fromstring(meta["cfg"], file_format=".py")), method_name(config)
+        trained, wanted = method_name(Config(parse_config(meta["cfg"], str(path)))), method_name(config)
         if trained != wanted:
             raise ValueError(
                 f"--resume: {path} was trained with the method {trained!r}, and this run is to train with {wanted!r}: "
@@ -123,12 +125,12 @@ def set_resume(config: Config, explicit: bool) -> None:
         config.randomness["seed"] = meta.get("seed")
 
 
+@safe_loading()
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_args(argv)
     config = build_config(args)
     init_distributed(args.launcher)
-    allow_checkpoint_globals()
     with explained_build(args.config):
         runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
         open_data(runner, "train", "val")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.deploy.networks import NormalizedNetwork, SegmentationNetwork
-from frskd_plugin.deploy.weights import load_strictly, student_weights
+from frskd_plugin.deploy.weights import load_strictly
 from frskd_plugin.doctor.build import is_config
+from frskd_plugin.timm.checkpoint import read_weights
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
 
@@ -29,6 +30,7 @@ class Student:
         std: of each channel.
         channel_order: of the images, 'RGB' or 'BGR'.
         normalized: whether the network normalises its images itself.
+        weights: where in the checkpoint its weights were.
     """
 
     network: nn.Module
@@ -38,6 +40,7 @@ class Student:
     std: tuple[float, ...] | None = None
     channel_order: str = "RGB"
     normalized: bool = False
+    weights: str = "state_dict"
 
     def images_text(self) -> str:
         """What the images have to be."""
@@ -74,7 +77,7 @@ def open_student(
 
     Args:
         name: a config file, plain or FRSKD, or the name of a timm model.
-        checkpoint: see `student_weights`.
+        checkpoint: see `read_weights`.
         model_kwargs: of ``timm.create_model``, for a timm model.
         cfg_options: settings that override the config.
 
@@ -85,17 +88,18 @@ def open_student(
         TypeError: a setting that the model does not have.
     """
     if not is_config(name):
-        weights = student_weights(checkpoint)
-        return _timm_student(dict(model_name=name, **(model_kwargs or {})), weights, checkpoint)
+        weights, entry = read_weights(checkpoint)
+        student = _timm_student(dict(model_name=name, **(model_kwargs or {})), weights, checkpoint)
+        return replace(student, weights=entry)
 
     from frskd_plugin.mmengine.config_tools import is_classifier, read_config
 
     config = read_config(name)
     config.merge_from_dict(cfg_options or {})
-    weights = student_weights(checkpoint)
+    weights, entry = read_weights(checkpoint)
     if is_classifier(config):
         preprocessor = config.model.get("data_preprocessor") or {}
-        return _timm_student(
+        student = _timm_student(
             config.model.student.to_dict(),
             weights,
             checkpoint,
@@ -103,12 +107,13 @@ def open_student(
             preprocessor.get("mean"),
             preprocessor.get("std"),
         )
+        return replace(student, weights=entry)
     if not (config.get("model") or {}).get("decode_head"):
         raise ValueError(
             f"{name}: model.type={(config.get('model') or {}).get('type')!r} cannot be exported: expected a "
             "TimmClassifier, or an encoder-decoder of mmseg with a decode head."
         )
-    return _segmentor(config, weights, checkpoint)
+    return replace(_segmentor(config, weights, checkpoint), weights=entry)
 
 
 def _timm_student(

@@ -25,13 +25,13 @@ from frskd_plugin.mmengine.resume import (
     LAST_CHECKPOINT,
     RUN_NAME,
     BrokenCheckpointError,
-    allow_checkpoint_globals,
     checkpoint_files,
     find_resume_checkpoint,
     last_checkpoint,
     load_checkpoint,
     read_run,
 )
+from frskd_plugin.mmengine.safe_loading import safe_runner
 from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
 
 PARTIAL_GRADIENTS = "partial_gradients"
@@ -74,7 +74,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Any) -> None:
         """Choose the checkpoint of an automatic resume, before the runner looks for one."""
-        allow_checkpoint_globals()
+        safe_runner(runner)
         if runner._resume and runner._load_from is None:
             found = find_resume_checkpoint(runner.work_dir)
             runner._load_from = None if found is None else str(found)

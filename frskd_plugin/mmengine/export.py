@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
+from timm.models import is_model, model_entrypoint
 
 from frskd_plugin.core.atomic_write import atomic_write
-from frskd_plugin.mmengine.export_classifier import classifier_weights
+from frskd_plugin.core.checkpoint_file import read_checkpoint
 from frskd_plugin.mmengine.registration import COMPONENTS
-from frskd_plugin.mmengine.resume import load_checkpoint
+from frskd_plugin.mmengine.stored_config import stored_config, stored_text
+from frskd_plugin.timm.checkpoint import read_weights, weights_of
 
 TEACHER_PREFIX = "self_teacher."
+_SEGMENTOR = ("backbone.", "decode_head.", "bbox_head.", "neck.")  # or detector
 # Hooks that exist for the method or for the training run, and mean nothing to the plain student.
 _METHOD_HOOKS = {
     "DistillWarmupHook",
@@ -47,14 +50,32 @@ _EXTRA_SETTINGS = {
 }
 
 
-def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path | None]:
+class ExportedStudent(NamedTuple):
+    """What `export_student` wrote.
+
+    Attributes:
+        path: the file with the weights.
+        config: the plain config of a segmentor; None for a classifier.
+        entry: where in the training checkpoint the weights were.
+        create: the Python that builds the network with the weights; None for a segmentor.
+    """
+
+    path: Path
+    config: Path | None
+    entry: str
+    create: str | None = None
+
+
+def export_student(source: str | Path, target: str | Path, allow_imports: bool = False) -> ExportedStudent:
     """Write the plain student of checkpoint `source` to `target`, without self-teacher, optimizer and logs.
 
     Of a segmentor it is a checkpoint that loads with `strict=True` into the plain config, which goes beside it
     (`target` with `.py`). Of a classifier it is timm's own state_dict. Nothing of `source` changes.
 
-    Returns:
-        The paths of the written file and of the config; None in its place for a classifier.
+    Args:
+        source: any file that `read_weights` takes.
+        target: the `.pth` file to write.
+        allow_imports: trust the config in the checkpoint, see `stored_config`.
 
     Raises:
         FileNotFoundError: `source` is missing.
@@ -66,12 +87,13 @@ def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path |
         raise ValueError(f"the exported checkpoint must be a .pth file, got {target}")
     if target.resolve() == source.resolve():
         raise ValueError(f"export would overwrite its own input {source}; give another output file")
-    checkpoint = load_checkpoint(source)
-    weights = classifier_weights(checkpoint)
-    if weights:
+    checkpoint = read_checkpoint(source) if source.suffix != ".safetensors" else {}
+    weights, entry = weights_of(checkpoint, source) if checkpoint else read_weights(source)
+    if not any(key.startswith(_SEGMENTOR) for key in weights):
+        create = _create_call(checkpoint, str(source), target)
         _save(weights, target)
-        return target, None
-    student, config = student_checkpoint(checkpoint, str(source))
+        return ExportedStudent(target, None, entry, create)
+    student, config = student_checkpoint(checkpoint, str(source), allow_imports)
     config_path = target.with_suffix(".py")
     if config_path.exists() and not config_path.read_text().startswith(_MARK):
         raise ValueError(
@@ -80,7 +102,26 @@ def export_student(source: str | Path, target: str | Path) -> tuple[Path, Path |
         )
     atomic_write(config_path, (_MARK + config.pretty_text).encode())
     _save(student, target)
-    return target, config_path
+    return ExportedStudent(target, config_path, entry)
+
+
+def _create_call(checkpoint: dict[str, Any], source: str, target: Path) -> str:
+    """Return the Python that builds the network of a classifier's checkpoint with the exported weights."""
+    if stored_text(checkpoint, source) is None:  # timm's or Lightning's own checkpoint
+        return f"import timm; timm.create_model(..., checkpoint_path={str(target)!r})"
+    student = stored_config(checkpoint, source).model.get("student")
+    if not isinstance(student, dict) or not is_model(str(student.get("model_name")).split(".")[0]):
+        raise ValueError(
+            f"{source}: the config in it (meta['cfg']) has no model.student.model_name that timm knows; expected a "
+            f"checkpoint of a TimmClassifier, written by tools/train.py"
+        )
+    kwargs = {key: value for key, value in student.items() if key not in ("pretrained", "checkpoint_path")}
+    name = kwargs.pop("model_name")
+    settings = "".join(f", {key}={value!r}" for key, value in kwargs.items())
+    # a network of this package has to be registered first
+    ours = model_entrypoint(name).__module__.startswith("frskd_plugin.")
+    imports = "import timm, frskd_plugin.timm" if ours else "import timm"
+    return f"{imports}; timm.create_model({name!r}{settings}, checkpoint_path={str(target)!r})"
 
 
 def _save(content: dict[str, Any], target: Path) -> None:
@@ -89,24 +130,21 @@ def _save(content: dict[str, Any], target: Path) -> None:
     atomic_write(target, buffer.getvalue())
 
 
-def student_checkpoint(checkpoint: dict[str, Any], name: str = "the checkpoint") -> tuple[dict[str, Any], Config]:
+def student_checkpoint(
+    checkpoint: dict[str, Any], name: str = "the checkpoint", allow_imports: bool = False
+) -> tuple[dict[str, Any], Config]:
     """The student's checkpoint (`state_dict` and `meta`) and plain config from a loaded FRSKD checkpoint.
 
     Raises:
         ValueError: it has no weights of a self-teacher, or does not hold its config.
     """
-    weights, meta = checkpoint["state_dict"], checkpoint.get("meta") or {}
+    weights = checkpoint.get("state_dict", checkpoint)
     if not any(key.startswith(TEACHER_PREFIX) for key in weights):
         raise ValueError(
             f"{name} is not an FRSKD checkpoint: it has no weights under '{TEACHER_PREFIX}'. Expected an epoch_*.pth "
             f"or best_*.pth of a run with an FRSKD config; the checkpoint of a plain model needs no export"
         )
-    if not isinstance(meta.get("cfg"), str):
-        raise ValueError(
-            f"{name} does not hold the config it was trained with (meta['cfg']); expected a checkpoint written by "
-            f"tools/train.py"
-        )
-    config = plain_config(Config.fromstring(meta["cfg"], file_format=".py"))
+    config, meta = plain_config(stored_config(checkpoint, name, allow_imports)), checkpoint["meta"]
     student_meta = {key: value for key, value in meta.items() if key != "cfg"}
     student = {
         "meta": {**student_meta, "cfg": config.pretty_text},

@@ -8,14 +8,12 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
+
+from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint
 
 LAST_CHECKPOINT = "last_checkpoint"
 RUN_NAME = "run.json"
@@ -23,67 +21,18 @@ BEST_FILES = "best_*_*[0-9].pth"
 _NUMBERED = re.compile(r"(?P<kind>.*?)(?P<step>\d+)\.pth")
 
 
-# torch before 2.5 cannot be told which classes are safe, so it cannot read the logs in a checkpoint that way.
-_KNOWS_SAFE_GLOBALS = hasattr(torch.serialization, "safe_globals")
-
-
-class BrokenCheckpointError(ValueError):
-    """A checkpoint that is truncated, damaged or no checkpoint of mmengine."""
-
-
-def checkpoint_globals() -> list[type | Callable[..., Any]]:
-    """What checkpoints of mmengine hold besides tensors: its log buffers and numpy numbers (a best score, for one)."""
-    core = getattr(np, "_core", None) or np.core
-    dtypes = [
-        getattr(np.dtypes, f"{name}DType") for name in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")
-    ]
-    # `getattr` is what pickle writes for the methods that a HistoryBuffer holds.
-    return [HistoryBuffer, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar, getattr, *dtypes]
-
-
-def allow_checkpoint_globals() -> None:
-    """Let `torch.load(weights_only=True)`, as mmengine calls it, read checkpoints that hold numpy numbers.
-
-    Without it mmengine falls back to `weights_only=False`, which runs whatever the file says, or fails.
-    """
-    if _KNOWS_SAFE_GLOBALS:
-        torch.serialization.add_safe_globals(checkpoint_globals())
-
-
-@contextmanager
-def checkpoint_globals_allowed() -> Iterator[None]:
-    """As `allow_checkpoint_globals`, for a block.
-
-    `torch.serialization.safe_globals` would on leaving also forbid what was allowed before.
-    """
-    if not _KNOWS_SAFE_GLOBALS:
-        yield
-        return
-    missing = [name for name in checkpoint_globals() if name not in torch.serialization.get_safe_globals()]
-    with torch.serialization.safe_globals(missing):
-        yield
-
-
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of mmengine on the CPU with `weights_only=True`.
+    """Read a checkpoint of mmengine on the CPU, see `read_checkpoint`.
 
     Raises:
         FileNotFoundError: there is no such file.
         BrokenCheckpointError: it is truncated or damaged, or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} not found; expected a .pth file written in training")
-    try:
-        with checkpoint_globals_allowed():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=_KNOWS_SAFE_GLOBALS)
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... for a damaged file
-        raise BrokenCheckpointError(
-            f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or not a "
-            f"checkpoint ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'})"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise BrokenCheckpointError(f"{path} is not a checkpoint of mmengine: it has no 'state_dict'")
+    if not isinstance(checkpoint.get("meta", {}), dict):
+        raise BrokenCheckpointError(f"{path} is not a checkpoint of mmengine: its 'meta' is no dict")
     return checkpoint
 
 

@@ -22,6 +22,7 @@ from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
 from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier
 from frskd_plugin.mmengine.export import TEACHER_PREFIX
 from frskd_plugin.mmengine.resume import load_checkpoint
+from frskd_plugin.mmengine.stored_config import stored_config
 from frskd_plugin.mmengine.without_pretrained import without_pretrained
 
 CLASSIFIER_TEACHER_PREFIX = "network.method.self_teacher."
@@ -177,8 +178,12 @@ class TrainedSegmentor(TrainedNetwork):
         return f"level {level}"
 
 
-def open_checkpoint(path: str | Path) -> TrainedNetwork:
-    """The network of a checkpoint that tools/train.py wrote, built from the config in it; nothing is downloaded.
+def open_checkpoint(path: str | Path, allow_imports: bool = False) -> TrainedNetwork:
+    """Build the network of a checkpoint that tools/train.py wrote from the config in it; nothing is downloaded.
+
+    Args:
+        path: of the checkpoint.
+        allow_imports: trust the config in it, see `stored_config`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -187,13 +192,7 @@ def open_checkpoint(path: str | Path) -> TrainedNetwork:
     """
     path = Path(path)
     checkpoint = load_checkpoint(path)
-    meta = checkpoint.get("meta") or {}
-    if not isinstance(meta.get("cfg"), str):
-        raise ValueError(
-            f"{path} does not hold the config it was trained with (meta['cfg']); expected a checkpoint written by "
-            f"tools/train.py"
-        )
-    config = Config.fromstring(meta["cfg"], file_format=".py")
+    config, meta = stored_config(checkpoint, str(path), allow_imports), checkpoint["meta"]
     check_version(config, str(path))
     model = config.get("model") or {}
     if is_classifier(config):

@@ -1,22 +1,103 @@
-"""Loads a local timm checkpoint into a model that lacks the classifier."""
+"""Takes the weights of a network out of the files that timm, Lightning, mmengine and this package write."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.models import adapt_input_conv, load_state_dict, model_entrypoint
+from timm.models import adapt_input_conv, clean_state_dict, load_state_dict, model_entrypoint
 from torch import Tensor, nn
+
+from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint
+
+# The entries of a training checkpoint with weights in them, in the order in which timm prefers them.
+_ENTRIES = {"state_dict_ema": "EMA", "model_ema": "EMA", "state_dict": "", "model": ""}
+_LIGHTNING = "pytorch-lightning_version"
+# Where the plain network's weights lie in what `frskd_plugin.wrap` returns, alone or in a `TimmClassifier` or a
+# Lightning module; beside them lie those of the method.
+_STUDENT = re.compile(r"(?:\w+\.){0,2}?student\.")
+_BACKBONE = "backbone.model."  # a `TimmFeatureExtractor` in a segmentor or detector
+_SELF_TEACHER = "self_teacher."  # of a segmentor
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Read the plain network's weights out of a file, under the network's own names.
+
+    Args:
+        path: a training checkpoint of timm (its EMA where there is one, as timm does it), Lightning or mmengine, with a
+            method of this package or without; an exported student; a state_dict (.pth, .pt, .ckpt, .safetensors).
+
+    Returns:
+        The weights, and where in the file they were: 'state_dict_ema (EMA)'.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BrokenCheckpointError: it cannot be read without running code, or holds no weights.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {path} not found; expected a .pth or .safetensors file")
+    if Path(path).suffix != ".safetensors":
+        return weights_of(read_checkpoint(path), path)
+    try:
+        return weights_of(load_state_dict(str(path), device="cpu"), path)
+    except BrokenCheckpointError:
+        raise
+    except Exception as error:  # of the safetensors library, whatever the bytes lead to
+        raise BrokenCheckpointError(
+            f"checkpoint {path} cannot be read as safetensors ({type(error).__name__}: {error})"
+        ) from error
+
+
+def weights_of(content: Any, name: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Do what `read_weights` does with the content of a file, which is called `name` in errors.
+
+    >>> weights, entry = weights_of({"state_dict_ema": {"student.fc.bias": torch.ones(1)}, "state_dict": {}}, "a.pth")
+    >>> list(weights), entry
+    (['fc.bias'], 'state_dict_ema (EMA)')
+    """
+    if not isinstance(content, dict):
+        content = {}
+    entry = next((key for key in _ENTRIES if isinstance(content.get(key), dict)), None)
+    weights = content if entry is None else content[entry]
+    weights = {key: value for key, value in weights.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not weights:
+        raise BrokenCheckpointError(
+            f"{name} holds no weights: expected a state_dict of tensors, or a dict with one under 'state_dict'"
+        )
+    averaged = _ENTRIES.get(entry or "") or ("EMA" if "ema_state_dict" in content else "")  # of mmengine, which swaps
+    text = (entry or "the file itself is a state_dict") + (f" ({averaged})" if averaged else "")
+    return plain_weights(clean_state_dict(weights), lightning=_LIGHTNING in content), text
+
+
+def plain_weights(weights: dict[str, Tensor], lightning: bool = False) -> dict[str, Tensor]:
+    """Return the student's part of a state_dict, under the plain network's names.
+
+    >>> list(plain_weights({"student.fc.bias": torch.ones(1), "method.self_teacher.head.bias": torch.ones(1)}))
+    ['fc.bias']
+    >>> list(plain_weights({"decode_head.conv.bias": torch.ones(1), "self_teacher.head.conv.bias": torch.ones(1)}))
+    ['decode_head.conv.bias']
+    """
+    prefixes = {match[0] for match in map(_STUDENT.match, weights) if match}
+    if prefixes:
+        prefix = min(prefixes, key=len)
+    elif lightning or all(key.startswith("model.") for key in weights):
+        prefix = "model."
+    else:
+        return {key: value for key, value in weights.items() if not key.startswith(_SELF_TEACHER)}
+    plain = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return clean_state_dict(plain) or weights
 
 
 def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
     """Load the weights of a whole timm classifier, or of its trunk, into `model`, which has no classifier.
 
-    Only tensors are read from the file (``weights_only``). Layouts that timm converts for its own downloads, and
-    position embeddings of another size, are converted in the same way; a first convolution with another number of
-    image channels is adapted as timm does.
+    The file may be any that `read_weights` takes, that of a segmentor with a timm backbone too. Layouts that timm
+    converts for its own downloads, and position embeddings of another size, are converted in the same way; a first
+    convolution with another number of image channels is adapted as timm does.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -26,12 +107,11 @@ def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
         raise FileNotFoundError(f"checkpoint={str(checkpoint)!r} is not a file. Give the path of a timm state_dict.")
     name = model.pretrained_cfg.get("architecture", type(model).__name__)
     try:
-        state_dict = load_state_dict(str(checkpoint), use_ema=True, weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors errors differ; all mean the same to the user
+        state_dict, _ = read_weights(checkpoint)
+    except BrokenCheckpointError as error:
         raise ValueError(f"{checkpoint} cannot be read as the weights of {name!r}: {error}") from error
-    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise ValueError(f"{checkpoint} is not a state_dict of tensors (or a dict with one under 'state_dict').")
-
+    backbone = {key: value for key, value in state_dict.items() if key.startswith(_BACKBONE)}
+    state_dict = {key.removeprefix(_BACKBONE): value for key, value in (backbone or state_dict).items()}
     state_dict = _adapt_first_conv(model, state_dict)
     if _differences(model, state_dict):
         state_dict = _convert(model, name, state_dict)
@@ -40,7 +120,8 @@ def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ValueError(
             f"{checkpoint} does not hold the weights of {name!r}: {shown}. Give model_name of the architecture that "
-            f"the file was saved from, with the same model arguments."
+            f"the file was saved from, with the same model arguments. tools/export_student.py writes those "
+            f"of a training checkpoint's student."
         )
     model.load_state_dict({key: state_dict[key] for key in model.state_dict()})
 

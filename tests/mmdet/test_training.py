@@ -10,7 +10,6 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.mmengine.resume import allow_checkpoint_globals
 from tests.helpers.tiny_coco import build, make_batch, training_config, write_coco
 
 EPOCHS = 6
@@ -26,7 +25,6 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runner(request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """A finished run."""
     work_dir = tmp_path_factory.mktemp(f"frskd_{request.param}")
-    allow_checkpoint_globals()
     runner = Runner.from_cfg(training_config(request.param, data_root, work_dir, EPOCHS))
     runner.train()
     return runner

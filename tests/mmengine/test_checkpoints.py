@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from frskd_plugin.core import atomic_write as atomic_write_module
 from frskd_plugin.core.atomic_write import atomic_write
@@ -21,12 +21,11 @@ from frskd_plugin.mmengine import resume
 from frskd_plugin.mmengine.atomic_checkpoint_hook import AtomicCheckpointHook
 from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
-    allow_checkpoint_globals,
-    checkpoint_globals,
     find_resume_checkpoint,
     load_checkpoint,
     resume_state,
 )
+from frskd_plugin.mmengine.safe_loading import safe_loading
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_mmseg import tiny_config
 
@@ -72,40 +71,49 @@ def test_checkpoints_are_read_with_weights_only(finished_run: Path) -> None:
     assert isinstance(checkpoint["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
 
 
-def test_mmengine_reads_numpy_scores_with_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmengine.runner.checkpoint import _load_checkpoint
+class Evil:
+    """Touches a file when it is unpickled without care."""
 
-    torch.save({"state_dict": {}, "best": np.float32(0.5)}, tmp_path / "a.pth")
-    allow_checkpoint_globals()
-    seen = []
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kw: seen.append(kw.get("weights_only")) or load(*args, **kw))
-    assert _load_checkpoint(str(tmp_path / "a.pth"))["best"] == 0.5
-    assert False not in seen
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
 
-
-def test_reading_a_checkpoint_leaves_what_torch_allows_as_it_was(finished_run: Path) -> None:
-    before = torch.serialization.get_safe_globals()
-    try:
-        for allowed in ([], [HistoryBuffer], checkpoint_globals()):
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(allowed)
-            load_checkpoint(finished_run / "epoch_4.pth")
-            assert set(torch.serialization.get_safe_globals()) == set(allowed)
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return Path.touch, (tmp_path / "touched",)
-
-    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(BrokenCheckpointError, match="evil.pth"):
+    torch.save({"state_dict": {}, "evil": Evil(tmp_path / "touched")}, tmp_path / "evil.pth")
+    with pytest.raises(BrokenCheckpointError, match=r"evil.pth was not read: it holds .*getattr\(touch\), and only"):
         load_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("scheme", ["", "http://localhost/"])
+def test_mmengines_loaders_run_no_code_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    hub, mark = tmp_path / "hub" / "checkpoints", tmp_path / "touched"
+    hub.mkdir(parents=True)
+    torch.save({"state_dict": {}, "x": Evil(mark)}, hub / "evil.pth")  # as if it had been downloaded
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    before = CheckpointLoader._schemes
+    with safe_loading(), pytest.raises(BrokenCheckpointError, match="evil.pth was not read"):
+        CheckpointLoader.load_checkpoint(f"{scheme or f'{hub}/'}evil.pth", map_location="cpu")
+    assert not mark.exists()
+    assert CheckpointLoader._schemes is before
+
+
+def test_the_hook_makes_any_runner_read_safely(data_root: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "x": Evil(tmp_path / "touched")}, tmp_path / "evil.pth")
+    config = tiny_config(data_root, epochs=1, workers=0)
+    config.load_from = str(tmp_path / "evil.pth")
+    with pytest.raises(BrokenCheckpointError, match="evil.pth was not read"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_text_that_mmengines_resume_would_execute_is_left_out(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "meta": {"config": "raise SystemExit", "cfg": "a = 1"}}, tmp_path / "a.pth")
+    with safe_loading():
+        assert CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"))["meta"] == {"cfg": "a = 1"}
 
 
 def test_newest_whole_checkpoint_is_found_in_a_moved_folder(run_folder: Path) -> None:

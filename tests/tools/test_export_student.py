@@ -71,13 +71,16 @@ def test_plain_checkpoint_is_refused(data_root: Path, tmp_path: Path, capsys) ->
 
 
 def test_foreign_files_are_refused(run: Path, tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match="not a checkpoint of mmengine: it has no 'state_dict'"):
+    torch.save({"lr": 0.1}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match="foreign.pth holds no weights: expected a state_dict of tensors"):
         export_student(tmp_path / "foreign.pth", tmp_path / "out.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(ValueError, match="cannot be read: it is truncated, damaged or not a checkpoint"):
         export_student(tmp_path / "text.pth", tmp_path / "out.pth")
-    torch.save({"state_dict": {"self_teacher.x": torch.zeros(1)}, "meta": {}}, tmp_path / "no_config.pth")
+    torch.save(
+        {"state_dict": {"backbone.x": torch.zeros(1), "self_teacher.x": torch.zeros(1)}, "meta": {}},
+        tmp_path / "no_config.pth",
+    )
     with pytest.raises(ValueError, match="does not hold the config it was trained with"):
         export_student(tmp_path / "no_config.pth", tmp_path / "out.pth")
     with pytest.raises(ValueError, match="must be a .pth file"):

@@ -1,0 +1,197 @@
+"""Reads configs that a run has stored, in its checkpoints and its work folder, without executing them.
+
+A config file is Python, and so is its text in a checkpoint. The user's own configs are run as ever; of a text that
+came with a file only data is taken. Data may still lead somewhere: a registry of mmengine that does not know a ``type``
+imports and calls whatever has that name (``subprocess.Popen``), and ``custom_imports`` imports. Both need the user's
+word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine import registry
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import Registry
+from mmengine.utils import import_modules_from_strings
+
+from frskd_plugin.core.checkpoint_file import BrokenCheckpointError
+
+ALLOW_IMPORTS = "--allow-imports"
+_SCOPES = {*MODULE2PACKAGE, "mmengine", "mmcv"}  # whose registries may be imported
+_CONSTANTS = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
+
+
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which the user trusts a config that came with a file."""
+    parser.add_argument(
+        ALLOW_IMPORTS,
+        action="store_true",
+        help="trust the config in the checkpoint: import the modules that it names (custom_imports, types with a path)",
+    )
+
+
+def parse_config(text: str, name: str) -> dict[str, Any]:
+    """Return the settings of a config's text as `Config.pretty_text` writes it, without executing it.
+
+    Args:
+        text: assignments of literals, lists, tuples and calls of ``dict``.
+        name: what to call the text in errors.
+
+    Raises:
+        ValueError: it holds anything else.
+
+    Example:
+        >>> parse_config("lr = 0.1\\nmodel = dict(type='ResNet', depths=[3, 4])", "the config")
+        {'lr': 0.1, 'model': {'type': 'ResNet', 'depths': [3, 4]}}
+    """
+    settings: dict[str, Any] = {}
+    try:
+        for statement in ast.parse(text).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=key)], value=value):
+                    settings[key] = _value(value, settings)
+                case ast.Expr(value=ast.Constant()):  # a docstring
+                    pass
+                case _:
+                    raise _NotDataError(statement)
+    except _NotDataError as error:
+        node = error.args[0]
+        raise ValueError(
+            f"{name} holds {ast.unparse(node)[:80]!r} in line {node.lineno}, which is code and was not run; expected "
+            f"data alone (numbers, text, lists, dict(...)), as tools/train.py stores it"
+        ) from error
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{name} cannot be read as a config ({type(error).__name__}: {error})") from error
+    return settings
+
+
+def stored_text(checkpoint: Any, name: str) -> str | None:
+    """Return the text of the config in a checkpoint; None without one.
+
+    Raises:
+        BrokenCheckpointError: the checkpoint's ``meta`` is not that of mmengine.
+    """
+    meta = (checkpoint.get("meta") if isinstance(checkpoint, dict) else None) or {}
+    if not isinstance(meta, dict) or not isinstance(meta.get("cfg", ""), str):
+        raise BrokenCheckpointError(f"{name}: its 'meta' is not that of a checkpoint of mmengine: {str(meta)[:80]}")
+    return meta.get("cfg")
+
+
+def stored_config(checkpoint: Any, name: str, allow_imports: bool = False) -> Config:
+    """Return the config that a checkpoint was trained with, fit to be built.
+
+    Args:
+        checkpoint: content of the file.
+        name: of the file, for errors.
+        allow_imports: import what its ``custom_imports`` name, and let any ``type`` be imported by its path.
+
+    Raises:
+        ValueError: there is none, it is no data, or it needs imports that were not allowed.
+    """
+    text = stored_text(checkpoint, name)
+    if text is None:
+        raise ValueError(
+            f"{name} does not hold the config it was trained with (meta['cfg']); expected a checkpoint written by "
+            f"tools/train.py"
+        )
+    name = f"the config in {name} (meta['cfg'])"
+    settings = parse_config(text, name)
+    if not isinstance(settings.get("model"), dict):
+        raise ValueError(f"{name} has no model=dict(...)")
+    if allow_imports:
+        imports = settings.get("custom_imports") or {}
+        import_modules_from_strings(imports.get("imports"), imports.get("allow_failed_imports", False))
+    else:
+        _check_imports(settings, name)
+    return Config(settings)
+
+
+def _check_imports(settings: dict[str, Any], name: str) -> None:
+    imports = settings.get("custom_imports") or {}
+    imports = imports.get("imports") if isinstance(imports, dict) else imports
+    modules = imports if isinstance(imports, (list, tuple)) else [imports] if imports else []
+    known = {"frskd_plugin", *_SCOPES}
+    # what is imported already is no news
+    foreign = [str(name) for name in modules if str(name).split(".")[0] not in known and name not in sys.modules]
+    scopes = [settings.get("default_scope"), *(item.get("_scope_") for item in _dicts(settings))]
+    foreign += [str(scope) for scope in scopes if scope is not None and scope not in _SCOPES]
+    types = {item["type"] for item in _dicts(settings) if isinstance(item.get("type"), str)}
+    foreign += sorted(kind for kind in types - _registered(types) if _is_importable(kind))
+    if foreign:
+        raise ValueError(
+            f"{name} would import {', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}: give {ALLOW_IMPORTS} if "
+            f"you trust the file"
+        )
+
+
+def _registered(kinds: set[str]) -> set[str]:
+    """Return those that some registry knows, and so does not import by their path."""
+    for package in {kind.split(".")[0] for kind in kinds if kind.count(".") == 1} & _SCOPES | {"mmseg"}:
+        if importlib.util.find_spec(package) is not None:
+            importlib.import_module(f"{package}.registry")
+    known: set[str] = set()
+    for root in vars(registry).values():
+        if isinstance(root, Registry):
+            known |= _names(root)
+    return {kind for kind in kinds if kind in known}
+
+
+def _names(node: Registry) -> set[str]:
+    node.import_from_location()
+    names = set(node.module_dict)
+    names |= {f"{node.scope}.{key}" for key in names}
+    return names.union(*map(_names, node.children.values()))
+
+
+def _is_importable(kind: str) -> bool:
+    try:
+        return importlib.util.find_spec(kind.split(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every dict in a config, at any depth."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _dicts(item)
+
+
+class _NotDataError(Exception):
+    """A node of a config's text that is no data."""
+
+
+def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.List(elts=items):
+            return [_value(item, names) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_value(item, names) for item in items)
+        case ast.Set(elts=items):
+            return {_value(item, names) for item in items}
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {_value(key, names): _value(value, names) for key, value in zip(keys, values, strict=True) if key}
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()], keywords=keywords):
+            content = _value(node.args[0], names) if node.args else {}
+            if all(keyword.arg for keyword in keywords):
+                return content | {str(keyword.arg): _value(keyword.value, names) for keyword in keywords}
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            value = _value(operand, names)
+            if isinstance(value, (int, float)):
+                return -value
+        case ast.Name(id=key) if key in names or key in _CONSTANTS:
+            return names[key] if key in names else _CONSTANTS[key]
+    raise _NotDataError(node)

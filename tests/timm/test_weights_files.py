@@ -1,0 +1,108 @@
+"""The plain network's weights out of every file that timm, Lightning, mmengine and this package write."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import frskd_plugin
+from frskd_plugin.timm import TimmFeatureExtractor
+from frskd_plugin.timm.checkpoint import read_weights
+
+PLAIN = {"conv1.weight": torch.ones(1), "fc.bias": torch.zeros(1)}
+EMA = {key: value + 2 for key, value in PLAIN.items()}
+METHOD = {"method.self_teacher.head.bias": torch.ones(1), "criterion.weight": torch.ones(1)}
+
+
+def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def wrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**prefixed("student.", weights), **METHOD}
+
+
+LIGHTNING = {"pytorch-lightning_version": "2.5.0", "hyper_parameters": {"lr": 0.1}, "loops": {}, "callbacks": {}}
+FILES: dict[str, tuple[dict[str, Any], dict[str, Tensor], str]] = {
+    "a state_dict": (PLAIN, PLAIN, "the file itself is a state_dict"),
+    "of a wrapped model": (wrapped(PLAIN), PLAIN, "the file itself is a state_dict"),
+    "of DDP and compile": (prefixed("module._orig_mod.", wrapped(PLAIN)), PLAIN, "the file itself is a state_dict"),
+    "of compile inside": ({f"student._orig_mod.{k}": v for k, v in PLAIN.items()}, PLAIN, "the file itself is"),
+    "timm's training": (
+        {"epoch": 3, "arch": "resnet18", "args": argparse.Namespace(lr=0.1), "state_dict": wrapped(PLAIN)},
+        PLAIN,
+        "state_dict",
+    ),
+    "timm's training with EMA": (
+        {"args": argparse.Namespace(), "state_dict": wrapped(PLAIN), "state_dict_ema": wrapped(EMA)},
+        EMA,
+        "state_dict_ema (EMA)",
+    ),
+    "an EMA that was not kept": ({"state_dict": PLAIN, "state_dict_ema": None}, PLAIN, "state_dict"),
+    "DeiT's": ({"model": PLAIN, "model_ema": EMA, "args": argparse.Namespace()}, EMA, "model_ema (EMA)"),
+    "Lightning, wrapped": ({**LIGHTNING, "state_dict": prefixed("model.", wrapped(PLAIN))}, PLAIN, "state_dict"),
+    "Lightning, plain": (
+        {**LIGHTNING, "state_dict": {**prefixed("model.", PLAIN), "metric.total": torch.ones(1)}},
+        PLAIN,
+        "state_dict",
+    ),
+    "mmengine, a classifier": ({"state_dict": prefixed("network.", wrapped(PLAIN)), "meta": {}}, PLAIN, "state_dict"),
+    "mmengine, with EMAHook": (
+        {"state_dict": prefixed("network.", wrapped(EMA)), "ema_state_dict": {"steps": torch.ones(1)}},
+        EMA,
+        "state_dict (EMA)",
+    ),
+    "mmengine, a segmentor": (
+        {"state_dict": {"backbone.x": torch.ones(1), "self_teacher.x": torch.ones(1)}},
+        {"backbone.x": torch.ones(1)},
+        "state_dict",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_weights_of_the_plain_network_and_where_they_were(name: str, tmp_path: Path) -> None:
+    content, expected, entry = FILES[name]
+    torch.save(content, tmp_path / "a.ckpt")
+    weights, found = read_weights(tmp_path / "a.ckpt")
+    assert {key: value.item() for key, value in weights.items()} == {k: v.item() for k, v in expected.items()}
+    assert found.startswith(entry)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    pytest.importorskip("safetensors.torch").save_file(wrapped(PLAIN), file)
+    assert read_weights(file)[0].keys() == PLAIN.keys()
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="a.safetensors cannot be read as safetensors"):
+        read_weights(file)
+    with pytest.raises(FileNotFoundError, match="none.safetensors not found"):
+        read_weights(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("content", [3, [], {}, {"state_dict": 3}, {"lr": 0.1}, {"state_dict": {1: torch.ones(1)}}])
+def test_no_weights(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="a.pth holds no weights: expected a state_dict of tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_backbone_takes_the_weights_of_a_training(tmp_path: Path) -> None:
+    plain = timm.create_model("test_resnet", num_classes=5)
+    model = frskd_plugin.wrap(plain, width=1, input_size=(3, 32, 32))
+    holder = nn.ModuleDict({"network": model}).state_dict()  # as a classifier of mmengine holds it
+    backbone = TimmFeatureExtractor("test_resnet")
+    segmentor = {**prefixed("backbone.", backbone.state_dict()), "decode_head.x": torch.ones(1)}
+    for name, content in (("classifier", holder), ("segmentor", segmentor)):
+        torch.save({"state_dict": content, "meta": {}}, tmp_path / f"{name}.pth")
+        loaded = TimmFeatureExtractor("test_resnet", checkpoint=tmp_path / f"{name}.pth").model.state_dict()
+        wanted = plain.state_dict() if name == "classifier" else backbone.model.state_dict()
+        assert loaded and all(torch.equal(value, wanted[key]) for key, value in loaded.items())
+    with pytest.raises(ValueError, match="tools/export_student.py writes those of a training checkpoint's student"):
+        TimmFeatureExtractor("test_vit", checkpoint=tmp_path / "classifier.pth")
