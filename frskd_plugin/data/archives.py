@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+LIST_LIMIT = 64 << 20  # bytes of a file that is read as a whole: lists of images and classes
 NESTED = re.compile(r"n\d{8}\.tar")  # ImageNet's training archive holds one of these for each class
 
 
@@ -30,24 +31,32 @@ class Member:
         name: path in the archive or below the folder, with '/'.
         archive: the file or folder that holds it.
         open: opens it for reading.
+        size: bytes that it has or, in an archive, is said to unpack to.
         path: where it lies as a file of its own, None in an archive.
     """
 
     name: str
     archive: Path
     open: Callable[[], IO[bytes]]
+    size: int
     path: Path | None = None
 
     def read(self) -> bytes:
-        """The whole content."""
-        with naming(self.archive), self.open() as file:
-            return file.read()
-
-    def copy_to(self, target: Path, link: bool = False) -> None:
-        """Write the content to a new file; with ``link`` a file that lies on disk gets a second name instead.
+        """Return the whole content.
 
         Raises:
-            ValueError: The archive is damaged, or no link can be made.
+            ValueError: The archive is damaged, or the file is no list: it is too large.
+        """
+        return b"".join(self._chunks(LIST_LIMIT))
+
+    def copy_to(self, target: Path, limit: int, link: bool = False) -> int:
+        """Write the content to a new file; with ``link`` a file that lies on disk gets a second name instead.
+
+        Returns:
+            The bytes that were written.
+
+        Raises:
+            ValueError: The archive is damaged, the file has more than ``limit`` bytes, or no link can be made.
         """
         if link and self.path is not None:
             try:
@@ -57,9 +66,25 @@ class Member:
                     f"--link: {self.path} cannot be linked as {target} ({error.strerror}); SRC and DST must lie on one "
                     "file system that has hard links, or leave --link out"
                 ) from error
-            return
-        with naming(self.archive), self.open() as source, open(target, "xb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
+            return 0
+        with open(target, "xb") as file:
+            return sum(file.write(chunk) for chunk in self._chunks(limit))
+
+    def _chunks(self, limit: int) -> Iterator[bytes]:
+        """Yield the content, and no more than the limit of it, whatever the archive says about its size."""
+        size = self.size
+        if size <= limit:
+            size = 0
+            with naming(self.archive), self.open() as source:
+                while size <= limit and (chunk := source.read(1 << 20)):
+                    size += len(chunk)
+                    if size <= limit:
+                        yield chunk
+        if size > limit:
+            raise ValueError(
+                f"{self.archive}: {self.name} unpacks to {size >> 20} MiB or more, and {limit >> 20} MiB are the most "
+                "that is left for it in a set of this kind; nothing was kept: get the archive from its authors"
+            )
 
 
 class Source:
@@ -99,13 +124,16 @@ class Source:
             folders.sort()
             for file in sorted(files):
                 path = Path(folder) / file
+                if not path.is_file():  # a pipe or a device, or a link to one: opening it would wait, or never end
+                    continue
                 unpacked = path.stem if NESTED.fullmatch(file) else self._archives.get(file)
                 if unpacked is not None and (path.parent / unpacked).exists():
                     continue
                 if self._archives.get(file) is not None:
                     yield from archive_members(path)
                 else:
-                    yield Member(path.relative_to(self.path).as_posix(), self.path, partial(_open_file, path), path)
+                    name, size = path.relative_to(self.path).as_posix(), path.stat().st_size
+                    yield Member(name, self.path, partial(_open_file, path), size, path)
 
     def read_lists(self, *patterns: str) -> dict[str, bytes]:
         """Contents of the files with these names (``*_train.txt`` takes all that end so), by name without folders.
@@ -142,8 +170,8 @@ def archive_members(path: Path) -> Iterator[Member]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 check_inside(info.filename, path)
-                if not info.is_dir():
-                    yield Member(info.filename, path, partial(archive.open, info))
+                if not info.is_dir() and stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG):
+                    yield Member(info.filename, path, partial(archive.open, info), info.file_size)
 
 
 def tar_members(path: Path, file: IO[bytes] | None = None) -> Iterator[Member]:
@@ -155,7 +183,7 @@ def tar_members(path: Path, file: IO[bytes] | None = None) -> Iterator[Member]:
         for info in archive:
             check_inside(info.name, path)
             if info.isreg():
-                yield Member(info.name, path, partial(_open_tar_member, archive, info))
+                yield Member(info.name, path, partial(_open_tar_member, archive, info), info.size)
 
 
 def _open_file(path: Path) -> IO[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import stat
 import sys
 import tarfile
 import zipfile
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frskd_plugin.data import prepare
+from frskd_plugin.data import archives, prepare
+from frskd_plugin.data.archives import Member, Source, archive_members
 from frskd_plugin.data.catalog import IMAGE_SETS, ImageSet
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.prepare import prepare_images
@@ -383,6 +385,54 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
         archive.addfile(link)
     with pytest.raises(ValueError, match="expected 2 images of 2 classes, found 1 of 1"):
         prepare_images("cub200", tmp_path / "CUB_200_2011.tar", tmp_path / "dst", image_set=small("cub200"))
+
+
+def mit67_with(folder: Path, name: str, *contents: bytes) -> Path:
+    """An archive of MIT67 with these contents for its images."""
+    names = [f"a/{i}.jpg" for i in range(len(contents))]
+    lists = {"TrainImages.txt": "\n".join(names[:-1]).encode(), "TestImages.txt": names[-1].encode()}
+    write_archive(folder / name, {**lists, **{f"Images/{n}": c for n, c in zip(names, contents, strict=True)}})
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tgz"])
+@pytest.mark.parametrize("limits", [{"IMAGE_LIMIT": 1000}, {"MEAN_LIMIT": 0, "ARRAYS_LIMIT": 1900}], ids=str)
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, name, limits):
+    for limit, value in limits.items():
+        monkeypatch.setattr(prepare, limit, value)
+    archive = mit67_with(tmp_path, name, b"x" * 900, b"x" * 1001)
+    with pytest.raises(ValueError, match=r"x\.\w+: Images/a/1.jpg unpacks to .* nothing was kept: get the archive"):
+        prepare_images("mit67", archive, tmp_path / "dst", image_set=small("mit67"))
+    assert not [path for path in (tmp_path / "dst").rglob("*") if path.is_file()]
+
+
+def test_a_size_that_an_archive_only_claims_does_not_count(tmp_path):
+    for stated, limit in ((10, 100), (200, 100)):
+        opened = []
+        member = Member("a", tmp_path, lambda: opened.append(1) or io.BytesIO(b"x" * 5_000_000), stated)  # noqa: B023
+        with pytest.raises(ValueError, match="a unpacks to .* MiB or more"):
+            member.copy_to(tmp_path / f"{stated}", limit)
+        assert bool(opened) is (stated < limit) and (tmp_path / f"{stated}").stat().st_size == 0
+
+
+def test_a_list_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "LIST_LIMIT", 10)
+    with pytest.raises(ValueError, match="TestImages.txt unpacks to|TrainImages.txt unpacks to"):
+        prepare_images("mit67", mit67_with(tmp_path, "x.zip", *[b"x"] * 5), tmp_path / "dst", image_set=small("mit67"))
+
+
+def test_pipes_devices_and_links_are_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "real.jpg").write_bytes(b"x")
+    assert [member.name for member in Source(tmp_path, {}).members()] == ["real.jpg"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, kind in (("link", stat.S_IFLNK), ("pipe", stat.S_IFIFO), ("file", stat.S_IFREG), ("plain", 0)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (kind | 0o644) << 16 if kind else 0
+            archive.writestr(info, "/etc/passwd")
+    assert [member.name for member in archive_members(tmp_path / "a.zip")] == ["file", "plain"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
