@@ -9,12 +9,34 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 
 # Old module -> new module. A package that is gone has a line of its own only where one module took its place.
 MOVED = {
     "frskd_plugin.core.binary_soft_label": "frskd_plugin.core.soft_label",
     "frskd_plugin.core.resized_soft_label": "frskd_plugin.core.soft_label",
+    "frskd_plugin.benchmark.classification": "frskd_plugin.commands.training_step",
+    "frskd_plugin.benchmark.command": "frskd_plugin.commands.benchmark",
+    "frskd_plugin.benchmark.cost": "frskd_plugin.commands.training_step",
+    "frskd_plugin.benchmark.data_paths": "frskd_plugin.commands.benchmark",
+    "frskd_plugin.benchmark.options": "frskd_plugin.commands.arguments",
+    "frskd_plugin.benchmark.peak_memory": "frskd_plugin.commands.training_step",
+    "frskd_plugin.benchmark.random_batch": "frskd_plugin.check",
+    "frskd_plugin.benchmark.segmentation": "frskd_plugin.commands.training_step",
+    "frskd_plugin.benchmark.segmentation_data": "frskd_plugin.commands.benchmark",
+    "frskd_plugin.benchmark.step": "frskd_plugin.commands.benchmark",
+    "frskd_plugin.benchmark.timing": "frskd_plugin.commands.training_step",
+    "frskd_plugin.benchmark.train": "frskd_plugin.commands.benchmark",
+    "frskd_plugin.benchmark.training_step": "frskd_plugin.commands.training_step",
+    "frskd_plugin.doctor": "frskd_plugin.check",
+    "frskd_plugin.doctor.__main__": "frskd_plugin.commands.check",
+    "frskd_plugin.doctor.command": "frskd_plugin.commands.check",
+    "frskd_plugin.doctor.build": "frskd_plugin.check",
+    "frskd_plugin.doctor.describe": "frskd_plugin.check",
+    "frskd_plugin.doctor.examination": "frskd_plugin.check",
+    "frskd_plugin.doctor.gradients": "frskd_plugin.check",
+    "frskd_plugin.doctor.random_batch": "frskd_plugin.check",
+    "frskd_plugin.doctor.report": "frskd_plugin.check_report",
     "frskd_plugin.deploy.command": "frskd_plugin.commands.export_model",
     "frskd_plugin.timm.distilled_model": "frskd_plugin.timm.wrap",
     "frskd_plugin.timm.feature_indices": "frskd_plugin.timm.probe",
@@ -54,6 +76,12 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if fullname.startswith("frskd_plugin.") and _held_modules(fullname) and not _exists(fullname, path):
             return importlib.util.spec_from_loader(fullname, self, is_package=True)
         return None
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Run the command that took the place of a package's ``__main__``, for ``python -m frskd_plugin.OLD``."""
+        command = MOVED[fullname].rpartition(".")[2]
+        source = f"import sys\nfrom frskd_plugin.commands import run\nsys.exit(run({command!r}))"
+        return compile(source, f"<{fullname}>", "exec")
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the new module in the old one's place; a package stays, for its modules, and hands out the new names."""

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frskd_plugin.benchmark.options import key_and_value, positive_int
+from frskd_plugin.check import is_config
+from frskd_plugin.commands.arguments import key_and_value, positive_int
 from frskd_plugin.deploy.check import CheckError
 from frskd_plugin.deploy.export import DEFAULT_TOLERANCE, Exported, export_student_file
 from frskd_plugin.deploy.formats import FORMATS
 from frskd_plugin.deploy.student import Student, open_student, with_normalization
-from frskd_plugin.doctor.build import is_config
 
 EPILOG = """\
 CHECKPOINT is one of training (with FRSKD or without), a file of tools/export_student.py, or a timm state_dict.

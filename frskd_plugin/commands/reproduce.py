@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from frskd_plugin.benchmark.options import check_device, positive_int, whole_number
+from frskd_plugin.commands.arguments import check_device, positive_int, whole_number
 from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios, total_text
 from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Run, Scale, Table, checksum, plan_cell, plan_table
 from frskd_plugin.commands.reproduce_runs import Machine, Store, Trainer, read_json, training_command, write_json

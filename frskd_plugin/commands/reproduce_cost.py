@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
-from frskd_plugin.benchmark.random_batch import classification_batch
-from frskd_plugin.benchmark.segmentation import SEGMENTORS, segmentation_steps
-from frskd_plugin.benchmark.timing import interleaved_medians
-from frskd_plugin.benchmark.training_step import StepSettings, TrainingStep
+from frskd_plugin.check import classification_batch
 from frskd_plugin.commands.reproduce_plan import IMAGES_PER_CLASS, TEACHER_OF, Run, read_leaf
+from frskd_plugin.commands.training_step import (
+    SEGMENTORS,
+    StepSettings,
+    TrainingStep,
+    interleaved_medians,
+    segmentation_steps,
+)
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.data.catalog import IMAGE_SETS
 from frskd_plugin.methods import method_class

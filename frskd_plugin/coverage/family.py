@@ -14,9 +14,9 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor
 
+from frskd_plugin.check import segmentation_batch
 from frskd_plugin.coverage.families import shrunk_config
 from frskd_plugin.coverage.fault import Fault, check_finite, check_gradients
-from frskd_plugin.doctor.random_batch import segmentation_batch
 from frskd_plugin.mmengine.export import student_checkpoint
 from frskd_plugin.mmseg.convert import frskd_config
 

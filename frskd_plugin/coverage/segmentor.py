@@ -11,9 +11,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from frskd_plugin.check import segmentation_batch
 from frskd_plugin.coverage.choice import BATCH, smallest_fit
 from frskd_plugin.coverage.fault import Fault, check_finite, check_gradients
-from frskd_plugin.doctor.random_batch import segmentation_batch
 from frskd_plugin.timm.feature_extractor import TimmFeatureExtractor
 
 NUM_CLASSES = 5

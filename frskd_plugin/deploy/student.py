@@ -10,9 +10,9 @@ import timm
 from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.check import is_config
 from frskd_plugin.deploy.networks import NormalizedNetwork, SegmentationNetwork
 from frskd_plugin.deploy.weights import load_strictly
-from frskd_plugin.doctor.build import is_config
 from frskd_plugin.timm.checkpoint import read_weights
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE

@@ -19,7 +19,7 @@ _WARM_UP_SHARE = 2 / 3
 
 _TEMPLATE = """\
 # FRSKD for {name}, written by tools/frskdify.py. All settings may be changed;
-# `python tools/doctor.py THIS_FILE` shows in one dry step what each of them does.
+# `python tools/check.py THIS_FILE` shows in one dry step what each of them does.
 _base_ = [{base}]
 
 custom_imports = {imports}

@@ -12,7 +12,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import frskd_plugin
-from frskd_plugin.benchmark.random_batch import classification_batch
+from frskd_plugin.check import classification_batch
 from frskd_plugin.methods import method_class, method_names
 
 SIZE, CLASSES, BATCH = (3, 64, 64), 10, 4

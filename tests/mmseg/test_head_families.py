@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads import point_head
 
-from frskd_plugin.doctor.segmentor import SegmentorPatient
+from frskd_plugin.check import prepare
 from frskd_plugin.mmseg.teacher_head import teacher_head
 from tests.helpers.head_families import FAMILIES, edge_batch, frskd
 from tests.helpers.model_tester import without_gradient
@@ -206,16 +206,16 @@ def test_a_single_map_is_joined_by_its_pooled_copy():
 
 
 @pytest.mark.parametrize("name", ["ocrnet", "unet", "pidnet"])
-def test_the_doctor_sees_the_levels_and_the_predicted_map(name):
+def test_the_dry_run_sees_the_levels_and_the_predicted_map(name):
     model = build(frskd(name)).train()
-    patient = SegmentorPatient(model, *edge_batch())
-    step = patient.step()
+    subject = prepare(model, *edge_batch())
+    step = subject.step()
     assert [feat.shape[2:] for feat in step.feats[0]] == [feat.shape[2:] for feat in step.refined_feats[0]]
     assert step.logits[0].shape[1] == CLASSES
     own = [value for key, value in step.terms.items() if not key.startswith("self_teacher.")]
-    torch.testing.assert_close(patient.plain_step(), sum(own))
+    torch.testing.assert_close(subject.plain_step(), sum(own))
     model.eval()
-    logits, expected = patient.evaluate()
+    logits, expected = subject.evaluate()
     assert torch.equal(logits, expected)
 
 

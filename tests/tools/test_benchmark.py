@@ -2,22 +2,20 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 import torch
 
-from frskd_plugin.benchmark import data_paths
-from frskd_plugin.benchmark.command import main
-from frskd_plugin.benchmark.data_paths import DataPath, SampleImages, Source
-from frskd_plugin.benchmark.random_batch import classification_batch
-from frskd_plugin.benchmark.training_step import StepSettings
+from frskd_plugin.check import classification_batch
+from frskd_plugin.commands import benchmark, run
+from frskd_plugin.commands.arguments import key_and_value, positive_int, whole_number, width
+from frskd_plugin.commands.benchmark import DataPath, SampleImages, Source, main
+from frskd_plugin.commands.training_step import StepSettings
 from frskd_plugin.data.tensor_images import TensorImages
 from frskd_plugin.methods import DataNeeds
 
-ROOT = Path(__file__).parents[2]
 TINY = ["--threads", "1", "--repeat", "1", "--batch", "2"]
 KEYS = {"model", "plain_s", "frskd_s", "ratio", "plain_macs", "frskd_macs", "mac_ratio", "plain_memory", "frskd_memory"}
 
@@ -31,26 +29,16 @@ def rows_of(file: Path) -> list[dict]:
     return rows
 
 
-def test_classifiers_as_a_command(tmp_path: Path) -> None:
-    names = ["wrn_16_2", "wrn_16_2_published", "resnet18_cifar"]
-    command = [
-        sys.executable,
-        "tools/benchmark.py",
-        "step",
-        "--model",
-        *names,
-        *TINY,
-        "--json",
-        str(tmp_path / "a/b.json"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = rows_of(tmp_path / "a" / "b.json")
+def test_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, file = ["wrn_16_2", "wrn_16_2_published", "resnet18_cifar"], tmp_path / "a" / "b.json"
+    assert main(["step", "--model", *names, *TINY, "--json", str(file)]) == 0
+    rows = rows_of(file)
     assert [row["model"] for row in rows] == names
     # the self-teacher's projections stand before the up-sampling: 1.67 and 1.71 otherwise
     assert [row["mac_ratio"] for row in rows] == pytest.approx([1.55, 1.55, 1.57], abs=0.03)
     assert [row["plain_macs"] for row in rows[1:]] == [101_118_464, 555_468_800]
-    assert "MACs" in done.stdout and "keeps for the backward pass" in done.stdout
+    printed = capsys.readouterr().out
+    assert "MACs" in printed and "keeps for the backward pass" in printed
 
 
 def test_channels_last_and_amp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,41 +77,32 @@ def test_segmentor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--model", "wrn_16_3"],
-            "has no model 'wrn_16_3'. Did you mean wrn_16_2.*Segmentors are: effdet_d0, effdet_d1",
-        ),
-        (["--model", "wrn_16_2", "--device", "nowhere"], "device 'nowhere' cannot be used here"),
-        (["--model", "wrn_16_2", "--repeat", "0"], "'0' is not a whole number above 0"),
-        (["--model", "wrn_16_2", "--width", "wide"], "'wide' is not a whole number above 0, nor auto"),
-        (["--model", "vit_tiny_patch16_224", "--size", "32"], r"failed on images \[2, 3, 32, 32\]"),
+        (["step", "--model", "wrn_16_3"], "Did you mean wrn_16_2.*Segmentors are: effdet_d0, effdet_d1"),
+        (["step", "--model", "wrn_16_2", "--device", "nowhere"], "device 'nowhere' cannot be used here"),
+        (["step", "--model", "vit_tiny_patch16_224", "--size", "32"], r"failed on images \[2, 3, 32, 32\]"),
+        (["step", "--model", "wrn_16_2", "--with-data"], "are for effdet_d0, effdet_d1, got wrn_16_2"),
+        (["train", "--model", "wrn_16_3"], "has no model 'wrn_16_3'. Did you mean wrn_16_2"),
+        (["train", "--model", "wrn_16_2", "--data-root", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    check_mistake(["step", *arguments], message, capsys)
+    assert run("benchmark", arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("convert", "text", "message"),
     [
-        (["--model", "wrn_16_3"], "has no model 'wrn_16_3'. Did you mean wrn_16_2"),
-        (["--model", "wrn_16_2", "--data-root", "nowhere"], "nowhere"),
-        (["--model", "wrn_16_2", "--workers", "two"], "'two' is not a whole number, 0 or above"),
+        (positive_int, "0", "'0' is not a whole number above 0"),
+        (whole_number, "two", "'two' is not a whole number, 0 or above"),
+        (width, "wide", "'wide' is not a whole number above 0, nor auto"),
+        (key_and_value, "early", "'early' is not KEY=VALUE"),
     ],
 )
-def test_mistakes_in_train_end_in_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check_mistake(["train", *arguments], message, capsys)
-
-
-def check_mistake(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert re.search(message, error)
+def test_values_that_an_option_cannot_be(convert, text: str, message: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=message):
+        convert(text)
 
 
 def test_training_is_measured_with_and_without_each_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +134,7 @@ def test_training_is_measured_with_and_without_each_option(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("kind", ["loader", "tensor"])
-def test_both_data_paths_give_normalised_images_with_their_labels(kind: str) -> None:
+def test_both_benchmark_give_normalised_images_with_their_labels(kind: str) -> None:
     images = torch.arange(40, 50, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 32, 32)  # image i is 40 + i
     source = Source(images, torch.arange(10), "")
     dataset = SampleImages(source) if kind == "loader" else TensorImages(images, source.targets, augment=True)
@@ -174,11 +153,11 @@ def test_both_data_paths_give_normalised_images_with_their_labels(kind: str) -> 
 def test_training_images_are_those_of_cifar100_where_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = Source(torch.zeros(7, 3, 32, 32, dtype=torch.uint8), torch.arange(7), "")
     asked = []
-    monkeypatch.setattr(data_paths, "load_cifar100", lambda *args: asked.append(args) or loaded)
-    source = data_paths.cifar100_or_drawn("somewhere", count=3)
+    monkeypatch.setattr(benchmark, "load_cifar100", lambda *args: asked.append(args) or loaded)
+    source = benchmark.cifar100_or_drawn("somewhere", count=3)
     assert asked == [("somewhere", "train")] and source.text == "7 images of CIFAR-100"
     assert torch.equal(source.images, loaded.images)
-    drawn = data_paths.cifar100_or_drawn(None, count=3)
+    drawn = benchmark.cifar100_or_drawn(None, count=3)
     assert drawn.images.shape == (3, 3, 32, 32) and drawn.text == "3 drawn images"
 
 

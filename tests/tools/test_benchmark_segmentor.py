@@ -11,12 +11,15 @@ import torch
 
 pytest.importorskip("mmseg", reason="the segmentor needs mmsegmentation")
 
-from frskd_plugin.benchmark import peak_memory
-from frskd_plugin.benchmark.command import main
-from frskd_plugin.benchmark.options import key_and_value
-from frskd_plugin.benchmark.segmentation import build_segmentor, read_segmentor, segmentation_steps
-from frskd_plugin.benchmark.segmentation_data import DrawnBatches, StepWithData
-from frskd_plugin.benchmark.training_step import StepSettings
+from frskd_plugin.commands.arguments import key_and_value
+from frskd_plugin.commands.benchmark import DrawnBatches, StepWithData, main
+from frskd_plugin.commands.training_step import (
+    StepSettings,
+    build_segmentor,
+    peak_memory,
+    read_segmentor,
+    segmentation_steps,
+)
 
 TINY = ["--model", "effdet_d0", "--threads", "1", "--repeat", "1", "--batch", "2", "--size", "64"]
 
@@ -29,15 +32,15 @@ def test_all_options_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert row["data_ratio"] == pytest.approx(row["frskd_data_s"] / row["plain_data_s"])
     assert 2**27 < row["plain_peak"] < 2**33 and 2**27 < row["frskd_peak"] < 2**33  # PyTorch alone is 128 MiB and more
     printed = capsys.readouterr().out
-    assert "+ data" in printed and "Python and PyTorch included" in printed
+    assert "step with data" in printed and "Python and PyTorch included" in printed
 
 
 def test_settings_reach_the_self_teacher() -> None:
     settings = StepSettings(batch=2, size=64, self_teacher=(("early_gradients", True),))
     _, step, _ = segmentation_steps("effdet_d0", settings)
-    assert step.network.segmentor.self_teacher.early_gradients
+    assert step.network.self_teacher.early_gradients
     _, default, _ = segmentation_steps("effdet_d0", StepSettings(batch=2, size=64))
-    assert not default.network.segmentor.self_teacher.early_gradients
+    assert not default.network.self_teacher.early_gradients
     torch.manual_seed(1)  # of the backbone's stochastic depth
     loss = step.loss()
     torch.manual_seed(1)
@@ -87,29 +90,11 @@ def test_read_configs_have_random_weights() -> None:
         read_segmentor("missing.py")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--model", "wrn_16_2", "--with-data"],
-            "are for effdet_d0, effdet_d1, got wrn_16_2",
-        ),
-        (["--model", "effdet_d0", "--self-teacher", "early"], "'early' is not KEY=VALUE"),
-    ],
-)
-def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["step", *arguments])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
-
-
 def test_peak_of_a_process_that_is_killed_and_of_a_gpu() -> None:
     with pytest.raises(OSError, match="killed; give it a smaller --batch or --size"):
-        peak_memory.peak_memory(killed, "effdet_d0", StepSettings())
+        peak_memory("effdet_d0", StepSettings(), killed)
     with pytest.raises(ValueError, match="says nothing about cuda: leave it out"):
-        peak_memory.peak_memory(killed, "effdet_d0", StepSettings(device="cuda"))
+        peak_memory("effdet_d0", StepSettings(device="cuda"), killed)
 
 
 def killed(*_: object) -> None:

@@ -1,1 +1,0 @@
-"""Measures what FRSKD costs: `tools/benchmark.py` is its command line."""

@@ -1,0 +1,700 @@
+"""Dry run of a model before it trains: its maps, cost, losses and gradients, and what is wrong with them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term, problems_of, remarks_of, warnings_of
+from frskd_plugin.core.attention import AttentionTransferLoss
+from frskd_plugin.core.dry_run import forked_rng, image_channels
+from frskd_plugin.core.forward_cost import ForwardCost, count_forward
+from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.listening import listening
+from frskd_plugin.methods import method_settings
+from frskd_plugin.methods.base import DataNeeds
+from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
+from frskd_plugin.timm.wrap import DistilledModel, wrap
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FP16_SCALE = 1024.0  # as training scales the loss, so that small gradients do not vanish
+CLASSIFIER_BATCH, SEGMENTOR_BATCH, SEGMENTOR_SIZE = 4, 2, (512, 512)
+
+
+def check_model(
+    model: nn.Module | str | Path,
+    images: Tensor | None = None,
+    targets: Any = None,
+    amp: str | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+    **settings: Any,
+) -> Report:
+    """Run one training step and one evaluation of a model, and report what is right and wrong with them.
+
+    The model is as before afterwards: weights, gradients, statistics of batch normalisation, modes, random states. A
+    model in train mode is run in the mixture of modes that it is in; one in eval mode is put in train mode for it.
+
+    Args:
+        model: what `frskd_plugin.wrap` made, a `TimmClassifier`, or a segmentor of mmseg (DDP and compiled models are
+            looked into); or the name of a timm model or of a config file, which is built with random weights.
+        images: a batch, as the model takes it in training: [B, C, H, W], normalised, on its device; None: random ones.
+        targets: labels [B] or soft labels [B, K]; for a segmentor mmseg's data samples.
+        amp: 'bf16' or 'fp16' for autocast.
+        extra: what a classifier's method is given beside them (`DataNeeds`), such as ``index`` [B].
+        settings: of the random batch ``input_size`` and ``batch``, and of what is built; see `prepare`.
+
+    Raises:
+        TypeError: it is a model of another kind.
+        ValueError: an unknown ``amp``; and what `prepare` raises.
+
+    >>> import timm, frskd_plugin
+    >>> model = frskd_plugin.wrap(
+    ...     timm.create_model("test_resnet", num_classes=10), beta=1, width=1, input_size=(3, 64, 64)
+    ... )
+    >>> report = check_model(model, torch.randn(4, 3, 64, 64), torch.tensor([1, 2, 3, 4]))
+    >>> report.healthy, [term.name for term in report.terms]
+    (True, ['loss_ce', 'loss_teacher_ce', 'loss_kd', 'loss_feat'])
+    """
+    return dry_run(prepare(model, images, targets, extra, **settings), amp)
+
+
+@dataclass
+class Step:
+    """What one training step computed, with its graph. A method may run student and self-teacher several times.
+
+    Attributes:
+        feats: the student's maps [B, C_i, H_i, W_i], a list for each pass.
+        logits: the student's logits, of each pass.
+        refined_feats: the self-teacher's maps [B, D_i, H_i, W_i], a list for each pass; empty without one.
+        teacher_logits: its logits, of each pass.
+        terms: the terms of the loss, weighted, each a scalar.
+    """
+
+    feats: list[list[Tensor]]
+    logits: list[Tensor]
+    refined_feats: list[list[Tensor]]
+    teacher_logits: list[Tensor]
+    terms: dict[str, Tensor]
+
+
+@dataclass
+class Subject:
+    """A model with a batch, and how it is run.
+
+    Attributes:
+        title: the student in words.
+        method: name of the method's class.
+        module: all of it, student and method.
+        images: [B, C, H, W], or [B, views, C, H, W].
+        step: forward pass and losses of a training step.
+        plain_step: loss of the plain network's training step.
+        evaluate: logits as the model gives them in evaluation, and the plain network's; None where they are one.
+        method_modules: what exists for training alone, the outermost modules by name; empty for a plain network.
+        self_teacher: those of them that make the targets of the distillation; empty where there is no self-teacher.
+        classifier: the student's classifier or decode heads.
+        weights: of those terms whose weight is known.
+        map_indices: the student's own numbers of the maps; None: they are counted.
+        warm_up: a step before the step, for a method that learns from the batch before.
+        remarks: what was changed for the dry run.
+        unused_allowed: whether parameters of the student may be left without a gradient.
+        scheduled: whether the distillation starts at a lower weight.
+    """
+
+    title: str
+    method: str
+    module: nn.Module
+    images: Tensor
+    step: Callable[[], Step]
+    plain_step: Callable[[], Tensor]
+    evaluate: Callable[[], tuple[Tensor, Tensor] | None]
+    method_modules: dict[str, nn.Module]
+    self_teacher: list[nn.Module]
+    classifier: list[nn.Module]
+    weights: dict[str, float]
+    map_indices: tuple[int, ...] | None = None
+    warm_up: Callable[[], object] | None = None
+    remarks: tuple[str, ...] = ()
+    unused_allowed: bool = False
+    scheduled: bool = False
+
+    def parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """Those of the student and those of the method, by name."""
+        method = {f"{prefix}.{n}": p for prefix, m in self.method_modules.items() for n, p in m.named_parameters()}
+        own = {id(parameter) for parameter in method.values()}
+        return {name: p for name, p in self.module.named_parameters() if id(p) not in own}, method
+
+
+def dry_run(subject: Subject, amp: str | None = None) -> Report:
+    """Run the step and the evaluation of `check_model`; the model is as before afterwards.
+
+    Raises:
+        ValueError: an unknown ``amp``.
+    """
+    if amp is not None and amp not in AMP_DTYPES:
+        raise ValueError(f"`amp` must be one of {', '.join(map(repr, AMP_DTYPES))} or None, got {amp!r}.")
+    losses = [module for module in subject.module.modules() if isinstance(module, FRSKDLoss)]
+    scheduled = [loss.factor for loss in losses if loss.factor != 1]
+    student, method = subject.parameters()
+    with _restored(subject.module):
+        for loss in losses:
+            loss.factor = 1.0  # whatever a schedule has set
+        if not subject.module.training:
+            subject.module.train()
+        if subject.warm_up is not None:
+            with torch.no_grad():
+                subject.warm_up()
+        with torch.enable_grad():
+            step, cost, plain_cost = _train(subject, amp)
+            terms, reached = _differentiate(subject, step, FP16_SCALE if amp == "fp16" else 1.0)
+        levels = _levels(subject, step)
+        report = Report(
+            model=subject.title,
+            method=subject.method,
+            images=tuple(subject.images.shape),
+            device=str(subject.images.device),
+            amp=amp,
+            levels=levels,
+            cost=_cost(student, method, len(subject.images), plain_cost, cost),
+            terms=terms,
+            evaluation=_evaluate(subject, amp),
+            untrained_student=tuple(n for n, p in student.items() if p.requires_grad and id(p) not in reached),
+            untrained_teacher=tuple(n for n, p in method.items() if p.requires_grad and id(p) not in reached),
+            still_teacher=tuple(n for n, p in method.items() if reached.get(id(p)) is False),
+            unused_allowed=subject.unused_allowed,
+            scheduled=subject.scheduled or bool(scheduled),
+            beta_per_position=_beta_per_position(losses, levels),
+        )
+    remarks = [f"the schedule had set the factor {scheduled[0]:g}; the step was taken at factor 1"] if scheduled else []
+    return dataclasses.replace(
+        report,
+        remarks=(*subject.remarks, *remarks, *remarks_of(report)),
+        warnings=tuple(warnings_of(report)),
+        problems=tuple(problems_of(report)),
+    )
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Give back every module's mode and attributes, every buffer (statistics of batch normalisation) and random state.
+
+    Within the block the random numbers start from a fixed seed, so that one model gets one report. Gradients need no
+    care: `torch.autograd.grad` leaves ``.grad`` alone.
+    """
+    attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in module.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    factors = [(part, part.factor) for part in module.modules() if isinstance(part, FRSKDLoss)]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with forked_rng(seed=0):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for part, own, registered in attributes:
+            vars(part).clear()
+            vars(part).update(own)
+            part._buffers.update(registered)
+        for loss, factor in factors:  # a tensor, which was changed in place
+            loss.factor = factor
+
+
+def _train(subject: Subject, amp: str | None) -> tuple[Step, ForwardCost, ForwardCost]:
+    """The step, what its forward pass costs, and what the plain network's costs."""
+    with _autocast(subject, amp), count_forward(subject.module) as plain_cost:
+        loss = subject.plain_step()
+    del loss
+    with _autocast(subject, amp), count_forward(subject.module) as cost:
+        step = subject.step()
+    return step, cost, plain_cost
+
+
+def _autocast(subject: Subject, amp: str | None) -> torch.autocast:
+    return torch.autocast(subject.images.device.type, dtype=AMP_DTYPES.get(amp or ""), enabled=amp is not None)
+
+
+def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Term, ...], dict[int, bool]]:
+    """Each term with the norms of its gradients; and, by id, whether a tensor's gradient is anywhere not zero.
+
+    Each term is multiplied by ``scale`` for the backward pass, and its gradients are divided by it.
+    """
+    num_levels = max((len(feats) for feats in step.feats), default=0)
+    student, method = subject.parameters()
+    groups: dict[str, list[Tensor]] = {
+        **{f"map {i}": [feats[i] for feats in step.feats if i < len(feats)] for i in range(num_levels)},
+        "logits": step.logits,
+        "student": list(student.values()),
+        "classifier": [p for module in subject.classifier for p in module.parameters()],
+        "teacher": [p for module in subject.self_teacher for p in module.parameters()] or list(method.values()),
+        "method": list(method.values()),
+        "targets": [*(feat for feats in step.refined_feats for feat in feats), *step.teacher_logits],
+    }
+    wanted = list({id(t): t for group in groups.values() for t in group if t.requires_grad}.values())
+    terms: list[Term] = []
+    reached: dict[int, bool] = {}
+    for name, value in step.terms.items():
+        found: dict[int, Tensor] = {}
+        if value.requires_grad and wanted:
+            grads = torch.autograd.grad(value, wanted, value.new_tensor(scale), retain_graph=True, allow_unused=True)
+            found = {id(t): grad / scale for t, grad in zip(wanted, grads, strict=True) if grad is not None}
+        for key, gradient in found.items():
+            reached[key] = reached.get(key, False) or bool(gradient.count_nonzero() > 0)
+        norms = {key: gradient_norm([found.get(id(tensor)) for tensor in group]) for key, group in groups.items()}
+        maps = tuple(norms[f"map {i}"] for i in range(num_levels))
+        parts = {key: norms[key] for key in ("logits", "student", "classifier", "teacher", "targets")}
+        terms.append(Term(name, value.item(), subject.weights.get(name), maps, **parts))
+    return tuple(terms), reached
+
+
+def gradient_norm(gradients: Sequence[Tensor | None]) -> float | None:
+    """L2 norm of several gradients together, in float32 at least; None where there is none.
+
+    >>> gradient_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
+    5.0
+    >>> gradient_norm([None])
+    """
+    norms = [
+        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)).double()
+        for gradient in gradients
+        if gradient is not None
+    ]
+    return torch.stack(norms).square().sum().sqrt().item() if norms else None
+
+
+def _levels(subject: Subject, step: Step) -> tuple[Level, ...]:
+    """From the first pass: the images themselves."""
+    feats = step.feats[0] if step.feats else []
+    refined = [
+        (feat.shape[1], (feat.shape[2], feat.shape[3]), is_constant(feat))
+        for feat in (step.refined_feats[0] if step.refined_feats else [])
+    ]
+    indices = subject.map_indices or range(len(feats))
+    levels = []
+    for i, feat in enumerate(feats):
+        size = (feat.shape[2], feat.shape[3])
+        stride = round(subject.images.shape[-2] / size[0])
+        more = refined[i] if i < len(refined) else ()
+        levels.append(Level(indices[i], feat.shape[1], size, stride, is_constant(feat), feat.requires_grad, *more))
+    return tuple(levels)
+
+
+def is_constant(feat: Tensor) -> bool:
+    """Whether a map [B, C, H, W] is the same at every position; a map of one position: for all images and channels.
+
+    >>> is_constant(torch.zeros(2, 3, 4, 4)), is_constant(torch.rand(2, 3, 4, 4)), is_constant(torch.rand(2, 3, 1, 1))
+    (True, False, False)
+    """
+    feat = feat.detach()
+    flat = feat.flatten(2) if feat.shape[2] * feat.shape[3] > 1 else feat.reshape(1, -1)
+    return bool((flat.amax(-1) == flat.amin(-1)).all())
+
+
+def _cost(
+    student: Mapping[str, Tensor], method: Mapping[str, Tensor], batch: int, plain: ForwardCost, whole: ForwardCost
+) -> Cost:
+    return Cost(
+        student_parameters=sum(p.numel() for p in student.values()),
+        teacher_parameters=sum(p.numel() for p in method.values()),
+        student_macs=plain.macs // batch,
+        teacher_macs=(whole.macs - plain.macs) // batch,
+        student_memory=plain.kept,
+        teacher_memory=whole.kept - plain.kept,
+    )
+
+
+def _evaluate(subject: Subject, amp: str | None) -> Evaluation | None:
+    ran: dict[str, None] = {}
+    subject.module.eval()
+    with ExitStack() as stack:
+        for prefix, outer in subject.method_modules.items():
+            for name, module in outer.named_modules():
+                name = f"{prefix}.{name}".rstrip(".")
+                handle = module.register_forward_pre_hook(lambda *_, name=name: ran.__setitem__(name, None))
+                stack.callback(handle.remove)
+        with torch.no_grad(), _autocast(subject, amp):
+            logits = subject.evaluate()
+    if logits is None:
+        return None
+    deployed, plain = (tensor.double() for tensor in logits)
+    if deployed.shape != plain.shape:
+        return Evaluation(tuple(ran), math.inf)
+    same = torch.allclose(deployed, plain, rtol=0, atol=0, equal_nan=True)
+    return Evaluation(tuple(ran), 0.0 if same else (deployed - plain).abs().max().item())
+
+
+def _beta_per_position(losses: Sequence[FRSKDLoss], levels: Sequence[Level]) -> float | None:
+    """``beta / (H W)`` for the deepest map; one of a single position is left out: its attention map is always 1."""
+    sizes = [height * width for height, width in (level.size for level in levels) if height * width > 1]
+    for loss in losses:
+        feature_loss = loss.feature_loss
+        if isinstance(feature_loss, AttentionTransferLoss) and sizes and feature_loss.variant == "published":
+            return loss.beta / (min(sizes) if feature_loss.reduction == "mean" else 1)
+    return None
+
+
+# The model and its batch
+
+
+def is_config(name: str) -> bool:
+    """Whether a name means a config file and no timm model.
+
+    >>> is_config("configs/frskd_voc_effdet_d0.py"), is_config("resnet18")
+    (True, False)
+    """
+    return name.endswith(".py") or Path(name).is_file()
+
+
+def prepare(
+    model: nn.Module | str | Path,
+    images: Tensor | None = None,
+    targets: Any = None,
+    extra: Mapping[str, Tensor] | None = None,
+    *,
+    input_size: Sequence[int] | None = None,
+    batch: int | None = None,
+    device: str = "cpu",
+    method: str = "frskd",
+    settings: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+) -> Subject:
+    """Build what is named, with random weights, and draw a batch where none is given; see `check_model`.
+
+    Args:
+        model: see `check_model`, as ``images``, ``targets`` and ``extra``.
+        images: [B, C, H, W].
+        targets: of the images.
+        extra: what goes with them.
+        input_size: channels, height and width of random images; None: those of the model or config.
+        batch: random images that are new in a step, as a loader counts them; None: 4, of segmentors 2.
+        device: of a model that is built.
+        method: that trains a timm model.
+        settings: of `frskd_plugin.wrap` for a timm model: of the method, and ``out_indices``.
+        model_kwargs: of ``timm.create_model`` for a timm model.
+        cfg_options: settings that override a config.
+
+    Raises:
+        TypeError: a model of another kind, or a setting that the method does not have.
+        ValueError: an unknown model or method, one that cannot be wrapped, or a config without a model that is known.
+        FileNotFoundError: there is no such config.
+        ImportError: mmengine or mmsegmentation is missing.
+    """
+    with forked_rng(seed=0):  # one name gives one model and one batch, and the caller's random numbers stay
+        known: dict[str, Any] = {}
+        size = input_size
+        if isinstance(model, (str, Path)) and is_config(str(model)):
+            model, config_size, known = _build_config(str(model), cfg_options, batch, device)
+            size = input_size or config_size
+        elif isinstance(model, (str, Path)):
+            check_model_name(str(model))
+            student = timm.create_model(str(model), pretrained=False, **(model_kwargs or {})).to(device)
+            model = wrap(student, method, input_size=size, **{**_training_set(method, batch), **(settings or {})})
+        model = unwrap_model(model)
+        network = getattr(model, "network", model)
+        if isinstance(network, DistilledModel):
+            if images is None:
+                images, targets, extra = _classifier_batch(network, size, batch, getattr(model, "mix", None))
+                if network.method.needs.order == "overlap":  # the first step has no batch before it to learn from
+                    known["warm_up"] = partial(network.forward, images, targets, **extra)
+            subject = _classifier(network, images, targets, extra or {})
+        elif hasattr(model, "decode_head"):
+            if images is None:
+                channels, *height_width = size or (None, *SEGMENTOR_SIZE)
+                count, channels = batch or SEGMENTOR_BATCH, channels or image_channels(model.backbone)
+                images, targets = segmentation_batch(count, height_width, model.num_classes, _device(model), channels)
+            subject = _segmentor(model, images, targets)
+        else:
+            raise TypeError(
+                f"check_model expects a model of frskd_plugin.wrap, a TimmClassifier or an encoder-decoder of mmseg, "
+                f"got {type(model).__name__}. A timm model is checked as frskd_plugin.wrap(model)."
+            )
+    return dataclasses.replace(subject, **known)
+
+
+def _training_set(method: str, batch: int | None) -> dict[str, int]:
+    """The size of a method's training set where it has to know it (PS-KD): here the batch is all there is."""
+    return {"num_samples": batch or CLASSIFIER_BATCH} if "num_samples" in method_settings(method) else {}
+
+
+def _build_config(
+    path: str, cfg_options: Mapping[str, Any] | None, batch: int | None, device: str
+) -> tuple[nn.Module, Sequence[int] | None, dict[str, Any]]:
+    """The model of a config, the size of its images, and what the `Subject` is told of the config."""
+    from mmengine.logging import MMLogger
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+
+    from frskd_plugin.mmengine.config_tools import explained_build, read_config
+    from frskd_plugin.mmengine.without_pretrained import without_pretrained
+
+    config = read_config(path)
+    config.merge_from_dict(dict(cfg_options or {}))
+    if not config.get("model"):
+        raise ValueError(f"{path} has no `model`: give the config of a training run, such as configs/frskd_*.py.")
+    init_default_scope(config.get("default_scope") or "mmengine")
+    model_config, changed = without_pretrained(config.model)
+    model_config.pop("compile", None)  # one step is not worth it, and hooks look into its layers
+    if "name" in (model_config.get("method") or {}):
+        for key, value in _training_set(model_config.method.name, batch).items():
+            model_config.method.setdefault(key, value)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    try:
+        logger.setLevel(logging.WARNING)  # else a line for each parameter
+        with explained_build(path):
+            model = MODELS.build(model_config)
+        if hasattr(model, "init_weights"):
+            model.init_weights()
+    finally:
+        logger.setLevel(level)
+    remarks = ["random weights stand in for the pretrained ones of the config"] if changed else []
+    hooks = [hook for hook in config.get("custom_hooks") or [] if hook.get("type") == "DistillWarmupHook"]
+    for hook in hooks:
+        unit = "epoch" if hook.get("by_epoch", True) else "iteration"
+        remarks.append(
+            f"the config's DistillWarmupHook keeps the distillation at factor 0 before {unit} {hook.get('begin')}; "
+            "this step was taken at factor 1"
+        )
+    unused_allowed = bool(config.get("find_unused_parameters", False))
+    size = config.model.get("input_size")
+    crop = getattr(getattr(model, "data_preprocessor", None), "size", None) or config.get("crop_size")
+    if size is None and crop and hasattr(model, "decode_head"):
+        size = (None, *crop)  # as many channels as the backbone takes
+    model = (model if device.startswith("cuda") else revert_sync_batchnorm(model)).to(device)
+    return model, size, {"remarks": tuple(remarks), "unused_allowed": unused_allowed, "scheduled": bool(hooks)}
+
+
+def _device(model: nn.Module) -> str:
+    return str(next(model.parameters()).device)
+
+
+def _classifier_batch(
+    network: DistilledModel, size: Sequence[int] | None, batch: int | None, mix: Any
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    config = getattr(network.student, "pretrained_cfg", None) or {}
+    size = size or (image_channels(network.student), *config.get("input_size", DEFAULT_INPUT_SIZE)[1:])
+    needs, num_classes = network.method.needs, network.student.num_classes
+    device = _device(network)
+    images, targets, extra = classification_batch(needs, batch or CLASSIFIER_BATCH, size, num_classes, device)
+    if mix is not None:  # Mixup or CutMix of the config, as in training
+        images, targets = mix(images, targets, num_classes)
+    return images, targets, extra
+
+
+def classification_batch(
+    needs: DataNeeds, batch: int, input_size: Sequence[int], num_classes: int, device: str
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Draw images and labels as a method asks for them, and what it is given beside them.
+
+    Args:
+        needs: of the method.
+        batch: images that are new in a step, as a loader's ``batch_size`` counts them; with partners of a class, or an
+            overlap with the batch before, the batch B holds twice as many.
+        input_size: channels, height and width.
+        num_classes: labels are drawn below it.
+        device: of the tensors.
+
+    Returns:
+        images [B, C, H, W], or [B, views, C, H, W]; labels [B]; ``index`` [B] where the method asks for it.
+
+    >>> images, labels, extra = classification_batch(DataNeeds(order="class_pairs"), 3, (3, 8, 8), 10, "cpu")
+    >>> images.shape, labels[:3].equal(labels[3:]), extra
+    (torch.Size([6, 3, 8, 8]), True, {})
+    """
+    labels = torch.randint(num_classes, (batch,), device=device)
+    if needs.order != "any":  # both orders have the labels of one half in the other
+        labels = labels.repeat(2)
+    views = (needs.views,) if needs.views > 1 else ()
+    images = torch.randn(len(labels), *views, *input_size, device=device)
+    return images, labels, {"index": torch.arange(len(labels), device=device)} if needs.index else {}
+
+
+def segmentation_batch(
+    batch: int, size: Sequence[int], num_classes: int, device: str, channels: int = 3
+) -> tuple[Tensor, list[Any]]:
+    """Draw normalised images [B, C, H, W] and mmseg's data samples with random labels [1, H, W]."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    shape = tuple(size)
+    meta = {"img_shape": shape, "ori_shape": shape, "pad_shape": shape, "scale_factor": (1.0, 1.0), "flip": False}
+    labels = torch.randint(num_classes, (batch, 1, *shape)).to(device)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=meta) for label in labels]
+    return torch.randn(batch, channels, *shape).to(device), samples
+
+
+def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: Mapping[str, Tensor]) -> Subject:
+    method = model.method
+    plain_images = images[:, 0] if images.ndim == 5 else images
+    teacher = method.self_teacher if isinstance(getattr(method, "self_teacher", None), nn.Module) else None
+
+    def step() -> Step:
+        with ExitStack() as stack:
+            passes = stack.enter_context(listening(model, "student_forward"))
+            refined = stack.enter_context(listening(teacher, "forward")) if teacher is not None else []
+            losses = model.forward(images, targets, **extra)  # also where it is compiled
+        return Step(
+            feats=[list(feats) for feats, _ in passes],
+            logits=[logits for _, logits in passes],
+            refined_feats=[list(maps) for maps, _ in refined],
+            teacher_logits=[logits for _, logits in refined],
+            terms={name: value for name, value in losses.items() if name.startswith("loss_")},
+        )
+
+    # a tuple where the model has a head for distillation too
+    found = model.student.get_classifier() if hasattr(model.student, "get_classifier") else ()
+    loss = getattr(method, "loss_distill", None)
+    return Subject(
+        title=type(model.student).__name__,
+        method=type(method).__name__,
+        module=model,
+        images=images,
+        step=step,
+        plain_step=lambda: model.criterion(model.student(plain_images), targets),
+        evaluate=lambda: (model.forward(plain_images), model.student(plain_images)),
+        method_modules={"method": method},
+        self_teacher=[] if teacher is None else [teacher],
+        classifier=[m for m in (found if isinstance(found, tuple) else [found]) if isinstance(m, nn.Module)],
+        weights={"loss_kd": loss.alpha, "loss_feat": loss.beta} if isinstance(loss, FRSKDLoss) else {},
+        map_indices=model.out_indices,
+    )
+
+
+def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
+    from mmseg.models.segmentors.cascade_encoder_decoder import CascadeEncoderDecoder
+    from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
+
+    from frskd_plugin.mmseg.feature_list import flat_maps, select_maps
+    from frskd_plugin.mmseg.semantic_logits import semantic_logits
+
+    teacher = model.self_teacher if isinstance(getattr(model, "self_teacher", None), nn.Module) else None
+    heads = _as_list(model.decode_head)  # one, or the stages of a cascade
+    plain = model
+    if teacher is not None:  # mmseg's own segmentor; parameters are shared, not copied
+        plain = copy.copy(model)
+        plain.__class__ = CascadeEncoderDecoder if len(heads) > 1 else EncoderDecoder
+        plain._modules = {name: module for name, module in model._modules.items() if name != "self_teacher"}
+
+    def logits_of(output: Any) -> Tensor:
+        logits = semantic_logits(heads[-1], output)
+        return _tensors(output)[0] if logits is None else logits  # none of points
+
+    def step() -> Step:
+        with ExitStack() as stack:
+            feats = stack.enter_context(listening(model, "extract_feat"))
+            outputs = stack.enter_context(listening(heads[-1], "forward"))
+            refined = stack.enter_context(listening(teacher, "forward")) if teacher is not None else []
+            losses = model.loss(images, samples)
+        indices = None if teacher is None else teacher.feat_indices
+        return Step(
+            feats=[select_maps(flat_maps(maps), indices) for maps in feats],
+            logits=[logits_of(output) for output in outputs],
+            refined_feats=[_tensors(maps) for maps, _ in refined],
+            teacher_logits=[_tensors(output)[0] for _, output in refined],
+            terms=_segmentor_terms(losses),
+        )
+
+    def plain_step() -> Tensor:
+        plain.training = model.training  # a copy has a mode of its own
+        first, *others = _segmentor_terms(plain.loss(images, samples)).values()
+        return sum(others, first)
+
+    def evaluate() -> tuple[Tensor, Tensor] | None:
+        if teacher is None:
+            return None
+        plain.training = model.training
+        results = [network.predict(images, [sample.clone() for sample in samples]) for network in (model, plain)]
+        ours, theirs = (torch.stack([sample.seg_logits.data for sample in result]) for result in results)
+        return ours, theirs
+
+    return Subject(
+        title=f"{type(model.backbone).__name__} with {type(heads[-1]).__name__}",
+        method=type(model).__name__,
+        module=model,
+        images=images,
+        step=step,
+        plain_step=plain_step,
+        evaluate=evaluate,
+        method_modules={} if teacher is None else {"self_teacher": teacher},
+        # not its `loss_distill`, whose regressors belong to the student's side
+        self_teacher=[m for name, m in teacher.named_children() if name != "loss_distill"]
+        if teacher is not None
+        else [],
+        classifier=heads,
+        weights=_segmentor_weights(model, teacher),
+    )
+
+
+def _segmentor_weights(model: Any, teacher: Any) -> dict[str, float]:
+    """By the names that mmseg gives to the losses: prefix of the head, name of the loss."""
+    heads = {} if teacher is None else {"self_teacher": teacher.head}
+    for prefix, head in (("decode", model.decode_head), ("aux", getattr(model, "auxiliary_head", None))):
+        if isinstance(head, nn.ModuleList):
+            heads |= {f"{prefix}_{index}": stage for index, stage in enumerate(head)}
+        elif head is not None:
+            heads[prefix] = head
+    weights = {
+        f"{prefix}.{getattr(loss, 'loss_name', 'loss')}": float(loss.loss_weight)
+        for prefix, head in heads.items()
+        for loss in _as_list(getattr(head, "loss_decode", []))
+        if hasattr(loss, "loss_weight")
+    }
+    for loss in model.modules():
+        if isinstance(loss, FRSKDLoss):
+            weights |= {"self_teacher.loss_kd": loss.alpha, "self_teacher.loss_feat": loss.beta}
+    return weights
+
+
+def _segmentor_terms(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those that mmengine adds to the total: 'loss' in the name, lists summed, each the mean of its elements."""
+    means = {name: [t.mean() for t in _tensors(value)] for name, value in losses.items() if "loss" in name}
+    return {name: sum(values[1:], values[0]) for name, values in means.items()}
+
+
+def __getattr__(name: str) -> Any:
+    """Hand out what the old names of this module meant."""
+    old_names: dict[str, Any] = {"examine": check_model, "describe": str}
+    new = old_names.get(name)
+    if new is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"`{name}` is now `{new.__name__}`", DeprecationWarning, stacklevel=2)
+    return new
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (nn.ModuleList, list, tuple)) else [value]
+
+
+def _tensors(values: object) -> list[Tensor]:
+    """The tensors in lists, tuples and dicts, in order.
+
+    >>> len(_tensors([torch.zeros(1), {"a": (torch.zeros(1), None)}]))
+    2
+    """
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        values = values.values()
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        return [tensor for value in values for tensor in _tensors(value)]
+    return []

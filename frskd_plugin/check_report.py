@@ -1,0 +1,434 @@
+"""Report of a dry run: what was seen, the rules that judge it, and its text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# The paper's beta of 100 was tuned on deepest maps of 8x8 (WideResNet) and 4x4 (ResNet18): its weight for a position.
+USUAL_BETA_PER_POSITION, MOST_BETA_PER_POSITION = 100 / 8**2, 100 / 4**2
+MOST_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature map of the student and, where the method has a self-teacher, its refined map.
+
+    Attributes:
+        index: of the map as the student counts them.
+        channels: of the student's map.
+        size: height and width.
+        stride: the images' height divided by the map's, rounded.
+        constant: whether it is the same at every position, so that it holds nothing to learn from.
+        trains: whether the part of the student that makes it trains.
+        refined_channels: of the refined map; None without one, like the two that follow.
+        refined_size: height and width of the refined map.
+        refined_constant: as ``constant``.
+    """
+
+    index: int
+    channels: int
+    size: tuple[int, int]
+    stride: int
+    constant: bool
+    trains: bool
+    refined_channels: int | None = None
+    refined_size: tuple[int, int] | None = None
+    refined_constant: bool | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss. Norms are L2; None where no gradient arrives, 0.0 where one arrives that is zero.
+
+    Attributes:
+        name: its key in the model's dict of losses.
+        value: weighted, as it is added to the total.
+        weight: where it is known.
+        maps: norm of its gradient on each of the student's maps; None also for a map that it does not read: the path
+            to the logits of a ViT runs through tokens, not through the maps that are made of them.
+        logits: norm on the student's logits.
+        student: norm on all parameters of the student that train.
+        classifier: norm on those of the student's classifier, or of its decode head.
+        teacher: norm on the parameters of the self-teacher; of all the method's modules where it has none.
+        targets: norm on what the self-teacher hands out, refined maps and logits.
+    """
+
+    name: str
+    value: float
+    weight: float | None
+    maps: tuple[float | None, ...]
+    logits: float | None
+    student: float | None
+    classifier: float | None
+    teacher: float | None
+    targets: float | None
+
+    @property
+    def norms(self) -> tuple[float | None, ...]:
+        """All norms but the classifier's, which is part of the student's."""
+        return (*self.maps, self.logits, self.student, self.teacher, self.targets)
+
+    @property
+    def kind(self) -> str:
+        """Last part of the name: 'loss_kd' of 'self_teacher.loss_kd'."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the method adds to training. At inference it adds nothing.
+
+    Attributes:
+        student_parameters: of the plain network.
+        teacher_parameters: of the self-teacher and whatever else the method owns.
+        student_macs: multiply-accumulates of one image's forward pass through the plain network, as it trains.
+        teacher_macs: what the method adds to them.
+        student_memory: bytes that a plain step keeps for its backward pass, for the whole batch.
+        teacher_memory: what the method adds to them; weights, gradients and the optimizer's state not counted.
+    """
+
+    student_parameters: int
+    teacher_parameters: int
+    student_macs: int
+    teacher_macs: int
+    student_memory: int
+    teacher_memory: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model in evaluation, which must be the plain network's.
+
+    Attributes:
+        ran: names of the method's modules that were run.
+        difference: largest difference of the logits to those of the plain network.
+    """
+
+    ran: tuple[str, ...]
+    difference: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Result of a dry run; ``print(report)`` shows it.
+
+    Attributes:
+        model: what was run, in words.
+        method: name of the method's class.
+        images: shape of the batch.
+        device: of the images.
+        amp: type of the autocast, or None.
+        levels: highest resolution first.
+        cost: of the method.
+        terms: of the loss.
+        evaluation: None for a plain network, which has nothing to differ from.
+        untrained_student: parameters of the student that require a gradient and get none from any term.
+        untrained_teacher: the same of the method's modules.
+        still_teacher: parameters of the method whose gradient is zero.
+        unused_allowed: the config says that parameters may be left without a gradient (``find_unused_parameters``).
+        scheduled: the distillation starts at a lower weight than it was run at.
+        beta_per_position: weight of the feature loss for a position of the deepest map; None where it is not a mean
+            over the positions.
+        remarks: what a reader should know.
+        warnings: what trains, but may do harm or cost too much, with the cure.
+        problems: what is wrong, why it matters and how to mend it.
+    """
+
+    model: str
+    method: str
+    images: tuple[int, ...]
+    device: str
+    amp: str | None
+    levels: tuple[Level, ...]
+    cost: Cost
+    terms: tuple[Term, ...]
+    evaluation: Evaluation | None
+    untrained_student: tuple[str, ...]
+    untrained_teacher: tuple[str, ...]
+    still_teacher: tuple[str, ...]
+    unused_allowed: bool = False
+    scheduled: bool = False
+    beta_per_position: float | None = None
+    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is neither a problem nor a warning."""
+        return not self.problems and not self.warnings
+
+    @property
+    def has_self_teacher(self) -> bool:
+        """Whether a self-teacher refines the student's maps."""
+        return any(level.refined_channels is not None for level in self.levels)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Old name of ``problems``."""
+        warnings.warn("`Report.faults` is now `Report.problems`.", DeprecationWarning, stacklevel=2)
+        return self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON: numbers that are not finite become text, which JSON has no number for."""
+        return {"healthy": self.healthy, **_plain(dataclasses.asdict(self))}
+
+    def __str__(self) -> str:
+        return _describe(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+# What is wrong, what may do harm, and what a reader should know
+
+
+def problems_of(report: Report) -> Iterator[str]:
+    """Say what would train wrongly, why it matters and how to mend it."""
+    yield from _term_problems(report)
+    yield from _parameter_problems(report)
+    for level in report.levels:
+        for constant, whose in (
+            (level.constant, "student's map"),
+            (level.refined_constant, "self-teacher's refined map"),
+        ):
+            if constant:
+                yield (
+                    f"The {whose} {level.index} ({level.size[0]}x{level.size[1]}) is constant: there is nothing in it "
+                    "to learn from. Look for a dead activation, weights of zero, or a stage that does not see the "
+                    "images; leave the level out with `out_indices` if it has to be so."
+                )
+    if report.evaluation is not None and report.evaluation.ran:
+        yield (
+            f"Evaluation runs the method: {_names(report.evaluation.ran)}. In eval mode the model must be the plain "
+            "network. Run the self-teacher in training alone (`if self.training`); of a segmentor or TimmClassifier, "
+            "set predict_self_teacher=False."
+        )
+    if report.evaluation is not None and report.evaluation.difference != 0:
+        yield (
+            f"In evaluation the logits differ from the plain network's by up to {report.evaluation.difference:.3g}: "
+            "what is deployed would not be what was trained. Let the eval branch of `forward` return the student's "
+            "own output."
+        )
+
+
+def _term_problems(report: Report) -> Iterator[str]:
+    trains = any(level.trains for level in report.levels)
+    for term in report.terms:
+        if not math.isfinite(term.value):
+            yield (
+                f"{term.name} is {term.value}. One step with it destroys the weights. Look at the images and at the "
+                "model's initial weights; where it happens with autocast alone, use bf16 or float32."
+            )
+        elif any(norm is not None and not math.isfinite(norm) for norm in term.norms):
+            yield (
+                f"The gradient of {term.name} is not finite, although the term is ({term.value:g}): something divides "
+                "by zero or takes the root of it. Add a small constant there; with fp16, try bf16 or float32."
+            )
+        if term.value == 0 and not _off_by_choice(term):
+            weight = "" if term.weight is None else f" although its weight is {term.weight:g}"
+            yield (
+                f"{term.name} is 0{weight}: it trains nothing. On random data student and target never agree by "
+                "themselves. Look for maps of one position or of zeros (levels above), for logits of a single class "
+                "under softmax (`soft_label='sigmoid'`), for a target that is the student's own output, and for a "
+                "factor that switches the term off. If you want it off, give weight 0."
+            )
+        if trains and term.student is None and term.value != 0:
+            side = "the student's side of it is detached"
+            if term.teacher is not None:
+                side = "the student's maps are detached before they enter the self-teacher"
+            yield (
+                f"{term.name} gives the student no gradient: {side}, or computed without a graph. Remove the "
+                "`detach()` or `no_grad()` on the student's side; only the targets of the distillation are constants."
+            )
+        if report.has_self_teacher and term.kind in ("loss_kd", "loss_feat"):
+            sides = (("outputs", term.targets), ("parameters", term.teacher))
+            places = [f"its {side} (norm {norm:.3g})" for side, norm in sides if norm is not None]
+            if places:
+                yield (
+                    f"The target of {term.name} is not detached: the term gives the self-teacher a gradient, on "
+                    f"{' and '.join(places)}, so that the teacher also learns to imitate the student. Call `.detach()` "
+                    "on the refined maps and the teacher's logits before the term compares them."
+                )
+
+
+def _parameter_problems(report: Report) -> Iterator[str]:
+    if report.untrained_teacher:
+        yield (
+            f"{_count(report.untrained_teacher)} of the method get no gradient from any term: "
+            f"{_names(report.untrained_teacher)}. DistributedDataParallel would stop, and a map that they make would "
+            "be noise. Let the graph end at the level that the teacher's classifier reads (leave `end_level` out), or "
+            "remove what is not used; what is frozen on purpose has requires_grad=False."
+        )
+    if report.untrained_student and not report.unused_allowed:
+        yield (
+            f"{_count(report.untrained_student)} of the student require a gradient and get none from any "
+            f"term: {_names(report.untrained_student)}. They would stay as they are, and DistributedDataParallel would "
+            "stop. Remove that part of the network, freeze it (requires_grad=False), or, where it is meant to be so, "
+            "say find_unused_parameters=True."
+        )
+
+
+def warnings_of(report: Report) -> Iterator[str]:
+    """Say what trains, but may do harm or cost too much, with the cure."""
+    if not report.has_self_teacher:
+        return
+    share = report.cost.teacher_macs / max(report.cost.student_macs, 1)
+    if share > 1:
+        yield (
+            f"The method adds {share:.2f} times the student's MACs to a step. width='auto' keeps the self-teacher "
+            "within 0.75 of them; so do a smaller width and fewer large maps (`out_indices`)."
+        )
+    deepest = "x".join(map(str, next((lv.size for lv in reversed(report.levels) if lv.size != (1, 1)), ())))
+    feature = next((term for term in report.terms if term.kind == "loss_feat" and term.value != 0), None)
+    per_position = report.beta_per_position
+    if feature and feature.weight and per_position and per_position > MOST_BETA_PER_POSITION:
+        fitting = feature.weight * USUAL_BETA_PER_POSITION / per_position
+        yield (
+            f"beta={feature.weight:g} is too large for images of {'x'.join(map(str, report.images[-2:]))}: the feature "
+            f"loss is a mean over the positions, and the deepest map has few ({deepest}). The paper's beta of 100 "
+            f"belongs to deepest maps of 4x4 to 8x8. Give beta={fitting:.2g} or larger images."
+        )
+    own = [t for t in report.terms if t.kind not in ("loss_kd", "loss_feat", "loss_teacher_ce")]
+    own = [term for term in own if not term.name.startswith(("self_teacher.", "aux"))]
+    above = {}
+    for i, level in enumerate(report.levels):
+        reference = math.hypot(*(term.maps[i] or 0 for term in own))
+        if feature and reference > 0 and not report.scheduled and (feature.maps[i] or 0) > reference:
+            above[level.index] = (feature.maps[i] or 0) / reference
+    if feature and above and all(map(math.isfinite, above.values())):
+        weight = f"beta={feature.weight / max(above.values()):.2g}" if feature.weight else "a smaller weight"
+        ratios = ", ".join(f"map {index}: {ratio:.2g} times" for index, ratio in above.items())
+        yield (
+            f"{feature.name} pulls at the student's maps more than the student's own loss does ({ratios}), so that "
+            "imitation comes before the task. The paper's settings on CIFAR give 0.2 to 0.4 times at the start. "
+            f"Give {weight}, or a warm-up."
+        )
+
+
+def remarks_of(report: Report) -> Iterator[str]:
+    """Say what a reader should know of a choice that was made."""
+    for term in report.terms:
+        if term.value == 0 and _off_by_choice(term):
+            why = "is switched off by its weight of 0" if term.weight == 0 else "was not computed in this step"
+            yield f"{term.name} {why}"
+        elif report.has_self_teacher and term.kind == "loss_feat" and term.value != 0:
+            for level, norm in zip(report.levels, term.maps, strict=False):
+                if level.trains and not norm:
+                    why = ", whose attention map of one position is always 1" if level.size == (1, 1) else ""
+                    yield f"{term.name} does not train the student's map {level.index}{why}"
+    if report.still_teacher:
+        yield (
+            f"the gradient of {_count(report.still_teacher)} of the method is exactly zero on this batch: "
+            f"{_names(report.still_teacher)}"
+        )
+    if report.untrained_student and report.unused_allowed:
+        yield (
+            f"{_count(report.untrained_student)} of the student get no gradient, as the config's "
+            f"find_unused_parameters=True allows: {_names(report.untrained_student)}"
+        )
+
+
+def _off_by_choice(term: Term) -> bool:
+    """Its weight is 0; or, where nobody knows the weight, it is a constant 0 that was never computed."""
+    return term.weight == 0 or (term.weight is None and all(norm is None for norm in term.norms))
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} parameter{'' if len(names) == 1 else 's'}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+# The report as text
+
+
+def _describe(report: Report) -> str:
+    images = "x".join(map(str, report.images[1:]))
+    settings = f"{report.images[0]} random images {images}, {report.device}, {report.amp or 'no autocast'}"
+    parts = [
+        f"{report.model}, {report.method}: one training step, {settings}",
+        _level_table(report) if report.levels else "The method takes no maps of the student.",
+        _cost_table(report.cost),
+        _term_table(report),
+        "\n".join(f"Remark: {remark}." for remark in report.remarks),
+        _list("Warning", report.warnings),
+        _list("Problem", report.problems),
+        ""
+        if not report.healthy
+        else "Healthy: every term trains what it should, and evaluation is the plain network's.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _list(word: str, texts: Sequence[str]) -> str:
+    head = f"{len(texts)} {word if len(texts) == 1 else word + 's'}".upper()
+    return "\n".join([head, *(f"  {i}. {text}" for i, text in enumerate(texts, 1))]) if texts else ""
+
+
+def table(title: str, rows: Sequence[Sequence[object]]) -> str:
+    """Rows as aligned columns under a title, the first to the left and the others to the right.
+
+    >>> print(table("Words", [["a", "long"], ["word", 7]]))
+    Words
+      a     long
+      word     7
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*texts, strict=True)]
+    lines = [title]
+    for first, *others in texts:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _level_table(report: Report) -> str:
+    def shape(channels: int | None, size: tuple[int, int] | None) -> str:
+        return "-" if channels is None or size is None else f"{channels}, {size[0]}x{size[1]}"
+
+    rows: list[list[object]] = [["map", "stride", "student", "self-teacher"]]
+    for level in report.levels:
+        sides = shape(level.channels, level.size), shape(level.refined_channels, level.refined_size)
+        rows.append([level.index, level.stride, *sides])
+    width = 4 if report.has_self_teacher else 3
+    return table("Matched levels (channels, height x width)", [row[:width] for row in rows])
+
+
+def _cost_table(cost: Cost) -> str:
+    rows: list[list[object]] = [["", "student", "method adds", "share"]]
+    for name, student, teacher, unit, digits in (
+        ("parameters (M)", cost.student_parameters, cost.teacher_parameters, 1e6, 3),
+        ("MACs of an image (M)", cost.student_macs, cost.teacher_macs, 1e6, 1),
+        ("kept for backward (MiB)", cost.student_memory, cost.teacher_memory, 2**20, 1),
+    ):
+        numbers = [f"{number / unit:.{digits}f}" for number in (student, teacher)]
+        rows.append([name, *numbers, f"{teacher / student:.2f}" if student else "-"])
+    return table("Cost of a training step; at inference nothing is added", rows)
+
+
+def _term_table(report: Report) -> str:
+    maps = [f"map {level.index}" for level in report.levels]
+    teacher = ["self-teacher", "targets"] if report.has_self_teacher else ["method"]
+    rows: list[list[object]] = [["term", "weight", "value", *maps, "logits", "student", "classifier", *teacher]]
+    for term in report.terms:
+        norms = [*term.maps, term.logits, term.student, term.classifier, term.teacher, term.targets]
+        weight = "-" if term.weight is None else f"{term.weight:g}"
+        texts = ["-" if norm is None else f"{norm:.2e}" for norm in norms[: 3 + len(maps) + len(teacher)]]
+        rows.append([term.name, weight, f"{term.value:.4g}", *texts])
+    return table("Terms of the loss (weighted) and the norms of their gradients", rows)

@@ -1,0 +1,84 @@
+"""Arguments and checks that several command lines share."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from frskd_plugin.core.atomic_write import atomic_write
+
+
+def positive_int(text: str) -> int:
+    """An argument that counts something."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def whole_number(text: str) -> int:
+    """An argument that counts something and may be 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
+    return int(text)
+
+
+def width(text: str) -> int | str:
+    """An argument that is a number of channels in units of the student's, or 'auto'."""
+    if text == "auto":
+        return text
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
+
+
+def key_and_value(text: str) -> tuple[str, Any]:
+    """An argument ``key=value``, the value as Python writes it, or as text.
+
+    >>> key_and_value("out_indices=1,2"), key_and_value("width=auto"), key_and_value("alpha=0.5")
+    (('out_indices', (1, 2)), ('width', 'auto'), ('alpha', 0.5))
+    """
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as alpha=2")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def config_settings(options: Sequence[str] | None) -> dict[str, Any]:
+    """Settings ``a.b=value`` as mmengine's ``--cfg-options`` reads them."""
+    if not options:
+        return {}
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(prog="--cfg-options")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    return parser.parse_args(["--cfg-options", *options]).cfg_options
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that does not exist here.
+
+    Raises:
+        ValueError: see above.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here: {reason}. `--device cpu` always works.") from error
+
+
+def write_text(file: str, text: str) -> None:
+    """Write to a file, whose folder is made, or to stdout for '-'."""
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        atomic_write(file, text.encode())

@@ -1,0 +1,101 @@
+"""``frskd check MODEL|CONFIG``: dry run of a timm model or a config before it trains (`frskd_plugin.check`)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from frskd_plugin.check import AMP_DTYPES, dry_run, is_config, prepare
+from frskd_plugin.commands.arguments import check_device, config_settings, key_and_value, positive_int, write_text
+
+EPILOG = """\
+exit status: 0 no problem (there may be warnings), 1 at least one problem, 2 the model cannot be built
+examples:
+  frskd check wrn_16_2 --num-classes 100 --set alpha=2 beta=100 width=2
+  frskd check resnet50 --input-size 3 128 128 --set width=auto out_indices=1,2,3,4
+  frskd check configs/frskd_voc_effdet_d0.py --input-size 3 128 128
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options."""
+    parser = argparse.ArgumentParser(
+        prog="frskd check",
+        description="One dry training step on random data: what is matched, what it costs, which term trains what, and "
+        "what is wrong.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL|CONFIG", help="name of a timm model, or a config file (.py)")
+    parser.add_argument("--input-size", nargs=3, type=positive_int, metavar=("C", "H", "W"), help="size of the images")
+    parser.add_argument("--batch", type=positive_int, help="images that are new in a step (4; segmentors 2)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--amp", nargs="?", const="bf16", choices=sorted(AMP_DTYPES), help="autocast to bf16, or to this type"
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="also write the report as JSON; alone: to stdout"
+    )
+    model = parser.add_argument_group("of a timm MODEL")
+    model.add_argument("--method", default="frskd", help="method that trains it (frskd)")
+    model.add_argument("--num-classes", type=positive_int, help="number of classes (the model's own)")
+    for option, text in (
+        ("--set", "settings of the method, and out_indices: alpha=2 width=auto out_indices=1,2,3,4"),
+        ("--model-kwargs", "arguments of timm.create_model: drop_path_rate=0.1"),
+    ):
+        model.add_argument(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
+    config = parser.add_argument_group("of a CONFIG")
+    config.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="settings that override the config")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check what the arguments name and print the report; see `EPILOG` for the exit status."""
+    args = build_parser().parse_args(argv)
+    check_device(args.device)
+    config = is_config(args.model)
+    foreign = (
+        {"--set": args.set, "--model-kwargs": args.model_kwargs, "--num-classes": args.num_classes}
+        if config
+        else {"--cfg-options": args.cfg_options}
+    )
+    for option, value in foreign.items():
+        if value:
+            owner = "a timm model; settings of a config are given with --cfg-options" if config else "a config"
+            raise ValueError(f"{option} belongs to {owner}, and {args.model} is {'one' if config else 'a timm model'}.")
+    model_kwargs = dict(args.model_kwargs)
+    if args.num_classes is not None:
+        model_kwargs["num_classes"] = args.num_classes
+    settings = dict(
+        input_size=args.input_size,
+        batch=args.batch,
+        device=args.device,
+        method=args.method,
+        settings=dict(args.set),
+        model_kwargs=model_kwargs,
+        cfg_options=config_settings(args.cfg_options),
+    )
+    try:
+        subject = prepare(args.model, **settings)
+    except RuntimeError as error:
+        raise ValueError(f"{args.model} cannot be built: {error}") from error
+    try:
+        report = dry_run(subject, args.amp)
+    except Exception as error:  # whatever a model raises: that its step fails is what there is to tell
+        failure = f"the training step fails with {type(error).__name__}: {error}"
+        print(f"1 PROBLEM\n  1. {args.model}: {failure}", file=sys.stderr if args.json == "-" else sys.stdout)
+        _write_json(args.json, {"healthy": False, "problems": [failure]})
+        return 1
+    report = dataclasses.replace(report, model=f"{args.model} ({report.model})")
+    print(report, file=sys.stderr if args.json == "-" else sys.stdout)
+    _write_json(args.json, report.to_dict())
+    return 1 if report.problems else 0
+
+
+def _write_json(file: str | None, report: dict[str, Any]) -> None:
+    if file is not None:
+        write_text(file, json.dumps(report, indent=2, allow_nan=False) + "\n")
