@@ -11,6 +11,8 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="top1", rule="greater"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    # Stops at a loss that is NaN or infinite, before a checkpoint holds what came of it.
+    finite_loss=dict(type="FiniteLossHook"),
 )
 
 custom_hooks = [

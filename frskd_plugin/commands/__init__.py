@@ -2,18 +2,23 @@
 
 Each module has ``build_parser()`` and ``main(argv)``, which raises what goes wrong. `run` alone turns an error into one
 line on stderr. Its exit status is what ``main`` returns (None counts as 0), 2 for a wrong value, a file that cannot be
-used or a package that is missing, and 3 for an error that nobody foresaw.
+used or a package that is missing, 3 for an error that nobody foresaw, 130 after Ctrl-C and 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from frskd_plugin.version import __version__
 
@@ -48,9 +53,13 @@ COMMANDS = {
 OLD_NAMES = {"doctor": "check", "frskdify": "convert"}
 
 # Errors that a user can mend: their text says how. Any other is a fault of ours, and is shown with its type.
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 # Package -> extra of setup.cfg that brings it.
 EXTRAS = {"mmengine": "onedl", "mmcv": "onedl", "mmseg": "onedl", "onnx": "export", "onnxscript": "export"}
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is Ctrl-C. The text of either, where it has one, is shown to the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,15 +109,46 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         print(f"frskd: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(COMMANDS[name].module).main(arguments) or 0
+        with _sigterm_raised():
+            return importlib.import_module(COMMANDS[name].module).main(arguments) or 0
     except SystemExit as ended:  # argparse's, after its own message
         return ended.code if isinstance(ended.code, int) else 0
+    except (KeyboardInterrupt, Terminated) as stop:
+        signal_name, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"frskd {name}: stopped by {signal_name}{f': {stop}' if stop.args else ''}", file=sys.stderr)
+        if os.environ.get("RANK"):  # threads of a process group may abort a process that ends without the others
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
             print(f"frskd {name}: error: {describe(error)}{_process()}", file=sys.stderr)
         return 2 if isinstance(error, USER_ERRORS) else 3
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, so that files are closed and children ended on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a data-loading worker that was forked from this process
+            os._exit(128 + number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def describe(error: Exception) -> str:

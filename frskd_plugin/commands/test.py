@@ -20,6 +20,7 @@ from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.method_data import provide_method_data
 from frskd_plugin.mmengine.safe_loading import safe_loading
+from frskd_plugin.mmengine.safety_hooks import WeightsFitHook
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--show-dir", help="folder for the painted predictions")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds between two windows of --show")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    parser.add_argument(
+        "--partial-load",
+        action="store_true",
+        help="test a checkpoint that fits the model in part; the rest has random values",
+    )
     return parser
 
 
@@ -92,5 +98,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explained_build(args.config):
         runner = Runner.from_cfg(config)
         open_data(runner, "test")
+    runner.register_hook(WeightsFitHook(test=True, partial=args.partial_load))
     runner.test()
     end_distributed()

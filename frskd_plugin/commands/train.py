@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.commands import Terminated
+from frskd_plugin.commands.run_guard import is_main, locked, what_is_lost
 from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.command_line import (
     add_common_options,
@@ -22,8 +25,9 @@ from frskd_plugin.mmengine.command_line import (
 from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, speed_up
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
 from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
-from frskd_plugin.mmengine.resume import resume_state
+from frskd_plugin.mmengine.resume import refuse_to_start_over, remove_run, resume_state
 from frskd_plugin.mmengine.safe_loading import safe_loading
+from frskd_plugin.mmengine.safety_hooks import guard_training
 from frskd_plugin.mmengine.stack_check import versions_text
 from frskd_plugin.mmengine.stored_config import parse_config
 
@@ -51,6 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from the newest whole checkpoint in the work folder, if any"
     )
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start again in a work folder that holds a training, whose checkpoints are removed",
+    )
+    parser.add_argument(
+        "--allow-nan", action="store_true", help="go on with a loss that is not finite, in place of stopping"
+    )
+    parser.add_argument(
         "--amp", action="store_true", help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU"
     )
     parser.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
@@ -67,6 +79,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed must be 0 or more, got {args.seed}")
+    if args.resume and args.overwrite:
+        parser.error("--overwrite removes what --resume goes on from: give one of them")
     check_common_options(parser, args)
     return args
 
@@ -117,7 +131,7 @@ def set_resume(config: Config, explicit: bool) -> None:
         if trained != wanted:
             raise ValueError(
                 f"--resume: {path} was trained with the method {trained!r}, and this run is to train with {wanted!r}: "
-                f"give another --work-dir, or leave --resume out to start again in this one"
+                f"give another --work-dir, or --overwrite in place of --resume to start again in this one"
             )
     config.load_from = str(path)
     # The data order is made before mmengine reads the seed from the checkpoint.
@@ -131,11 +145,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     config = build_config(args)
     init_distributed(args.launcher)
-    with explained_build(args.config):
-        runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
-        open_data(runner, "train", "val")
-    runner.logger.info(versions_text())
-    with explained_build(args.config):  # optimizer and schedules are built here
-        runner.train()
-    del runner  # it holds the process group, which ends next
+    with locked(config.work_dir) if is_main() else nullcontext():
+        train(config, args)
     end_distributed()
+
+
+def train(config: Config, args: argparse.Namespace) -> None:
+    """Build the runner of a config and train it.
+
+    Raises:
+        ValueError: the work folder holds another training, and neither ``--resume`` nor ``--overwrite`` is given.
+    """
+    if not (config.get("resume") or args.overwrite):
+        refuse_to_start_over(config.work_dir)
+    runner = None
+    try:
+        with explained_build(args.config):
+            runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+            open_data(runner, "train", "val")
+            guard_training(runner, allow_nan=args.allow_nan)
+            if args.overwrite and is_main():
+                remove_run(config.work_dir)
+            runner.logger.info(versions_text())
+            runner.train()  # optimizer and schedules are built here
+    except (KeyboardInterrupt, Terminated) as stop:
+        stop.args = (what_is_lost(config.work_dir, runner),) if is_main() else ()
+        raise

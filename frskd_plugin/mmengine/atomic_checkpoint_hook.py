@@ -67,7 +67,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 f"Set default_hooks.checkpoint.max_keep_ckpts=2"
             )
         super().__init__(*args, max_keep_ckpts=max_keep_ckpts, **kwargs)
-        self._run_id = ""
+        self._run_id: str | None = None
         self._resumed_meta: dict[str, Any] | None = None
         if self.args:  # mmengine would notice at the first checkpoint only
             raise TypeError(f"AtomicCheckpointHook got an unexpected keyword argument {next(iter(self.args))!r}")
@@ -91,7 +91,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the run's id, and to a checkpoint that can be resumed from the partly accumulated gradients."""
-        checkpoint["meta"]["run_id"] = self._run_id
+        if self._run_id is not None:
+            checkpoint["meta"]["run_id"] = self._run_id
         gradients = {name: parameter.grad.cpu() for name, parameter in _accumulating(runner.model)}
         if gradients and "optimizer" in checkpoint:
             checkpoint[PARTIAL_GRADIENTS] = gradients
@@ -104,11 +105,10 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         run = [read_run(runner.work_dir)]
         broadcast_object_list(run)  # the main process knows: on other machines the folder may not be there
-        known_id, resumed_meta = run[0].get("run_id"), self._resumed_meta
-        # A checkpoint from before runs had an id belongs to the run that its folder names.
-        resumed_id = None if resumed_meta is None else resumed_meta.get("run_id") or known_id
-        self._run_id = resumed_id or uuid.uuid4().hex
-        validated = run[0].get("validated", 0) if self._run_id == known_id else 0
+        resumed_meta = self._resumed_meta
+        # A run that began before runs had an id goes on without one.
+        self._run_id = uuid.uuid4().hex if resumed_meta is None else resumed_meta.get("run_id")
+        validated = run[0].get("validated", 0) if self._run_id == run[0].get("run_id") else 0
         self._write_run(runner, validated)
         if is_main_process():
             _remove_temporary_files(Path(runner.work_dir))
@@ -164,7 +164,7 @@ class AtomicCheckpointHook(CheckpointHook):
             except (OSError, BrokenCheckpointError):
                 continue
             number = meta.get("epoch" if self.by_epoch else "iter", step + 1)
-            if meta.get("run_id") == self._run_id and number <= step:
+            if meta.get("run_id", "") == self._run_id and number <= step:
                 path.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ _METHOD_HOOKS = {
     "SelfTeacherValidationHook",
     "AttentionPictureHook",
     "StepSeedHook",
+    "FiniteLossHook",
     "CompileHook",
     "ChannelsLastHook",
     "SyncStatisticsHook",
@@ -166,12 +167,18 @@ def plain_config(config: Config) -> Config:
     plain["launcher"] = "none"
     if (plain.get("model_wrapper_cfg") or {}).get("type") == "SyncBNDataParallel":
         del plain["model_wrapper_cfg"]
-    plain["custom_hooks"] = [hook for hook in plain.get("custom_hooks") or [] if hook.get("type") not in _METHOD_HOOKS]
+    plain["custom_hooks"] = [hook for hook in plain.get("custom_hooks") or [] if not _is_ours(hook)]
+    hooks = plain.get("default_hooks") or {}
+    plain["default_hooks"] = {name: hook for name, hook in hooks.items() if not _is_ours(hook)}
     # What only the self-teacher read gets no gradient in the plain model: DDP has to be told.
     plain["find_unused_parameters"] = True
     if not _any_dict(plain, lambda item: item.get("type") in _own_types()):
         _drop_custom_import(plain)
     return Config(plain)
+
+
+def _is_ours(hook: dict[str, Any] | None) -> bool:
+    return hook is not None and hook.get("type") in _METHOD_HOOKS
 
 
 def _stock(value: Any) -> Any:

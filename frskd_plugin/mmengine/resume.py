@@ -50,35 +50,39 @@ def find_resume_checkpoint(work_dir: str | Path) -> Path | None:
 
 def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """As `find_resume_checkpoint`, with the checkpoint's `meta` (seed, epoch, iteration) beside the path."""
-    work_dir = Path(work_dir)
-    run_id = read_run(work_dir).get("run_id")
-    candidates, refused = _candidates(work_dir), []
-    without_id: tuple[Path, dict[str, Any]] | None = None
-    for path in candidates:
+    found, refused = newest_checkpoint(work_dir)
+    if found is not None and refused:
+        refused.append(f"Resuming from {found[0].name} instead.")
+    for text in refused:
+        print_log(text, logger="current", level=logging.WARNING)
+    if found is None and refused:
+        raise BrokenCheckpointError(
+            f"none of the {len(refused)} checkpoints in {work_dir} can be resumed from ({'; '.join(refused)}); give "
+            f"another work folder, --cfg-options load_from=FILE beside --resume, or --overwrite to start again"
+        )
+    if found is None:
+        print_log(f"No checkpoint in {work_dir}: training starts from the beginning.", logger="current")
+    return found
+
+
+def newest_checkpoint(work_dir: str | Path) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]:
+    """Look for the newest whole checkpoint of the run that a folder belongs to.
+
+    Returns:
+        Path and `meta` of the checkpoint, or None; and for each newer one a sentence that says why it was refused.
+    """
+    # A run of a version that gave no ids goes on without one: there, names and times tell runs apart.
+    run_id, refused = read_run(work_dir).get("run_id"), []
+    for path in _candidates(Path(work_dir)):
         try:
-            checkpoint = _load_whole(path)
+            meta = _load_whole(path)["meta"]
         except (OSError, BrokenCheckpointError) as error:
             refused.append(f"Not resuming from {path.name}: {error}")
             continue
-        found = path, checkpoint["meta"]
-        checkpoint_id = found[1].get("run_id")
-        if run_id is None or checkpoint_id == run_id:
-            return _reported(found, refused)
-        if checkpoint_id is not None:
-            refused.append(f"Not resuming from {path.name}: it is of another run in the same folder")
-        elif without_id is None:  # written before runs had an id
-            without_id = found
-    if without_id:
-        return _reported(without_id, refused)
-    if candidates:
-        _warn(refused)
-        raise BrokenCheckpointError(
-            f"none of the {len(candidates)} checkpoints in {work_dir} can be resumed from "
-            f"({', '.join(path.name for path in candidates)}), for they are damaged or of an earlier run; give another "
-            f"work folder, --cfg-options load_from=FILE beside --resume, or --overwrite to start again in this one"
-        )
-    print_log(f"No checkpoint in {work_dir}: training starts from the beginning.", logger="current")
-    return None
+        if run_id is None or meta.get("run_id") == run_id:
+            return (path, meta), refused
+        refused.append(f"Not resuming from {path.name}: it is of another run in the same folder")
+    return None, refused
 
 
 def refuse_to_start_over(work_dir: str | Path) -> None:
@@ -147,16 +151,6 @@ def _load_whole(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _reported(found: tuple[Path, dict[str, Any]], refused: list[str]) -> tuple[Path, dict[str, Any]]:
-    _warn([*refused, f"Resuming from {found[0].name} instead."] if refused else [])
-    return found
-
-
-def _warn(texts: list[str]) -> None:
-    for text in texts:
-        print_log(text, logger="current", level=logging.WARNING)
-
-
 def _candidates(work_dir: Path) -> list[Path]:
     """Checkpoints that the run of a folder may go on from, newest first.
 
@@ -166,15 +160,17 @@ def _candidates(work_dir: Path) -> list[Path]:
     Files with a higher number that are older than the one it names are left over from an earlier run in the same
     folder. A newer one was written just before the process was killed, when `last_checkpoint` was still the old one.
     """
-    last = last_checkpoint(work_dir)
-    files = checkpoint_files(work_dir) or (checkpoint_files(last.parent) if last else {})
+    last, files = last_checkpoint(work_dir), checkpoint_files(work_dir)
     if last is None:
         return sorted(files, key=_time, reverse=True)
     kind = _kind(last)
+    if kind is not None:
+        of_kind = {path: step for path, step in files.items() if _kind(path) == kind}
+        elsewhere = {path: step for path, step in checkpoint_files(last.parent).items() if _kind(path) == kind}
+        files = of_kind or elsewhere or files
     newest_first = sorted(files, key=lambda path: files[path], reverse=True)
-    if kind is None:  # a name without a number, by `filename_tmpl`
-        return [last, *newest_first] if os.path.isfile(last) else newest_first
-    newest_first = [path for path in newest_first if _kind(path) == kind] or newest_first
+    if kind is None and os.path.isfile(last):  # a name without a number, by `filename_tmpl`
+        return [last, *newest_first]
     if last not in files:
         return newest_first
     return [path for path in newest_first if files[path] <= files[last] or _time(path) > _time(last)]

@@ -166,6 +166,21 @@ class WeightsFitHook(Hook):
         runner.logger.log(logging.WARNING, "Left out: %s", what)
 
 
+def guard_training(runner: Any, allow_nan: bool = False) -> None:
+    """Add both hooks to a runner that is to train; a `FiniteLossHook` of its config stays.
+
+    Args:
+        runner: gets the hooks.
+        allow_nan: go on with a loss that is not finite.
+    """
+    runner.register_hook(WeightsFitHook())
+    if not any(isinstance(hook, FiniteLossHook) for hook in runner.hooks):
+        runner.register_hook(FiniteLossHook())
+    for hook in runner.hooks:
+        if isinstance(hook, FiniteLossHook) and allow_nan:
+            hook.stop = False
+
+
 def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Load weights, and return the keys that do not fit: ``missing``, ``unexpected`` and of another ``shape``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import json
 import logging
 import os
 from pathlib import Path
@@ -23,6 +24,8 @@ from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
     find_resume_checkpoint,
     load_checkpoint,
+    refuse_to_start_over,
+    remove_run,
     resume_state,
 )
 from frskd_plugin.mmengine.safe_loading import safe_loading
@@ -123,6 +126,86 @@ def test_newest_whole_checkpoint_is_found_in_a_moved_folder(run_folder: Path) ->
     assert state is not None and state[1]["seed"] == 3
 
 
+def make_last_checkpoint(file: Path, kind: str) -> None:
+    texts = {"empty": b"", "blank": b" \n", "nul": b"\0" * 40, "binary": bytes(range(128, 256)), "long": b"x" * 5000}
+    texts |= {"gone": b"/nowhere/epoch_9.pth", "best": b"best_mIoU_epoch_3.pth", "other kind": b"/nowhere/iter_7.pth"}
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "loop":
+        file.symlink_to(file)
+    else:
+        file.write_bytes(texts[kind])
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "blank", "nul", "binary", "long", "gone", "best", "other kind", "folder", "loop", "relative"]
+)
+def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_folder: Path, kind: str) -> None:
+    if kind == "relative":
+        (run_folder / "last_checkpoint").write_text("epoch_4.pth")
+    else:
+        make_last_checkpoint(run_folder / "last_checkpoint", kind)
+        os.utime(run_folder / "epoch_3.pth", ns=(0, 0))
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
+
+
+def test_checkpoints_of_a_folder_go_before_a_path_elsewhere(run_folder: Path, finished_run: Path) -> None:
+    (run_folder / "epoch_4.pth").unlink()  # the copy's; the original still has it, and that is another run
+    (run_folder / "last_checkpoint").write_text(str(finished_run / "epoch_4.pth"))
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
+    (run_folder / "epoch_3.pth").unlink()  # as with `out_dir`: the folder holds none at all
+    assert find_resume_checkpoint(run_folder) == finished_run / "epoch_4.pth"
+
+
+def rewrite(source: Path, target: Path, **meta: Any) -> None:
+    """Copy a checkpoint with other entries in its `meta`."""
+    checkpoint = load_checkpoint(source)
+    checkpoint["meta"].update(meta)
+    torch.save(checkpoint, target)
+
+
+def test_checkpoint_of_another_run_is_not_taken(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    last = run_folder / "epoch_4.pth"
+    rewrite(last, run_folder / "epoch_9.pth", run_id="another", epoch=9)
+    assert find_resume_checkpoint(run_folder) == last
+    for name in ("epoch_3.pth", "epoch_4.pth"):
+        (run_folder / name).unlink()
+    with pytest.raises(BrokenCheckpointError, match="epoch_9.pth: it is of another run.*--overwrite"):
+        find_resume_checkpoint(run_folder)
+
+
+def test_what_a_killed_run_left_is_made_up_and_removed(data_root: Path, run_folder: Path) -> None:
+    last, epoch_3 = run_folder / "epoch_4.pth", load_checkpoint(run_folder / "epoch_3.pth")["meta"]
+    rewrite(last, run_folder / "epoch_1.pth", epoch=1)
+    rewrite(last, run_folder / "best_mIoU_epoch_3.pth", epoch=3)
+    rewrite(last, run_folder / "best_mIoU_epoch_2.pth", epoch=2, run_id="another")
+    best = {path.name for path in run_folder.glob("best_*")}
+    (run_folder / ".epoch_4.pth.0123456789abcdef.tmp").touch()
+    run = json.loads((run_folder / "run.json").read_text())
+    assert run["validated"] == 4 and run["run_id"] == epoch_3["run_id"]
+    (run_folder / "run.json").write_text(json.dumps({**run, "validated": 3}))
+    runner = train(tiny_config(data_root, epochs=4, workers=0), run_folder, resume=True)
+    assert json.loads((run_folder / "run.json").read_text()) == run
+    remembered = Path(runner.message_hub.get_info("best_ckpt"))
+    assert remembered.parent == run_folder  # not the file of the folder that this one is a copy of
+    left = {path.name for path in run_folder.glob("*.pth")} - {"rank_0.pth"}
+    assert left == {"epoch_3.pth", "epoch_4.pth", "best_mIoU_epoch_2.pth", remembered.name}
+    assert remembered.name in best and not list(run_folder.glob(".*.tmp"))
+
+
+def test_gradients_accumulated_at_the_end_of_an_epoch_are_kept(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(data_root, epochs=2, workers=0)  # 4 steps an epoch
+    config.optim_wrapper.accumulative_counts = 3
+    config.default_hooks.checkpoint.pop("save_best")
+    expected = train(config, tmp_path).model.state_dict()
+    stored = load_checkpoint(tmp_path / "epoch_1.pth")["partial_gradients"]
+    assert "backbone.stem.weight" in stored and "partial_gradients" not in load_checkpoint(tmp_path / "epoch_2.pth")
+    (tmp_path / "epoch_2.pth").unlink()
+    resumed = train(config, tmp_path, resume=True).model.state_dict()
+    assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "middle"])
 def test_damaged_newest_is_reported_and_the_one_before_used(
     run_folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +240,18 @@ def test_all_damaged_is_an_error(run_folder: Path) -> None:
 def test_empty_folder_starts_from_the_beginning(tmp_path: Path) -> None:
     assert find_resume_checkpoint(tmp_path) is None
     assert find_resume_checkpoint(tmp_path / "missing") is None
+
+
+def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"newest is epoch_4.pth, epoch 4\): give --resume .* or --overwrite"):
+        refuse_to_start_over(run_folder)
+    (run_folder / "student_2.pth").write_bytes((run_folder / "epoch_4.pth").read_bytes())
+    remove_run(run_folder)
+    left = {path.name for path in run_folder.glob("*.pth")}
+    assert left == {"rank_0.pth", "student_2.pth"} and not (run_folder / "last_checkpoint").exists()
+    (run_folder / "epoch_1.pth").write_bytes(b"damaged")
+    (run_folder / "student_2.pth").unlink()
+    refuse_to_start_over(run_folder)
 
 
 def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:

@@ -15,7 +15,7 @@ def test_exported_config_trains_on_without_this_package(data_root: Path, tmp_pat
     config = tiny_config(data_root, epochs=1, workers=0, frskd=True)
     config.custom_hooks += [dict(type="DistillWarmupHook", begin=0, end=1, by_epoch=True)]
     train(config, tmp_path / "frskd")
-    target, config_path = export_student(tmp_path / "frskd" / "epoch_1.pth", tmp_path / "student.pth")
+    target, config_path, *_ = export_student(tmp_path / "frskd" / "epoch_1.pth", tmp_path / "student.pth")
     exported = Config.fromfile(config_path)
     for ours in ("FRSKD", "self_teacher", "SeededDataset", "AtomicCheckpointHook", "StepSeedHook", "LoadChecked"):
         assert ours not in exported.pretty_text

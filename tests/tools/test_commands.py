@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -92,3 +94,24 @@ def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.Monke
 def test_new_names_of_moved_modules_exist() -> None:
     for old, new in _moved.MOVED.items():
         assert importlib.util.find_spec(new) is not None, f"{old} -> {new}"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+def test_a_signal_ends_in_one_line(
+    number: signal.Signals,
+    status: int,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(argv: list[str]) -> None:
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal came too late")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("frskd_plugin.commands.train.main", wait)
+    assert commands.run("train", []) == status
+    assert capsys.readouterr().err == f"frskd train: stopped by {name}\n"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -157,7 +157,7 @@ def test_incomplete_data_ends_in_one_line(cifar: Path, tmp_path: Path, capsys: p
 
 def test_test_tool_reports_the_score_of_the_last_validation(run: Path, config_file: Path, tmp_path: Path) -> None:
     tool, validated = load_tool("test"), json.loads((run / "result.json").read_text())["last"]
-    plain, _ = export_student(run / "epoch_3.pth", tmp_path / "plain.pth")
+    plain, *_ = export_student(run / "epoch_3.pth", tmp_path / "plain.pth")
     for checkpoint in (run / "epoch_3.pth", plain):
         work_dir = tmp_path / checkpoint.stem
         tool.main([str(config_file), str(checkpoint), "--work-dir", str(work_dir)])
