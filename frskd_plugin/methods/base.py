@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -34,6 +34,29 @@ class StudentInfo:
     macs: int
     input_size: tuple[int, int, int]
     criterion: Criterion | None = None
+
+
+def total_loss(terms: Mapping[str, Tensor], owner: object) -> Tensor:
+    """Return the sum of the terms ``loss_*`` that a method gives.
+
+    Raises:
+        TypeError: ``terms`` is no dict.
+        ValueError: there is none of that name, or ``loss`` itself is among them.
+
+    >>> import torch
+    >>> total_loss({"loss_ce": torch.tensor(1.0), "loss_kd": torch.tensor(2.0), "output": torch.zeros(1)}, "mine")
+    tensor(3.)
+    """
+    name = owner if isinstance(owner, str) else type(owner).__name__
+    if not isinstance(terms, Mapping):
+        raise TypeError(f"The method {name} must return a dict of its terms, got {type(terms).__name__}.")
+    if "loss" in terms:
+        raise ValueError(f"The method {name} returns `loss`, which is the sum of its terms: name the term `loss_...`.")
+    parts = [value for key, value in terms.items() if key.startswith("loss_")]
+    if not parts:
+        only = ", ".join(terms) or "nothing"
+        raise ValueError(f"The method {name} returns no term `loss_...` to train with, only {only}.")
+    return sum(parts[1:], parts[0])
 
 
 @dataclass(frozen=True)

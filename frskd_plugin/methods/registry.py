@@ -38,6 +38,10 @@ _METHODS: dict[str, type[Method]] = {
 }
 
 
+# arguments of wrap, and the key by which a config names its method
+_TAKEN_SETTINGS = ("model", "method", "out_indices", "criterion", "input_size", "name")
+
+
 def method_names() -> list[str]:
     """The names that `make_method` knows.
 
@@ -61,12 +65,16 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
-def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
+def register_method(name: str, force: bool = False) -> Callable[[type[Method]], type[Method]]:
     """Class decorator that makes a subclass of `Method` known by ``name``.
 
+    Args:
+        name: of the method.
+        force: replace a class that has the name already, as when a cell of a notebook is run again.
+
     Raises:
-        TypeError: it is no subclass of `Method`.
-        ValueError: the name is taken by another class.
+        TypeError: it is no subclass of `Method`, or does not override ``forward``.
+        ValueError: the name is taken by another class, or a setting has the name of an argument of `wrap`.
     """
 
     def register(cls: type[Method]) -> type[Method]:
@@ -74,8 +82,20 @@ def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
             raise TypeError(
                 f"register_method({name!r}) expects a subclass of frskd_plugin.methods.Method, got {cls!r}."
             )
-        if _METHODS.setdefault(name, cls) is not cls:
-            raise ValueError(f"The method {name!r} is there already ({_METHODS[name].__name__}); choose another name.")
+        if cls.forward is Method.forward:
+            raise TypeError(f"register_method({name!r}): {cls.__name__} must override forward, which gives the losses.")
+        taken = [setting for setting in _settings_of(cls) if setting in _TAKEN_SETTINGS]
+        if taken:
+            raise ValueError(
+                f"register_method({name!r}): the setting {', '.join(map(repr, taken))} of {cls.__name__} could never "
+                "be given, for wrap and configs have an argument of that name: rename it."
+            )
+        if not force and _METHODS.get(name, cls) is not cls:
+            raise ValueError(
+                f"The method {name!r} is there already ({_METHODS[name].__name__}); choose another name, or replace it "
+                f"with register_method({name!r}, force=True)."
+            )
+        _METHODS[name] = cls
         return cls
 
     return register
@@ -118,8 +138,12 @@ def method_settings(name: str) -> dict[str, bool]:
     >>> method_settings("sad")["weight"]
     False
     """
+    return _settings_of(method_class(name))
+
+
+def _settings_of(cls: type[Method]) -> dict[str, bool]:
     found: dict[str, bool] = {}
-    for base in method_class(name).__mro__:
+    for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()

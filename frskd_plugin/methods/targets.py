@@ -204,8 +204,18 @@ def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if not _takes_labels(criterion, logits, targets):
+            raise  # it fails on something else
         raise ValueError(
             f"The method hands soft labels [B, K] to the criterion, and {name_of(criterion)} failed on them ({error}): "
             f"leave `criterion` and its smoothing out, or give one for soft labels, such as timm's "
             f"SoftTargetCrossEntropy()."
         ) from error
+
+
+def _takes_labels(criterion: Criterion, logits: Tensor, soft: Tensor) -> bool:
+    try:
+        criterion(logits.detach(), soft.argmax(1))
+    except Exception:  # whatever a user's criterion raises
+        return False
+    return True

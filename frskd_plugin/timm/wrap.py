@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.methods import StudentInfo, make_method
-from frskd_plugin.methods.base import Criterion, Method
+from frskd_plugin.methods.base import Criterion, Method, total_loss
 from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.frozen_teacher import make_teacher
 from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
@@ -71,12 +71,17 @@ class DistilledModel(nn.Module):
             In train mode ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits [B, K].
 
         Raises:
-            TypeError: targets that are no tensor.
+            TypeError: images (a batch of patches for NaFlex models) or targets that are no tensor.
             ValueError: train mode without targets; an empty batch, labels that are no classes (looked at on a CPU) or
                 other targets that the criterion cannot take; a criterion that does not reduce its loss.
         """
         if not self.training:
             return self.student(images)
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"A wrapped model takes images [B, C, H, W], got {type(images).__name__}. Batches of NaFlex models "
+                "(dicts of patches of images of any shape) have no maps to distil: train without the NaFlex loader."
+            )
         if targets is None:
             raise ValueError(
                 "In training mode this model computes its losses: call model(images, targets). For predictions call "
@@ -84,9 +89,9 @@ class DistilledModel(nn.Module):
             )
         targets = check_targets(images, targets, self.criterion, getattr(self.student, "num_classes", None))
         terms = self.method(self.student_forward, images, targets, self.criterion, **extra)
+        total = total_loss(terms, self.method)
         check_terms(terms, self.criterion)
-        parts = [value for name, value in terms.items() if name.startswith("loss_")]
-        return {"loss": sum(parts[1:], parts[0]), **terms}
+        return {"loss": total, **terms}
 
     def student_forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """The student's maps [B, C_i, H_i, W_i], level 0 = highest resolution, and its logits [B, K], in one pass."""

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
 
 from frskd_plugin.mmengine.config_tools import check_version, explained_build, set_data_root
 from frskd_plugin.version import __version__
@@ -19,10 +21,25 @@ def test_later_versions_are_refused(version: str) -> None:
         check_version(Config(dict(frskd_plugin_version=version)))
 
 
-def test_data_root_is_set_at_every_depth() -> None:
-    config = Config(dict(data_root="a", loader=dict(dataset=dict(datasets=[dict(data_root="b"), dict(other="c")]))))
-    assert set_data_root(config, "new") == 2
-    assert config.data_root == "new" and config.loader.dataset.datasets[0].data_root == "new"
+def test_data_root_of_data_sets_is_set_at_every_depth_and_no_other() -> None:
+    loader = dict(dataset=dict(datasets=[dict(data_root="data/a"), dict(other="c"), dict(data_root="")]))
+    config = Config(dict(data_root="data/a", train_dataloader=loader, teacher=dict(data_root="weights")))
+    assert set_data_root(config, "new") == 3
+    assert config.data_root == "new" and config.teacher.data_root == "weights"
+    assert [d.get("data_root") for d in config.train_dataloader.dataset.datasets] == ["new", None, "new"]
+    assert set_data_root(Config(dict(model=dict(data_root="mine"))), "new") == 0
+
+
+def test_data_sets_of_different_roots_keep_their_places_below_the_shared_folder() -> None:
+    years = [dict(data_root=f"data/VOCdevkit/VOC{year}") for year in (2007, 2012)]
+    config = Config(dict(train_dataloader=dict(dataset=dict(datasets=years)), val_dataloader=dict(dataset=years[1])))
+    assert set_data_root(config, "/mnt/voc") == 3
+    roots = [part.data_root for part in config.train_dataloader.dataset.datasets]
+    assert roots == ["/mnt/voc/VOC2007", "/mnt/voc/VOC2012"]
+    assert config.val_dataloader.dataset.data_root == "/mnt/voc/VOC2012"
+    apart = Config(dict(train_dataloader=dict(dataset=dict(datasets=[dict(data_root="a"), dict(data_root="/b")]))))
+    with pytest.raises(ValueError, match=r"different folders \(/b, a\).*--cfg-options"):
+        set_data_root(apart, "/mnt")
 
 
 def test_a_metrics_file_moves_with_the_data_root() -> None:
@@ -33,10 +50,29 @@ def test_a_metrics_file_moves_with_the_data_root() -> None:
             other=[dict(ann_file="elsewhere/val.json"), dict(ann_file=None), dict(data_root="", ann_file="val.json")],
         )
     )
-    assert set_data_root(config, "/new") == 2
+    assert set_data_root(config, "/new") == 1
     assert config.metric.ann_file == "/new/annotations/val.json"
     assert config.loader.dataset.to_dict() == dict(data_root="/new", ann_file="annotations/val.json")
     assert [item.ann_file for item in config.other] == ["elsewhere/val.json", None, "val.json"]
+
+
+class Fragile(nn.Module):
+    """A component with a fault of its own, which no config can mend."""
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        nn.Linear(size, size, colour="red")  # type: ignore[call-arg]
+
+
+def test_only_keys_of_the_config_are_blamed_on_it() -> None:
+    with pytest.raises(ValueError, match="config a.py: .*'sise'.*Check the spelling"), explained_build("a.py"):
+        MODELS.build(dict(type=Fragile, sise=3))
+    with pytest.raises(TypeError, match="colour"), explained_build("a.py"):
+        MODELS.build(dict(type=Fragile, size=3))
+    with pytest.raises(ValueError, match="config a.py: .*Fragyle.*registry"), explained_build("a.py"):
+        MODELS.build(dict(type="Fragyle"))
+    with pytest.raises(KeyError, match="registry of mine"), explained_build("a.py"):
+        raise KeyError("registry of mine")
 
 
 def test_operators_that_are_missing_are_named_with_the_cure() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmseg.models.backbones import MixVisionTransformer
 
+from frskd_plugin.mmengine.config_tools import read_config
 from frskd_plugin.mmseg.convert import frskd_config, plan_self_teacher
 from frskd_plugin.mmseg.feature_maps import build_plain, feature_channels
 from frskd_plugin.mmseg.written_config import find_config
@@ -217,3 +219,27 @@ def test_reads_a_file(tmp_path: Path, data_root: Path):
     assert frskd_config(path).model == frskd_config(str(path)).model == frskd_config(Config.fromfile(path)).model
     with pytest.raises(FileNotFoundError, match="not found; expected a Python config file"):
         frskd_config(tmp_path / "missing.py")
+
+
+def test_four_bands_are_the_backbones():
+    """Normalised in the pipeline, so no preprocessor knows their number."""
+    backbone = dict(type="TimmFeatureExtractor", model_name="resnet18", out_indices=(1, 2, 3, 4), in_chans=4)
+    head = dict(type="FCNHead", in_channels=512, in_index=3, channels=16, num_classes=5)
+    config = Config(dict(model=dict(type="EncoderDecoder", backbone=backbone, decode_head=head)))
+    made = frskd_config(config, image_size=(64, 64))
+    assert made.model.self_teacher.neck.in_channels == [64, 128, 256, 512]
+
+
+def test_a_shipped_config_is_found_as_a_base(tmp_path):
+    before = dict(MODULE2PACKAGE)
+    path = tmp_path / "mine.py"
+    path.write_text("_base_ = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'")
+    assert read_config(path).model.decode_head.type == "FCNHead"
+    assert before == MODULE2PACKAGE
+
+
+def test_a_new_style_config_is_refused_by_name(tmp_path):
+    path = tmp_path / "new_style.py"
+    path.write_text("from mmseg.models import EncoderDecoder\nmodel = dict(type=EncoderDecoder)")
+    with pytest.raises(ValueError, match=r"new_style.py is of mmengine's new style: .*\(EncoderDecoder, ...\)"):
+        frskd_config(path)

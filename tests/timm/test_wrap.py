@@ -293,9 +293,48 @@ def test_a_users_own_method_is_ten_lines(monkeypatch):
     expected = F.cross_entropy(losses["output"], targets) + 0.5 * (probabilities * probabilities.log()).sum(1).mean()
     torch.testing.assert_close(losses["loss"], expected)
     with pytest.raises(ValueError, match="'confident' is there already"):
-        register_method("confident")(type("Other", (Method,), {}))
+        register_method("confident")(type("Other", (Confident,), {}))
     with pytest.raises(TypeError, match="expects a subclass of frskd_plugin.methods.Method"):
         register_method("other")(nn.Linear)
+    other = register_method("confident", force=True)(type("Other", (Confident,), {}))  # a cell that is run again
+    assert type(make(method="confident")[1].method) is other
+
+
+@pytest.mark.parametrize("setting", ["criterion", "out_indices", "name"])
+def test_a_setting_that_could_never_be_given_is_refused_when_registered(setting):
+    source = f"def __init__(self, student, {setting}=None): pass"
+    made = {"forward": lambda self, *_: {}}
+    exec(source, {}, made)
+    with pytest.raises(ValueError, match=f"the setting '{setting}' of Mine could never be given.*rename it"):
+        register_method("mine")(type("Mine", (Method,), made))
+    with pytest.raises(TypeError, match="Mine must override forward"):
+        register_method("mine")(type("Mine", (Method,), {}))
+    assert "mine" not in method_names()
+
+
+@pytest.mark.parametrize(
+    ("terms", "error", "message"),
+    [
+        ({"loss": 1.0, "loss_ce": 1.0}, ValueError, "returns `loss`, which is the sum"),
+        ({"output": 1.0}, ValueError, "returns no term `loss_...` to train with, only output"),
+        ([1.0], TypeError, "must return a dict of its terms, got list"),
+    ],
+)
+def test_terms_that_make_no_total_are_refused(terms, error, message, monkeypatch):
+    _, model = make(method="baseline")
+    made = {name: torch.tensor(value) for name, value in terms.items()} if isinstance(terms, dict) else terms
+    monkeypatch.setattr(model.method, "forward", lambda *_: made)
+    with pytest.raises(error, match=f"The method Baseline {message}"):
+        model(*batch())
+
+
+def test_an_error_that_is_not_about_soft_labels_keeps_its_name():
+    def broken(logits, targets):
+        raise RuntimeError("out of luck")
+
+    _, model = make(method="label_smoothing", criterion=broken)
+    with pytest.raises(RuntimeError, match="^out of luck"):
+        model(*batch())
 
 
 class TestWhatIsNoBareModel:
