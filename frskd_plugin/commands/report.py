@@ -22,6 +22,7 @@ from frskd_plugin.commands.report_logs import (
     scores_of,
 )
 from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.mmengine.stored_config import add_allow_imports
 
 MAX_RUNS = len(LIGHT)  # as many as can be told apart
 PAGE_NAME = "report.html"
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="draw the attention maps of these images with the checkpoints that are still in the folders; without it "
         "the page shows the pictures in WORK_DIR/attention and WORK_DIR/attention_maps",
     )
+    add_allow_imports(parser)
     parser.add_argument("--title", help="of the page (the names of the runs)")
     return parser
 
@@ -69,14 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = args.out or args.work_dir / PAGE_NAME
     try:
-        write_report([args.work_dir, *args.compare], out, args.images, args.title)
+        write_report([args.work_dir, *args.compare], out, args.images, args.title, args.allow_imports)
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"report: {out}")
     return 0
 
 
-def write_report(work_dirs: Sequence[Path], out: Path, images: Sequence[Path] = (), title: str | None = None) -> None:
+def write_report(
+    work_dirs: Sequence[Path],
+    out: Path,
+    images: Sequence[Path] = (),
+    title: str | None = None,
+    allow_imports: bool = False,
+) -> None:
     """Read the runs and write the page.
 
     Args:
@@ -103,7 +111,8 @@ def write_report(work_dirs: Sequence[Path], out: Path, images: Sequence[Path] = 
         ) from error
     names = names_of(work_dirs)
     runs = [
-        {"number": i, **read_page(d, name, images)} for i, (d, name) in enumerate(zip(work_dirs, names, strict=True))
+        {"number": i, **read_page(d, name, images, allow_imports)}
+        for i, (d, name) in enumerate(zip(work_dirs, names, strict=True))
     ]
     states = "; ".join(
         f"{run['name']}: {run['facts']['state']}" if len(runs) > 1 else run["facts"]["state"] for run in runs
@@ -154,14 +163,14 @@ def names_of(work_dirs: Sequence[Path]) -> list[str]:
     ]
 
 
-def read_page(work_dir: Path, name: str, images: Sequence[Path] = ()) -> dict[str, Any]:
+def read_page(work_dir: Path, name: str, images: Sequence[Path] = (), allow_imports: bool = False) -> dict[str, Any]:
     """Collect what the template shows of a run.
 
     Raises:
         FileNotFoundError, ValueError: see `write_report`.
     """
     logs, result = read_run(work_dir), read_result(work_dir)
-    pictures, remarks = (drawn_pictures(work_dir, images), []) if images else found_pictures(work_dir)
+    pictures, remarks = (drawn_pictures(work_dir, images, allow_imports), []) if images else found_pictures(work_dir)
     try:
         text, config = read_config_of(logs)
     except ValueError as error:

@@ -203,7 +203,7 @@ def found_pictures(work_dir: Path) -> tuple[list[Picture], list[str]]:
     return pictures, remarks
 
 
-def drawn_pictures(work_dir: Path, images: Sequence[Path]) -> list[Picture]:
+def drawn_pictures(work_dir: Path, images: Sequence[Path], allow_imports: bool = False) -> list[Picture]:
     """Draw each image with all checkpoints that are still in the work folder, epochs ascending.
 
     Raises:
@@ -212,7 +212,7 @@ def drawn_pictures(work_dir: Path, images: Sequence[Path]) -> list[Picture]:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    networks = in_order(networks_of(work_dir))
+    networks = in_order(networks_of(work_dir, allow_imports))
     pictures = []
     for image in images:
         if not image.is_file():
@@ -223,7 +223,7 @@ def drawn_pictures(work_dir: Path, images: Sequence[Path]) -> list[Picture]:
     return pictures
 
 
-def networks_of(work_dir: Path) -> list[TrainedNetwork]:
+def networks_of(work_dir: Path, allow_imports: bool = False) -> list[TrainedNetwork]:
     """Open all checkpoints, one an epoch: the best one is often one of the last, too.
 
     Raises:
@@ -233,7 +233,7 @@ def networks_of(work_dir: Path) -> list[TrainedNetwork]:
     networks: dict[int, TrainedNetwork] = {}
     for file in files:
         if _EPOCH.search(file.stem):
-            network = open_checkpoint(file)
+            network = open_checkpoint(file, allow_imports)
             networks.setdefault(network.step, network)
     if not networks:
         raise ValueError(

@@ -65,7 +65,7 @@ def read_checkpoint(file: str | Path | IO[bytes], map_location: Any = "cpu") -> 
     try:
         with _known_names():
             content = torch.serialization.load(file, map_location=map_location, weights_only=True)
-        return _plain(content, {})
+        return plain(content)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... for a damaged file
         raise BrokenCheckpointError(_explanation(name, error)) from error
 
@@ -107,6 +107,18 @@ def _known_names() -> Iterator[None]:
             torch.serialization.add_safe_globals(before)
 
 
+def known_name(module: str, name: str) -> Any:
+    """Return what a name in a pickle stands for.
+
+    Raises:
+        pickle.UnpicklingError: it stands for nothing.
+    """
+    for known in _KNOWN:
+        if (known.__module__, known.__qualname__) == (module, name):
+            return known
+    raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+
+
 def _refusal(name: str, argument: Any) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(
         f"GLOBAL {name}({argument if isinstance(argument, str) else type(argument).__name__})"
@@ -140,13 +152,13 @@ class _NumpyType:
     """The type of numpy's numbers: one that is a number of torch too, or text."""
 
     def __init__(self, name: Any, align: Any = False, copy: Any = False) -> None:
-        self.name = name if isinstance(name, str) else ""
+        self.name = name if isinstance(name, str) else name.decode() if isinstance(name, bytes) else ""
         self.is_text = re.fullmatch(r"U\d+", self.name) is not None
         if not self.is_text and self.name not in _NUMPY_TYPES:
             raise _refusal("numpy.dtype", name)
 
     def __setstate__(self, state: Any) -> None:
-        if state[1] == (">" if sys.byteorder == "little" else "<"):
+        if state[1] in ((">", b">") if sys.byteorder == "little" else ("<", b"<")):
             raise ValueError("numbers of numpy in the byte order of another machine")
 
     def values(self, data: bytes) -> torch.Tensor:
@@ -157,7 +169,7 @@ class _NumpyType:
 
 @_stands_for("numpy.ndarray")
 class _NumpyArray:
-    """An array of numpy, until `_plain` makes one."""
+    """An array of numpy, until `plain` makes one."""
 
     values: torch.Tensor
 
@@ -176,6 +188,13 @@ def _numpy_array(*unused: Any) -> _NumpyArray:
     return _NumpyArray()
 
 
+@_stands_for("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
+def _array_of_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _NumpyArray:
+    array = _NumpyArray()
+    array.__setstate__((1, shape, kind, order in ("F", b"F"), data))
+    return array
+
+
 @_stands_for("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 def _number(kind: Any, data: bytes) -> Any:
     if type(kind) is not _NumpyType:
@@ -187,7 +206,7 @@ def _number(kind: Any, data: bytes) -> Any:
 
 @_stands_for(f"{_HISTORY_BUFFER}.HistoryBuffer")
 class _LogBuffer:
-    """A log of mmengine, until `_plain` makes one."""
+    """A log of mmengine, until `plain` makes one."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = {key: state.get(key, []) for key in ("_log_history", "_count_history", "max_length")}
@@ -211,13 +230,14 @@ def _path(*parts: Any) -> str:
     return str(Path(*parts))
 
 
-def _plain(value: Any, done: dict[int, Any]) -> Any:
+def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
     """Put what they stand for in the place of our stand-ins, in containers at any depth.
 
     Args:
         value: is changed where it is a dict or a list.
         done: what was made of which object: a file may hold one at many places, and in itself.
     """
+    done = {} if done is None else done
     if id(value) in done:
         return done[id(value)][1]
     if isinstance(value, torch.Tensor) or not hasattr(value, "__len__") and not hasattr(value, "__dict__"):
@@ -225,22 +245,22 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     done[id(value)] = (value, value)  # holding the object keeps its id from being given to another
     if isinstance(value, dict):
         for key in value:
-            value[key] = _plain(value[key], done)
+            value[key] = plain(value[key], done)
         return value
     if isinstance(value, list):
-        value[:] = [_plain(item, done) for item in value]
+        value[:] = [plain(item, done) for item in value]
         return value
     if isinstance(value, argparse.Namespace):
-        _plain(vars(value), done)
+        plain(vars(value), done)
         return value
     if type(value) is tuple:
-        made: Any = tuple(_plain(item, done) for item in value)
+        made: Any = tuple(plain(item, done) for item in value)
     elif isinstance(value, _NumpyArray):
         made = value.values.numpy()
     elif isinstance(value, _NumpyType):
         made = value.name
     elif isinstance(value, _LogBuffer):
-        made = _log_buffer(*(_plain(item, done) for item in value.state.values()))
+        made = _log_buffer(*(plain(item, done) for item in value.state.values()))
     else:
         return value
     done[id(value)] = (value, made)

@@ -88,8 +88,9 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
         raise ValueError(f"the exported checkpoint must be a .pth file, got {target}")
     if target.resolve() == source.resolve():
         raise ValueError(f"export would overwrite its own input {source}; give another output file")
-    checkpoint = read_checkpoint(source) if source.suffix != ".safetensors" else {}
-    weights, entry = weights_of(checkpoint, source) if checkpoint else read_weights(source)
+    is_pickle = source.suffix != ".safetensors"
+    checkpoint = read_checkpoint(source) if is_pickle else {}
+    weights, entry = weights_of(checkpoint, source) if is_pickle else read_weights(source)
     if not any(key.startswith(_SEGMENTOR) for key in weights):
         create = _create_call(checkpoint, str(source), target)
         _save(weights, target)
@@ -111,7 +112,11 @@ def _create_call(checkpoint: dict[str, Any], source: str, target: Path) -> str:
     if stored_text(checkpoint, source) is None:  # timm's or Lightning's own checkpoint
         return f"import timm; timm.create_model(..., checkpoint_path={str(target)!r})"
     student = stored_config(checkpoint, source).model.get("student")
-    if not isinstance(student, dict) or not is_model(str(student.get("model_name")).split(".")[0]):
+    if (
+        not isinstance(student, dict)
+        or not all(str(key).isidentifier() for key in student)
+        or (not is_model(str(student.get("model_name")).split(".")[0]))
+    ):
         raise ValueError(
             f"{source}: the config in it (meta['cfg']) has no model.student.model_name that timm knows; expected a "
             f"checkpoint of a TimmClassifier, written by tools/train.py"

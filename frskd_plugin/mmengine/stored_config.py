@@ -125,10 +125,13 @@ def _check_imports(settings: dict[str, Any], name: str) -> None:
     foreign += [str(scope) for scope in scopes if scope is not None and scope not in _SCOPES]
     types = {item["type"] for item in _dicts(settings) if isinstance(item.get("type"), str)}
     foreign += sorted(kind for kind in types - _registered(types) if _is_importable(kind))
+    # timm fetches the settings of 'hf-hub:NAME', and reads a folder for 'local-dir:PATH'
+    names = [item.get("model_name") for item in _dicts(settings)]
+    foreign += [name for name in names if isinstance(name, str) and ":" in name]
     if foreign:
         raise ValueError(
-            f"{name} would import {', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}: give {ALLOW_IMPORTS} if "
-            f"you trust the file"
+            f"{name} would import or fetch {', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}: "
+            f"give {ALLOW_IMPORTS} if you trust the file"
         )
 
 

@@ -91,11 +91,12 @@ def test_no_config() -> None:
         ("hook = dict(type='mmengine.load', file='http://localhost/x.pkl')", "mmengine.load"),
         ("default_scope = 'antigravity'", "antigravity"),
         ("hook = dict(type='ResNet', _scope_='this')", "this"),
+        ("teacher = dict(model_name='hf-hub:somebody/model')", "hf-hub:somebody/model"),
     ],
 )
 def test_imports_need_the_users_word(text: str, named: str) -> None:
     cfg = f"model = dict(type='TimmClassifier')\n{text}\n"
-    with pytest.raises(ValueError, match=f"would import {named}: give --allow-imports if you trust the file"):
+    with pytest.raises(ValueError, match=f"would import or fetch {named}: give --allow-imports if you trust the file"):
         stored_config({"meta": {"cfg": cfg}}, "a.pth")
     assert "antigravity" not in sys.modules and "this" not in sys.modules
 
@@ -113,6 +114,6 @@ def test_a_network_is_not_built_of_any_function(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(subprocess, "call", lambda *args, **kwargs: called.append(args))
     cfg = "model = dict(type='TimmClassifier', student=dict(type='subprocess.call', args=['touch']))"
     torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"cfg": cfg}}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="would import subprocess.call: give --allow-imports"):
+    with pytest.raises(ValueError, match="would import or fetch subprocess.call: give --allow-imports"):
         open_checkpoint(tmp_path / "a.pth")
     assert not called

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import frskd_plugin
+from frskd_plugin.deploy.student import open_student
 from frskd_plugin.timm import TimmFeatureExtractor
 from frskd_plugin.timm.checkpoint import read_weights
 
@@ -106,3 +107,22 @@ def test_a_backbone_takes_the_weights_of_a_training(tmp_path: Path) -> None:
         assert loaded and all(torch.equal(value, wanted[key]) for key, value in loaded.items())
     with pytest.raises(ValueError, match="tools/export_student.py writes those of a training checkpoint's student"):
         TimmFeatureExtractor("test_vit", checkpoint=tmp_path / "classifier.pth")
+
+
+def test_both_exports_take_the_same_weights(tmp_path: Path) -> None:
+    export = pytest.importorskip("frskd_plugin.mmengine.export")
+    networks = [timm.create_model("test_resnet", num_classes=5) for _ in range(2)]
+    plain, averaged = (prefixed("student.", network.state_dict()) for network in networks)
+    content = {
+        "state_dict": {**plain, **METHOD},
+        "state_dict_ema": {**averaged, **METHOD},
+        "args": argparse.Namespace(),
+    }
+    torch.save(content, tmp_path / "last.pth")
+    made = export.export_student(tmp_path / "last.pth", tmp_path / "student.pth")
+    assert made.entry == "state_dict_ema (EMA)" and made.config is None
+    student = open_student("test_resnet", str(tmp_path / "last.pth"))
+    assert student.weights == made.entry
+    written = torch.load(tmp_path / "student.pth", weights_only=True)
+    for weights in (written, student.network.state_dict()):
+        assert all(torch.equal(value, networks[1].state_dict()[key]) for key, value in weights.items())
