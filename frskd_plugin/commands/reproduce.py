@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ def make_session(args: argparse.Namespace) -> Session:
         ValueError: see `reproduce`.
     """
     whole = TABLES[args.table]
+    sys.path += [os.getcwd()] if args.imports else []
     for module in args.imports:
         importlib.import_module(module)
     if args.imports and not whole.is_segmentation:

@@ -9,7 +9,6 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
@@ -53,18 +52,6 @@ class StepCost:
     ratios: Mapping[str, float]
 
 
-class MethodLoss(nn.Module):
-    """The total loss of a wrapped model, on a batch and what else its method asks for."""
-
-    def __init__(self, wrapped: nn.Module) -> None:
-        super().__init__()
-        self.wrapped = wrapped
-
-    def forward(self, images: Tensor, targets: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
-        """Return the scalar of a batch."""
-        return self.wrapped(images, targets, **extra)["loss"]
-
-
 def method_step(run: Run, batch: int, device: str) -> TrainingStep:
     """Build a step of a run's network and method on random images, with random weights, the teacher's too."""
     model = read_leaf(run.config).model
@@ -76,7 +63,12 @@ def method_step(run: Run, batch: int, device: str) -> TrainingStep:
     method = run.method or "baseline"
     wrapped = wrap(student, method, out_indices=model.out_indices, **settings)
     inputs = classification_batch(method_class(method).needs, batch, input_size, model.student.num_classes, device)
-    return TrainingStep(MethodLoss(wrapped), inputs, StepSettings(device=device))
+    return TrainingStep(
+        wrapped,
+        inputs,
+        StepSettings(device=device),
+        loss=lambda network, images, targets, extra: network(images, targets, **extra)["loss"],
+    )
 
 
 def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
@@ -103,7 +95,7 @@ def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
             batch = read_leaf(first.config).train_dataloader.batch_size
         plain = method_step(Run(first.config, first.data, first.model, "baseline"), batch, device)
         steps = {key: method_step(run, batch, device) for key, run in runs.items()}
-        forward_pass, warmup = functools.partial(plain.network.wrapped.student, plain.inputs[0]), 2
+        forward_pass, warmup = functools.partial(plain.network.student, plain.inputs[0]), 2
     plain_s, forward_s, *seconds = interleaved_medians(
         [plain, torch.no_grad()(forward_pass), *steps.values()], repeat, warmup
     )
@@ -160,7 +152,7 @@ def total_text(seconds: Sequence[float], jobs: int) -> str:
 CHANNELS, SIZES, NUM_CLASSES = (32, 64, 128), (32, 16, 8), 100  # the maps of WRN-16-2
 DEPTH = 2  # separable convolutions a node: what the paper's ratios belong to
 # settings of `SelfTeacher` for the rows of Table 6
-TEACHERS: dict[str, dict[str, int]] = {
+TEACHERS: dict[str, dict[str, Any]] = {
     "bifpn_128": {"channels": 128},
     "bifpn_256": {"channels": 256},
     "bifpnc_128": {"width": 1},
