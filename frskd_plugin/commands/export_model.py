@@ -8,10 +8,16 @@ from collections.abc import Sequence
 
 from frskd_plugin.check import is_config
 from frskd_plugin.commands.arguments import key_and_value, positive_int
-from frskd_plugin.deploy.check import CheckError
-from frskd_plugin.deploy.export import DEFAULT_TOLERANCE, Exported, export_student_file
-from frskd_plugin.deploy.formats import FORMATS
-from frskd_plugin.deploy.student import Student, open_student, with_normalization
+from frskd_plugin.export import (
+    DEFAULT_TOLERANCE,
+    FORMATS,
+    CheckError,
+    Exported,
+    Student,
+    export_student_file,
+    open_student,
+    with_normalization,
+)
 
 EPILOG = """\
 CHECKPOINT is one of training (with FRSKD or without), a file of tools/export_student.py, or a timm state_dict.
@@ -30,7 +36,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file, check it, and say what is in it; see `EPILOG` for the exit status."""
     args = build_parser().parse_args(argv)
-    student = admit(args)
+    student = student_of(args)
     try:
         made = export_student_file(
             student, args.output, args.format, args.size, args.batch, args.dynamic, args.tolerance
@@ -42,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def admit(args: argparse.Namespace) -> Student:
+def student_of(args: argparse.Namespace) -> Student:
     """The student that the arguments name.
 
     Raises:

@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,18 @@ from torch import nn
 
 import frskd_plugin
 from frskd_plugin import commands
-from frskd_plugin.deploy.check import CheckError, check_difference, check_only_student
-from frskd_plugin.deploy.export import export_student_file, trace
-from frskd_plugin.deploy.formats import FORMATS
-from frskd_plugin.deploy.networks import NormalizedNetwork, SegmentationNetwork
-from frskd_plugin.deploy.student import Student, open_student
+from frskd_plugin.export import (
+    FORMATS,
+    CheckError,
+    NormalizedNetwork,
+    SegmentationNetwork,
+    Student,
+    check_difference,
+    check_only_student,
+    export_student_file,
+    open_student,
+    trace,
+)
 from frskd_plugin.mmengine.export import export_student
 from tests.helpers.real_runs import REPOSITORY
 from tests.helpers.segmentors import build, effdet, with_frskd
@@ -194,8 +202,9 @@ def test_the_check_sees_a_self_teacher(segmentor, tmp_path, monkeypatch):
 def test_a_file_that_fails_is_not_kept(classifier, wrapped, tmp_path, monkeypatch, capsys):
     other = copy.deepcopy(frskd_plugin.unwrap(classifier))
     nn.init.ones_(other.fc.bias)
-    read = FORMATS["torch_export"].read
-    monkeypatch.setattr(type(FORMATS["torch_export"]), "read", lambda self, path: lambda x: read(path)(x) + 1)
+    made = FORMATS["torch_export"]
+    off = replace(made, read=lambda path: lambda x: made.read(path)(x) + 1)
+    monkeypatch.setitem(FORMATS, "torch_export", off)
     out = tmp_path / "wrn.pt2"
     command = ["wrn_16_2", str(wrapped), str(out), "--format", "torch_export"]
     assert commands.run("export_model", command) == 1
