@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.checks import check_not_negative, check_one_of
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.targets import choose_soft_label
@@ -17,27 +19,18 @@ SQUEEZE = 4  # the bottleneck's inner width is a quarter of the last map's
 
 
 class EarlyClassifier(nn.Module):
-    """Bottleneck to width and size of the last map, average pooling, linear classifier.
-
-    The bottleneck is 1x1 to a quarter of the width, k x k with stride k to the last map's size, 1x1 to the width, each
-    with BN and ReLU.
+    """Layers to the width of the last map, average pooling, linear classifier.
 
     Args:
-        in_channels: channels of the stage's map.
-        out_channels: channels of the last map.
-        stride: height and width of this map over those of the last.
+        layers: [B, C, H, W] -> [B, D, h, w].
+        channels: D.
         num_classes: number of classes.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int], num_classes: int) -> None:
+    def __init__(self, layers: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()
-        inner = max(1, out_channels // SQUEEZE)
-        self.bottleneck = nn.Sequential(
-            *_conv_bn_relu(in_channels, inner, (1, 1)),
-            *_conv_bn_relu(inner, inner, stride),
-            *_conv_bn_relu(inner, out_channels, (1, 1)),
-        )
-        self.fc = nn.Linear(out_channels, num_classes)
+        self.bottleneck = layers
+        self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, H, W] -> pooled features [B, D] and logits [B, K]."""
@@ -45,24 +38,87 @@ class EarlyClassifier(nn.Module):
         return pooled, self.fc(pooled)
 
 
+Sizes = Sequence[tuple[int, int]]
+
+
+def bottleneck(channels: Sequence[int], sizes: Sizes) -> nn.Sequential:
+    """Make the layers of the reimplementation: 1x1 to a quarter of the width, k x k with stride k, 1x1 to the width.
+
+    Args:
+        channels: of the stage's map and of those behind it.
+        sizes: height and width of these maps.
+    """
+    inner = max(1, channels[-1] // SQUEEZE)
+    stride = _stride(sizes[0], sizes[-1])
+    return nn.Sequential(
+        *_conv_bn_relu(channels[0], inner, (1, 1)),
+        *_conv_bn_relu(inner, inner, stride),
+        *_conv_bn_relu(inner, channels[-1], (1, 1)),
+    )
+
+
 def _conv_bn_relu(in_channels: int, out_channels: int, kernel: Sequence[int]) -> tuple[nn.Module, ...]:
     conv = nn.Conv2d(in_channels, out_channels, tuple(kernel), stride=tuple(kernel), bias=False)
     return conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
 
 
+def separable_branch(channels: Sequence[int], sizes: Sizes) -> nn.Sequential:
+    """Make the layers of the authors' code: two separable 3x3 convolutions for each stage that follows.
+
+    Args:
+        channels: see `bottleneck`.
+        sizes: likewise.
+    """
+    layers: list[nn.Module] = []
+    for (c, d), pair in zip(pairwise(channels), pairwise(sizes), strict=True):
+        layers += [*_separable_bn_relu(c, c, _stride(*pair)), *_separable_bn_relu(c, d, (1, 1))]
+    return nn.Sequential(*layers)
+
+
+def _stride(size: Sequence[int], smaller: Sequence[int]) -> list[int]:
+    return [max(1, n // m) for n, m in zip(size, smaller, strict=True)]
+
+
+def _separable_bn_relu(in_channels: int, out_channels: int, stride: Sequence[int]) -> tuple[nn.Module, ...]:
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, tuple(stride), padding=1, groups=in_channels, bias=False)
+    pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return depthwise, pointwise, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One published form of the method."""
+
+    alpha: float
+    beta: float
+    layers: Callable[[Sequence[int], Sizes], nn.Sequential]
+    squared: bool  # T^2 with the soft labels, and the square of the features' distance
+
+
+FORMS = {
+    "reimplementation": _Form(0.1, 1e-6, bottleneck, squared=True),
+    "authors": _Form(0.3, 0.03, separable_branch, squared=False),
+}
+
+
 class BYOT(Method):
     """``CE(z) + sum_i (1-a) CE(z_i) + a T^2 KL(sg p || p_i) + b ||F_i - sg F||^2`` over the stages but the last.
 
-    F are average-pooled features, and their squared differences are summed over all elements, the batch included, as
-    in the authors' code, which ``b`` belongs to. The stages are the student's maps: for a ResNet give
-    ``out_indices=(1, 2, 3, 4)``, or the stem gets a classifier too.
+    F are average-pooled features, and their squared differences are summed over all elements, the batch included. This
+    form, its ``b`` and its bottlenecks are those of a reimplementation that later comparisons took. The authors' code
+    has separable convolutions in its branches, ``a KL`` without T^2 and ``b ||F_i - sg F||``, the norm over all
+    elements and not its square: ``form='authors'``. (It writes the KL as a cross-entropy, whose gradient is the same.)
+
+    The stages are the student's maps: for a ResNet give ``out_indices=(1, 2, 3, 4)``, or the stem gets a classifier
+    too.
 
     Args:
         student: the network to train; at least two maps.
-        alpha: a, the share of the soft labels.
-        beta: b, the weight of the feature term.
+        alpha: a, the share of the soft labels; None is 0.1, or 0.3 of the authors.
+        beta: b, the weight of the feature term; None is 1e-6, or 0.03 of the authors.
         temperature: T.
         soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
+        form: 'reimplementation' or 'authors'.
 
     Raises:
         ValueError: a share that is not in 0..1, another setting out of range, or a network of one map.
@@ -71,24 +127,26 @@ class BYOT(Method):
     def __init__(
         self,
         student: StudentInfo,
-        alpha: float = 0.1,
-        beta: float = 1e-6,
+        alpha: float | None = None,
+        beta: float | None = None,
         temperature: float = 3.0,
         soft_label: str = "auto",
+        form: str = "reimplementation",
     ) -> None:
         super().__init__(student)
-        if not 0 <= alpha <= 1:
+        chosen = FORMS[check_one_of("form", form, [*FORMS])]
+        self.alpha = chosen.alpha if alpha is None else float(alpha)
+        if not 0 <= self.alpha <= 1:
             raise ValueError(f"`alpha` is the share of the soft labels and must be in 0..1, got {alpha}.")
         if len(student.in_channels) < 2:
             raise ValueError("BYOT classifies after each stage but the last: it needs two maps, got one.")
-        self.alpha = float(alpha)
-        self.beta = check_not_negative("beta", beta)
+        self.beta = check_not_negative("beta", chosen.beta if beta is None else beta)
+        self.squared = chosen.squared
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
-        *sizes, last = student.map_sizes
-        *channels, width = student.in_channels
-        strides = [[max(1, n // m) for n, m in zip(size, last, strict=True)] for size in sizes]
+        channels, sizes = student.in_channels, student.map_sizes
         self.heads = nn.ModuleList(
-            EarlyClassifier(c, width, stride, student.num_classes) for c, stride in zip(channels, strides, strict=True)
+            EarlyClassifier(chosen.layers(channels[i:], sizes[i:]), channels[-1], student.num_classes)
+            for i in range(len(channels) - 1)
         )
 
     def forward(
@@ -100,11 +158,14 @@ class BYOT(Method):
         pooled, early = zip(*(head(feat) for head, feat in zip(self.heads, feats, strict=False)), strict=True)
         cross_entropy = torch.stack([criterion(z, targets) for z in early]).sum()
         soft = torch.stack([self.soft_label_loss(z, logits) for z in early]).sum()
-        distance = torch.stack([F.mse_loss(f, deepest, reduction="sum") for f in pooled]).sum()
+        distance = torch.stack([F.mse_loss(f, deepest, reduction="sum") for f in pooled])
+        if not self.squared:
+            soft = soft / self.soft_label_loss.temperature**2
+            distance = torch.stack([torch.linalg.vector_norm(f - deepest) for f in pooled])
         return {
             "loss_ce": criterion(logits, targets),
             "loss_early_ce": (1 - self.alpha) * cross_entropy,
             "loss_kd": self.alpha * soft,
-            "loss_feat": self.beta * distance,
+            "loss_feat": self.beta * distance.sum(),
             "output": logits,
         }

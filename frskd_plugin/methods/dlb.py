@@ -13,9 +13,14 @@ from frskd_plugin.methods.targets import choose_soft_label
 class DLB(Method):
     """``CE(z) + w T^2 KL(sg p_before || p)``, the latter on the half of the batch that the step before had too.
 
+    Each image goes through the network in two steps, augmented anew in each, forward and backward: an epoch costs twice
+    the plain network's. ``loss_ce`` is the mean over both halves of a batch, ``loss_kd`` over the first.
+
     The logits of a batch's second half are kept for the next step: `forward` changes that state, as batch normalisation
     changes its statistics. It is forgotten at the start of an epoch (`set_progress`) and is not saved, so the first
-    step of an epoch, and the first after a resume, is plain cross-entropy.
+    step of an epoch, and the first after a resume, is plain cross-entropy. This differs from the official loop, one
+    sequence of batches that no epoch interrupts: here an epoch begins with two new halves, and its last half is filled
+    up with the images that it began with.
 
     Args:
         student: the network to train. The first half of a batch must be the second half of the one before, in its

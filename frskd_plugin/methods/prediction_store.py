@@ -62,11 +62,14 @@ class PredictionStore(nn.Module):
         """Refuse a table of another training set; one saved before shapes were is taken by its size."""
         shape, bits = state_dict.setdefault(f"{prefix}shape", self.shape), state_dict.get(f"{prefix}bits")
         saved = [*bits.shape[:1], bits.shape[1] // 2] if bits is not None and bits.ndim == 2 else shape.tolist()
-        if saved != [self.num_samples, self.num_classes] or shape.tolist() != saved:
+        own = [self.num_samples, self.num_classes]
+        if saved != own or shape.tolist() != saved:
+            # begins as torch's own message does, which names the key to whoever sorts what does not fit
             error_msgs.append(
-                f"{prefix}: PS-KD's predictions of the checkpoint are for num_samples={saved[0]} images and "
-                f"{saved[1]} classes, this run has num_samples={self.num_samples} and {self.num_classes} classes: "
-                f"resume with the training set of the checkpoint, or leave its predictions out."
+                f"size mismatch for {prefix}shape: PS-KD's predictions of the checkpoint are for num_samples="
+                f"{saved[0]} images and {saved[1]} classes, torch.Size({saved}), this run has num_samples="
+                f"{self.num_samples} and {self.num_classes} classes, torch.Size({own}): resume with the training set of "
+                f"the checkpoint, or leave its predictions out."
             )
             return
         super()._load_from_state_dict(

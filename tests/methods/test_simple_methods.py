@@ -105,8 +105,45 @@ class TestBYOT(MethodTester):
     def test_refusals(self):
         with pytest.raises(ValueError, match="`alpha` is the share of the soft labels .*got 2"):
             self.make(alpha=2)
+        with pytest.raises(ValueError, match="`form` must be one of 'reimplementation', 'authors', got 'paper'"):
+            self.make(form="paper")
         with pytest.raises(ValueError, match="BYOT classifies after each stage but the last.*got one"):
             make_double("byot", fake_student(num_levels=1)[0])
+
+
+class TestBYOTOfTheAuthors(MethodTester):
+    method = "byot"
+    settings = {"form": "authors"}
+
+    def test_loss_is_the_formula(self):
+        info, feats, logits = fake_student(num_levels=3)
+        method = make_double(self.method, info, form="authors")
+        losses = method(lambda _: (feats, logits), None, TARGETS, F.cross_entropy)
+        deepest = feats[-1].mean((2, 3)).detach()
+        early = [(p := h.bottleneck(f).mean((2, 3)), h.fc(p)) for h, f in zip(method.heads, feats, strict=False)]
+        check_terms(
+            losses,
+            {
+                "loss_ce": ce(logits, TARGETS),
+                "loss_early_ce": 0.7 * sum(ce(z, TARGETS) for _, z in early),
+                "loss_kd": 0.3 * sum(kl(logits, z, 3) for _, z in early) / 9,
+                "loss_feat": 0.03 * sum(((p - deepest) ** 2).sum().sqrt() for p, _ in early),
+            },
+        )
+        # the authors write the soft labels as a cross-entropy: its gradient
+        p = (logits.detach() / 3).softmax(1)
+        expected = 0.3 * sum(-(p * (z / 3).log_softmax(1)).sum(1).mean() for _, z in early)
+        weights = [head.fc.weight for head in method.heads]
+        grads = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in (losses["loss_kd"], expected)]
+        torch.testing.assert_close(*grads)
+
+    def test_branches_are_two_separable_convolutions_for_each_stage_that_follows(self):
+        info, feats, _ = fake_student(num_levels=3)
+        method = make_double(self.method, info, form="authors")
+        for head, feat, stages in zip(method.heads, feats, (2, 1), strict=False):
+            assert head.bottleneck(feat).shape == feats[-1].shape
+            convs = [m for m in head.bottleneck if isinstance(m, torch.nn.Conv2d)]
+            assert [c.groups == c.in_channels for c in convs] == [True, False] * 2 * stages
 
 
 class TestSLASD(MethodTester):
