@@ -68,8 +68,8 @@ class PredictionStore(nn.Module):
             error_msgs.append(
                 f"size mismatch for {prefix}shape: PS-KD's predictions of the checkpoint are for num_samples="
                 f"{saved[0]} images and {saved[1]} classes, torch.Size({saved}), this run has num_samples="
-                f"{self.num_samples} and {self.num_classes} classes, torch.Size({own}): resume with the training set of "
-                f"the checkpoint, or leave its predictions out."
+                f"{self.num_samples} and {self.num_classes} classes, torch.Size({own}): resume with the training set "
+                f"of the checkpoint, or leave its predictions out."
             )
             return
         super()._load_from_state_dict(
