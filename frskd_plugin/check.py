@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term, problems_of, remarks_of, warnings_of
-from frskd_plugin.core.attention import AttentionTransferLoss
 from frskd_plugin.core.dry_run import forked_rng, image_channels
+from frskd_plugin.core.feature_losses import AttentionTransferLoss
 from frskd_plugin.core.forward_cost import ForwardCost, count_forward
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.listening import listening

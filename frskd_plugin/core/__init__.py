@@ -1,11 +1,17 @@
 """Mathematics and modules of FRSKD. Torch only: knows neither timm nor OpenMMLab."""
 
-from frskd_plugin.core.attention import AttentionTransferLoss, attention_map, attention_transfer_loss
 from frskd_plugin.core.bifpn import BiFPN
+from frskd_plugin.core.feature_losses import (
+    AttentionTransferLoss,
+    HintLoss,
+    OverhaulLoss,
+    attention_map,
+    attention_transfer_loss,
+    overhaul_loss,
+    overhaul_margin,
+)
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.fusion import fast_normalized_fusion
-from frskd_plugin.core.hint import HintLoss
-from frskd_plugin.core.overhaul import OverhaulLoss, overhaul_loss, overhaul_margin
 from frskd_plugin.core.schedule import distill_factor, sigmoid_rampup
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck

@@ -100,12 +100,12 @@ class FusionNode(nn.Module):
 
     @property
     def coefficients(self) -> Tensor:
-        """The factor of each map, not negative, [num_inputs]."""
+        """Factor of each map, not negative, [num_inputs]."""
         return fusion_coefficients(self.fusion_weights)
 
     @property
     def norm(self) -> nn.Module:
-        """The batch normalisation that the node's output leaves."""
+        """Batch normalisation that the node's output leaves."""
         return self.convs[-1].bn  # type: ignore[return-value]
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The distillation terms of FRSKD (Eq. 5)."""
+"""Distillation terms of FRSKD (Eq. 5)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from frskd_plugin.core.attention import AttentionTransferLoss
 from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.feature_losses import AttentionTransferLoss
 from frskd_plugin.core.resize import Size
 from frskd_plugin.core.schedule import scheduled_weight, weighted
 from frskd_plugin.core.soft_label import SoftLabelLoss
@@ -77,7 +77,7 @@ class FRSKDLoss(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether any term is computed at present."""
+        """Tell whether any term is computed at present."""
         return self._computes and self.alpha + self.beta > 0
 
     def forward(
@@ -91,7 +91,7 @@ class FRSKDLoss(nn.Module):
         teacher_align_corners: bool | None = None,
         valid: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms ``loss_kd`` and ``loss_feat``; a term of weight 0 is 0 and not computed.
+        """Return the weighted terms ``loss_kd`` and ``loss_feat``; a term of weight 0 is 0 and not computed.
 
         Args:
             student_logits: [B, K], or with any number of positions, such as [B, K, H, W].

@@ -1,4 +1,4 @@
-"""What every training method offers, and what it is told about the network that it trains."""
+"""Interface of the training methods, and the description of the network that they are given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class StudentInfo:
-    """What a method may know of the student when it builds its own modules.
+    """Facts that a method may know of the student when it builds its own modules.
 
     Attributes:
         module: the network itself; to be looked at or copied, never changed or kept.
@@ -61,7 +61,7 @@ def total_loss(terms: Mapping[str, Tensor], owner: object) -> Tensor:
 
 @dataclass(frozen=True)
 class DataNeeds:
-    """What a method asks of its batches beyond images and targets.
+    """Requests of a method to its batches beyond images and targets.
 
     Attributes:
         views: augmented views of each image; above 1, images come as [B, views, C, H, W].
@@ -103,7 +103,7 @@ class Method(nn.Module):
     def forward(
         self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
     ) -> dict[str, Tensor]:
-        """The terms of the loss, whose names begin with ``loss_``, and the student's logits as ``output``.
+        """Return the terms of the loss, whose names begin with ``loss_``, and the student's logits as ``output``.
 
         Args:
             student: the forward pass, images -> (feats, logits).
@@ -126,14 +126,14 @@ class Method(nn.Module):
             )
 
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor | None:
-        """Logits [B, K] of a teacher that reads the student's maps, such as a self-teacher; None where there is none.
+        """Return the logits [B, K] of a teacher that reads the student's maps (a self-teacher); None where none does.
 
         A teacher that reads something else overrides `evaluate`.
         """
         return None
 
     def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, K] of the student and of the method's own teacher (None where it has none), for validation.
+        """Return logits [B, K] of the student and of the method's own teacher (None without one), for validation.
 
         Args:
             student: the forward pass, run once.

@@ -1,4 +1,4 @@
-"""The plain network: what every method is compared with."""
+"""Plain network, which every method is compared with."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.frskd import FRSKD
-from frskd_plugin.methods.rotation import (
+from frskd_plugin.methods.sla_sd import (
     ROTATIONS,
     JointHead,
     aggregate_logits,

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frskd_plugin.core.attention import AttentionTransferLoss
 from frskd_plugin.core.checks import check_not_negative, check_one_of
-from frskd_plugin.core.hint import HintLoss
-from frskd_plugin.core.overhaul import OverhaulLoss
+from frskd_plugin.core.feature_losses import AttentionTransferLoss, HintLoss, OverhaulLoss
+from frskd_plugin.core.preactivations import find_map_norms, forward_with_preactivations, normalise
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.preactivations import find_map_norms, forward_with_preactivations, normalise
 from frskd_plugin.methods.targets import choose_soft_label
 
 # feature losses and their usual weights: FitNet's in later comparisons, attention transfer's and overhaul's own
@@ -27,7 +25,7 @@ Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each 
 
 
 def renormalisation(source: Normalisation, target: Normalisation) -> tuple[list[float], list[float]] | None:
-    """Scale and shift of each channel that turn images normalised by ``source`` into those normalised by ``target``.
+    """Return scale and shift of each channel that change images normalised by ``source`` to ``target``.
 
     ``(x std_s + mean_s - mean_t) / std_t``, as timm's ``DistillationTeacher`` has it. None where the two agree.
 
@@ -112,7 +110,7 @@ class KD(Method):
 
     @property
     def teacher(self) -> nn.Module:
-        """The teacher, on the device of the method."""
+        """Teacher, on the device of the method."""
         return self._teacher[0]
 
     def _make_feature_loss(
@@ -161,7 +159,7 @@ class KD(Method):
 
     @torch.no_grad()
     def _run_teacher(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The teacher's maps, for 'overhaul' as batch normalisation made them, and its logits."""
+        """Return the teacher's maps, for 'overhaul' as batch normalisation made them, and its logits."""
         if self.image_scale is not None:
             images = images * self.image_scale + self.image_shift
         if self.kind != "overhaul":
@@ -178,7 +176,7 @@ class KD(Method):
 def _teacher_change(
     student: StudentInfo, teacher: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[list[float], list[float]] | None:
-    """Scale and shift of the images for the teacher; None where they stay as they are."""
+    """Return scale and shift of the images for the teacher; None where they stay as they are."""
     channels = student.input_size[0]
     for name, values in (("student_mean", mean), ("student_std", std)):
         if values is not None and (len(values) != channels or (name == "student_std" and min(values) <= 0)):
@@ -210,7 +208,7 @@ def _run_quietly(teacher: nn.Module, images: Tensor) -> tuple[Sequence[Tensor], 
 
 
 def _check_fit(student: StudentInfo, feats: Sequence[Tensor], logits: Tensor, compare_maps: bool) -> list[int]:
-    """The teacher's channels, once its logits and, if asked for, its maps are seen to fit the student's."""
+    """Return the teacher's channels; refuse logits, and if asked for maps, that do not fit the student's."""
     if logits.ndim != 2 or logits.shape[1] != student.num_classes:
         raise ValueError(
             f"The teacher must know the student's {student.num_classes} classes, its logits are {list(logits.shape)}: "

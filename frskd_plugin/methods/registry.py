@@ -43,7 +43,7 @@ _TAKEN_SETTINGS = ("model", "method", "out_indices", "criterion", "input_size", 
 
 
 def method_names() -> list[str]:
-    """The names that `make_method` knows.
+    """List the names that `make_method` knows.
 
     >>> {"baseline", "frskd"} <= set(method_names())
     True
@@ -52,7 +52,7 @@ def method_names() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a name; its ``needs`` say what it asks of the data.
+    """Return the class of a name; its ``needs`` say what it asks of the data.
 
     Raises:
         ValueError: an unknown name.

@@ -2,21 +2,95 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.rotation import (
-    ROTATIONS,
-    JointHead,
-    aggregate_logits,
-    check_softmax,
-    joint_targets,
-    rotate_images,
-)
 from frskd_plugin.methods.targets import choose_soft_label, ignored_label
+
+ROTATIONS = 4
+
+
+def rotate_images(images: Tensor) -> Tensor:
+    """Each image in its four rotations, counter-clockwise, [B, C, S, S] -> [4 B, C, S, S].
+
+    Raises:
+        ValueError: the images are not square.
+
+    >>> import torch
+    >>> rotate_images(torch.tensor([[[[0, 1], [2, 3]]]]))[:, 0].tolist()
+    [[[0, 1], [2, 3]], [[1, 3], [0, 2]], [[3, 2], [1, 0]], [[2, 0], [3, 1]]]
+    """
+    if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"Quarter turns need square images [B, C, S, S], got {list(images.shape)}: crop or resize them to a square."
+        )
+    rotated = torch.stack([images.rot90(k, (2, 3)) for k in range(ROTATIONS)], dim=1).flatten(0, 1)
+    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return rotated.contiguous(memory_format=torch.channels_last) if channels_last else rotated
+
+
+def check_softmax(soft_label: str, owner: str) -> None:
+    """Refuse soft labels by a sigmoid.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    if soft_label != "softmax":
+        raise ValueError(
+            f"{owner} cannot make soft labels by a sigmoid (one logit, multi-label): its joint classifier of class and "
+            "rotation is a softmax. Use another method or, where each image has one label, soft_label='softmax'."
+        )
+
+
+def joint_targets(targets: Tensor, ignored: int = -100) -> Tensor:
+    """Targets of class and rotation: labels [B] -> [4 B], soft labels [B, K] -> [4 B, 4 K].
+
+    Args:
+        targets: labels [B] or soft labels [B, K].
+        ignored: label of images without one; becomes -100, which torch's cross-entropy leaves out.
+
+    >>> import torch
+    >>> joint_targets(torch.tensor([0, 2])).tolist()
+    [0, 1, 2, 3, 8, 9, 10, 11]
+    """
+    if targets.ndim == 1:
+        targets = targets.long().unsqueeze(1)
+        joint = ROTATIONS * targets + torch.arange(ROTATIONS, device=targets.device)
+        return joint.masked_fill(targets == ignored, -100).flatten()
+    eye = torch.eye(ROTATIONS, device=targets.device, dtype=targets.dtype)
+    return torch.einsum("bc,kl->bkcl", targets, eye).flatten(2).flatten(0, 1)
+
+
+def aggregate_logits(joint_logits: Tensor) -> Tensor:
+    """Mean over the rotations of the logits that name the right one, [4 B, 4 K] -> [B, K].
+
+    >>> import torch
+    >>> aggregate_logits(torch.eye(4)).tolist()
+    [[1.0]]
+    """
+    rows, columns = joint_logits.shape
+    split = joint_logits.view(rows // ROTATIONS, ROTATIONS, columns // ROTATIONS, ROTATIONS)
+    return split.diagonal(dim1=1, dim2=3).mean(dim=-1)
+
+
+class JointHead(nn.Linear):
+    """Linear classifier of class and rotation on an average-pooled map.
+
+    Args:
+        in_channels: channels of the map.
+        num_classes: number of classes K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, ROTATIONS * num_classes)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """[4 B, C, H, W] -> [4 B, 4 K]."""
+        return super().forward(feat.mean(dim=(2, 3)))
 
 
 class SLASD(Method):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from frskd_plugin.core.attention import attention_map
+from frskd_plugin.core.feature_losses import attention_map
 
 INCH = 2.0  # height of an image
 TITLE_LINE = 0.15  # height of a line of its title, of an image's

@@ -13,7 +13,7 @@ from torch import nn
 
 from frskd_plugin.core.checks import check_not_negative, check_positive_int, check_temperature
 from frskd_plugin.methods.base import StudentInfo
-from frskd_plugin.methods.teacher_width import CHANNEL_STEP, check_width, teacher_share, width_within
+from frskd_plugin.methods.frskd import CHANNEL_STEP, check_width, teacher_share, width_within
 from frskd_plugin.mmengine.config_tools import read_config
 from frskd_plugin.mmseg.feature_maps import FeatureMaps, feature_channels
 

@@ -62,7 +62,7 @@ def make_teacher(
     input_size: Sequence[int],
     out_indices: Sequence[int] | None = None,
 ) -> nn.Module:
-    """The teacher that `KD` takes, of what a user gives.
+    """Make the teacher that `KD` takes, of what a user gives.
 
     Args:
         teacher: a trained timm model; or ``dict(model_name=..., checkpoint=FILE)`` with a timm state_dict, or with

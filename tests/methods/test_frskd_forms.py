@@ -13,8 +13,8 @@ from torch import nn
 
 import frskd_plugin
 from frskd_plugin.core import HintLoss, OverhaulLoss
-from frskd_plugin.methods.preactivations import forward_with_preactivations
-from frskd_plugin.methods.rotation import aggregate_logits, joint_targets, rotate_images
+from frskd_plugin.core.preactivations import forward_with_preactivations
+from frskd_plugin.methods.sla_sd import aggregate_logits, joint_targets, rotate_images
 from tests.helpers.published_student import published_student
 from tests.helpers.reference import DATA, assert_close, grads, load_reference, numbered
 from tests.methods.method_tester import CLASSES, SIZE, MethodTester, fake_student, make_double, wrap

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import frskd_plugin
-from frskd_plugin.methods.last_stage import find_last_stage, run_branch
+from frskd_plugin.methods.one import find_last_stage, run_branch
 from tests.methods.method_tester import MethodTester, ce, check_terms, kl
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from frskd_plugin.methods import method_class
-from frskd_plugin.methods.prediction_store import PredictionStore
+from frskd_plugin.methods.ps_kd import PredictionStore
 from tests.methods.method_tester import (
     CLASSES,
     SIZE,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from frskd_plugin.methods.rotation import rotate_images
 from frskd_plugin.methods.sad import attention_distance
+from frskd_plugin.methods.sla_sd import rotate_images
 from tests.core.equations import bilinear
 from tests.methods.method_tester import CLASSES, MethodTester, ce, check_terms, fake_student, kl, make_double
 

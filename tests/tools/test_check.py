@@ -22,7 +22,7 @@ from frskd_plugin.commands import run
 from frskd_plugin.commands.check import main
 from frskd_plugin.core import FRSKDLoss, attention_map
 from frskd_plugin.methods import StudentInfo
-from frskd_plugin.methods.teacher_width import teacher_share
+from frskd_plugin.methods.frskd import teacher_share
 from frskd_plugin.timm.probe import probe_student
 from tests.helpers.segmentors import build, effdet, fcn, make_batch, with_frskd
 
@@ -474,7 +474,7 @@ def test_json_alone_goes_to_stdout(capsys):
 
 
 def test_exit_status_of_a_problem(capsys, monkeypatch):
-    monkeypatch.setattr("frskd_plugin.core.attention.attention_map", lambda feat: feat.mean(1) * 0)
+    monkeypatch.setattr("frskd_plugin.core.feature_losses.attention_map", lambda feat: feat.mean(1) * 0)
     assert main(["test_resnet", "--input-size", "3", "64", "64"]) == 1
     assert "1 PROBLEM\n  1. loss_feat is 0 although its weight is 100" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""What entered the ReLU that made a map: overhaul distillation compares maps before it (reference section 4)."""
+"""Feature maps before their ReLU, which overhaul distillation compares, and the norms that make them (section 4)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from frskd_plugin.methods.base import StudentForward
+Network = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 
 _IN_PLACE = (torch.relu_, Tensor.relu_)
-_RECTIFIERS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
+_RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 _SUMS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _SAME = ("clone", "contiguous", "dropout", "to")  # in eval mode they give their input
 
 
-class RectifierWatch(TorchFunctionMode):
-    """While it is entered, keeps what goes into each ReLU, whether a module or a function computes it.
+class ReLUInputs(TorchFunctionMode):
+    """Keep what goes into each ReLU while it is entered, whether a module or a function computes it.
 
     In-place ones get a copy of their input kept, so results and gradients stay what they are.
     """
@@ -35,7 +35,7 @@ class RectifierWatch(TorchFunctionMode):
     ) -> Any:
         """Called by torch in place of each of its functions."""
         kwargs = kwargs or {}
-        if func not in _RECTIFIERS:
+        if func not in _RELUS:
             return func(*args, **kwargs)
         before = args[0] if args else kwargs["input"]
         if func in _IN_PLACE or kwargs.get("inplace") or args[1:2] == (True,):
@@ -45,18 +45,18 @@ class RectifierWatch(TorchFunctionMode):
         return result
 
     def before(self, feat: Tensor) -> Tensor:
-        """What entered the ReLU that gave this very tensor; the tensor itself where none did."""
+        """Return what entered the ReLU that gave this very tensor; the tensor itself where none did."""
         return self._passed[id(feat)][1] if id(feat) in self._passed else feat
 
 
-def forward_with_preactivations(student: StudentForward, images: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """One pass that gives maps, logits, and the maps before their ReLU (as they are where none made them).
+def forward_with_preactivations(student: Network, images: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Return maps, logits, and the maps before their ReLU, in one pass (as they are where none made them).
 
     Args:
         student: images -> (feats, logits).
         images: [B, C, H, W].
     """
-    watch = RectifierWatch()
+    watch = ReLUInputs()
     with watch:  # not `as watch`: torch.compile would bind None
         feats, logits = student(images)
     return feats, logits, [watch.before(feat) for feat in feats]
@@ -76,7 +76,7 @@ class MapNorm:
     makes_map: bool
 
 
-class _NormTrace(RectifierWatch):
+class _NormTrace(ReLUInputs):
     """Follows which batch normalisation made each tensor, and which one takes it first.
 
     A sum of a branch and a shortcut is made by what made the longer of the two. Every other function makes something
@@ -100,7 +100,7 @@ class _NormTrace(RectifierWatch):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         length = 1 + max((self._length.get(id(x), 0) for x in inputs), default=0)
         maker = self._maker(func, inputs)
-        before = self._makers.get(id(inputs[0])) if func in _RECTIFIERS else None
+        before = self._makers.get(id(inputs[0])) if func in _RELUS else None
         result = super().__torch_function__(func, types, args, kwargs)
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
@@ -125,7 +125,7 @@ class _NormTrace(RectifierWatch):
         return self._makers.get(id(inputs[0])) if func.__name__ in _SAME and inputs else None
 
     def norm_of(self, feat: Tensor) -> MapNorm | None:
-        """The norm of a map; None where no norm makes it or takes it."""
+        """Return the norm of a map; None where no norm makes it or takes it."""
         before = self.before(feat)
         name = self._makers.get(id(feat)) if before is feat else self._before_relu.get(id(feat))
         if name is not None:
@@ -135,7 +135,7 @@ class _NormTrace(RectifierWatch):
 
 
 def find_map_norms(network: nn.Module, images: Tensor) -> list[MapNorm | None]:
-    """The batch normalisation of each map before its ReLU; None where a map has none.
+    """Find the batch normalisation of each map before its ReLU; None where a map has none.
 
     Args:
         network: images -> (feats, logits), run once without gradient and in the mode it is in.

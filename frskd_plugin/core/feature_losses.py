@@ -1,0 +1,279 @@
+"""Feature losses: attention transfer (Eq. 3), hint regression (FitNet) and overhaul (Table 5); reference section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frskd_plugin.core.blocks import ConvBNReLU
+from frskd_plugin.core.checks import check_feats, check_in_channels, check_one_of
+from frskd_plugin.core.soft_label import LOSS_VARIANTS
+
+MAP_EPS = 1e-12
+REDUCTIONS = ("mean", "batchmean")
+
+
+def attention_map(feat: Tensor) -> Tensor:
+    """Channel mean of the squares, normalised to unit L2 norm over the positions (phi of Eq. 3).
+
+    Computed in float32 at least, so that half-precision maps cannot overflow. A map of zeros stays zero, and so does
+    its gradient.
+
+    Args:
+        feat: [B, C, H, W].
+
+    >>> import torch
+    >>> attention_map(torch.tensor([[[[0.0, 2.0], [0.0, 0.0]]]])).tolist()
+    [[0.0, 1.0, 0.0, 0.0]]
+    """
+    with torch.autocast(feat.device.type, enabled=False):
+        dtype = torch.promote_types(feat.dtype, torch.float32)
+        # a norm, squared: it reduces in `dtype` without ever holding the squares of the whole map
+        pooled = torch.linalg.vector_norm(feat, dim=1, dtype=dtype).square() / feat.shape[1]
+        return F.normalize(pooled.flatten(1), dim=1, eps=MAP_EPS)
+
+
+def attention_transfer_loss(
+    feat: Tensor, refined_feat: Tensor, variant: str = "published", reduction: str = "mean"
+) -> Tensor:
+    """Distance of the attention maps of one level; the refined map is a constant.
+
+    'published': mean over batch and positions of the squared difference. 'equations': L2 norm of the difference, mean
+    over the batch.
+
+    An attention map has unit norm whatever its size, so that the squared differences of a map sum up to at most 2. The
+    'published' mean over H x W positions therefore falls with 1 / (H W): beta weighs less on larger images, and within
+    one network less on the levels of high resolution. ``reduction='batchmean'`` takes the sum over the positions and
+    the mean over the batch, as ``torch.nn.functional.kl_div`` uses the word; it does not depend on the resolution. A
+    level is then H W times larger, and ``beta / (H W)``, with the level's size at the resolution that beta was tuned
+    for, weighs it as before. Levels have different sizes, so one beta cannot do that for all of them: the factors are
+    those of `AttentionTransferLoss.levels`, 1 / (H_i W_i) each. 'equations' is a norm of each map and has no mean over
+    the positions: both reductions are the same there.
+
+    Args:
+        feat: the student's map [B, C, H, W].
+        refined_feat: the self-teacher's map [B, D, H, W]; gets no gradient.
+        variant: 'published' or 'equations'.
+        reduction: of 'published': 'mean' (the authors' code) or 'batchmean' (independent of the resolution).
+
+    Raises:
+        ValueError: if batch or size differ.
+
+    >>> import torch
+    >>> one, other = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[5.0, 0.0]]]])
+    >>> attention_transfer_loss(one, other).item(), round(attention_transfer_loss(one, other, "equations").item(), 4)
+    (1.0, 1.4142)
+    >>> attention_transfer_loss(one, other, reduction="batchmean").item()
+    2.0
+    """
+    if feat.ndim != 4 or feat.shape[0] != refined_feat.shape[0] or feat.shape[2:] != refined_feat.shape[2:]:
+        raise ValueError(
+            "Attention maps are compared position by position: the student's map [B, C, H, W] and the refined map must "
+            f"agree in B, H and W, got {list(feat.shape)} and {list(refined_feat.shape)}."
+        )
+    with torch.no_grad():
+        target = attention_map(refined_feat)
+    difference = attention_map(feat) - target
+    if variant == "equations":
+        # vector_norm has gradient 0 where the maps agree
+        return torch.linalg.vector_norm(difference, dim=1).mean()
+    squared = difference.square()
+    return squared.sum(dim=1).mean() if reduction == "batchmean" else squared.mean()
+
+
+class AttentionTransferLoss(nn.Module):
+    """Sum of `attention_transfer_loss` over the levels.
+
+    Args:
+        variant: 'published' or 'equations'.
+        reduction: of 'published': 'mean' (the authors' code, which their beta belongs to) or 'batchmean', which does
+            not depend on the resolution; beta is then ``beta / (H W)``, see `attention_transfer_loss`.
+
+    Raises:
+        ValueError: for an unknown variant or reduction.
+    """
+
+    def __init__(self, variant: str = "published", reduction: str = "mean") -> None:
+        super().__init__()
+        self.variant = check_one_of("variant", variant, LOSS_VARIANTS)
+        self.reduction = check_one_of("reduction", reduction, REDUCTIONS)
+
+    def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
+        """Maps [B, C_i, H_i, W_i] and [B, D_i, H_i, W_i] -> scalar.
+
+        Raises:
+            ValueError: if the numbers of levels differ.
+        """
+        return torch.stack(self.levels(feats, refined_feats)).sum()
+
+    def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the loss of each level, a scalar each."""
+        check_same_levels(feats, refined_feats)
+        return [
+            attention_transfer_loss(feat, refined_feat, self.variant, self.reduction)
+            for feat, refined_feat in zip(feats, refined_feats, strict=True)
+        ]
+
+
+def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> None:
+    """Refuse lists of different length.
+
+    Raises:
+        ValueError: if student and teacher do not hand out the same number of levels.
+    """
+    if len(feats) != len(refined_feats) or not feats:
+        raise ValueError(
+            f"Student and self-teacher must hand out the same levels, got {len(feats)} and {len(refined_feats)} maps."
+        )
+
+
+def init_regressor(conv: nn.Conv2d) -> None:
+    """Initial values N(0, 2 / C_out) of a 1x1 regressor (reference section 11)."""
+    nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
+
+
+def check_regressor_channels(
+    in_channels: Sequence[int], refined_channels: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Both channel lists, checked.
+
+    Raises:
+        ValueError: if they do not name the same number of levels.
+    """
+    student, teacher = check_in_channels(in_channels, 1), check_in_channels(refined_channels, 1)
+    if len(student) != len(teacher):
+        raise ValueError(f"Student and self-teacher must have the same levels, got channels {student} and {teacher}.")
+    return student, teacher
+
+
+class HintLoss(nn.Module):
+    """Mean squared error between regressed student maps ``relu(BN(conv1x1(f)))`` and refined maps, summed over levels.
+
+    Args:
+        in_channels: channels of the student's maps.
+        refined_channels: channels of the refined maps (`SelfTeacherNeck.out_channels`).
+
+    Raises:
+        ValueError: if the two lists differ in length.
+    """
+
+    def __init__(self, in_channels: Sequence[int], refined_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.in_channels, self.refined_channels = check_regressor_channels(in_channels, refined_channels)
+        self.regressors = nn.ModuleList(
+            ConvBNReLU(c, d) for c, d in zip(self.in_channels, self.refined_channels, strict=True)
+        )
+        for regressor in self.regressors:
+            init_regressor(regressor.conv)
+
+    def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
+        """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
+
+        Raises:
+            ValueError: if maps disagree with the channels given.
+        """
+        return torch.stack(self.levels(feats, refined_feats)).sum()
+
+    def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the loss of each level, a scalar each."""
+        check_same_levels(feats, refined_feats)
+        check_feats(feats, self.in_channels, type(self).__name__)
+        regressed = [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
+        return [F.mse_loss(r, g.detach()) for r, g in zip(regressed, refined_feats, strict=True)]
+
+
+MARGIN_FORMS = ("published", "current")
+
+
+def overhaul_margin(weight: Tensor, bias: Tensor) -> Tensor:
+    """Mean of the negative part of N(bias, weight^2), a channel each; ``-3 |weight|`` where that part is too small.
+
+    Args:
+        weight: scale of the batch normalisation, shape [C].
+        bias: shift of the batch normalisation, shape [C].
+
+    >>> import torch
+    >>> round(overhaul_margin(torch.ones(1), torch.zeros(1)).item(), 5)
+    -0.79788
+    """
+    std = weight.detach().abs().double()
+    mean = bias.detach().double()
+    ratio = mean / std
+    negative_share = torch.special.ndtr(-ratio)
+    expected = mean - std * torch.exp(-0.5 * ratio.square()) / (negative_share * (2 * torch.pi) ** 0.5)
+    return torch.where(negative_share > 0.001, expected, -3 * std).to(weight.dtype)
+
+
+def overhaul_loss(regressed: Tensor, refined_feat: Tensor, margin: Tensor) -> Tensor:
+    """Partial L2 distance of one level, summed over elements, mean over the batch.
+
+    Args:
+        regressed: regressed student map [B, D, H, W].
+        refined_feat: the self-teacher's pre-activation [B, D, H, W]; gets no gradient.
+        margin: [D], see `overhaul_margin`.
+
+    >>> import torch
+    >>> student, teacher = torch.tensor([-2.0, 1.0]).view(1, 2, 1, 1), torch.tensor([-9.0, 3.0]).view(1, 2, 1, 1)
+    >>> overhaul_loss(student, teacher, torch.tensor([-1.0, -1.0])).item()
+    4.0
+    """
+    target = torch.maximum(refined_feat.detach(), margin.view(1, -1, 1, 1))
+    counted = (regressed > target) | (target > 0)
+    return ((regressed - target).square() * counted).sum() / regressed.shape[0]
+
+
+class OverhaulLoss(nn.Module):
+    """Overhaul distillation between pre-activations; level i of n weighs ``2^-(n-1-i)``.
+
+    Args:
+        in_channels: channels of the student's maps.
+        norms: the batch normalisation behind each refined map (`SelfTeacherNeck.output_norms`).
+        margins: 'published' freezes the margins when the loss is built, as the authors' code does; 'current' reads them
+            from ``norms`` at each step.
+
+    Raises:
+        ValueError: if ``in_channels`` and ``norms`` differ in length.
+    """
+
+    def __init__(self, in_channels: Sequence[int], norms: Sequence[nn.Module], margins: str = "published") -> None:
+        super().__init__()
+        refined_channels = [norm.num_features for norm in norms]
+        self.in_channels, self.refined_channels = check_regressor_channels(in_channels, refined_channels)  # type: ignore
+        self.margins = check_one_of("margins", margins, MARGIN_FORMS)
+        # they belong to the self-teacher: a tuple hides them from nn.Module
+        self.norms = tuple(norms) if self.margins == "current" else ()
+        self.regressors = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, d, 1, bias=False), nn.BatchNorm2d(d))
+            for c, d in zip(self.in_channels, self.refined_channels, strict=True)
+        )
+        for regressor in self.regressors:
+            init_regressor(regressor[0])
+        for level, norm in enumerate(norms):
+            self.register_buffer(f"margin{level}", overhaul_margin(norm.weight, norm.bias))
+
+    def level_margins(self) -> list[Tensor]:
+        """Return the margins in force, [D_i] each."""
+        if self.margins == "current":
+            return [overhaul_margin(norm.weight, norm.bias) for norm in self.norms]
+        return [getattr(self, f"margin{level}") for level in range(len(self.regressors))]
+
+    def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
+        """Pre-activations [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
+
+        Raises:
+            ValueError: if maps disagree with the channels given.
+        """
+        levels = self.levels(feats, refined_feats)
+        top = len(levels) - 1
+        return torch.stack([loss / 2 ** (top - i) for i, loss in enumerate(levels)]).sum()
+
+    def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the unweighted loss of each level, a scalar each."""
+        check_same_levels(feats, refined_feats)
+        check_feats(feats, self.in_channels, type(self).__name__)
+        regressed = [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
+        margins = self.level_margins()
+        return [overhaul_loss(r, g, m) for r, g, m in zip(regressed, refined_feats, margins, strict=True)]
