@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,8 +13,10 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
+from frskd_plugin.core.checkpoint_file import read_checkpoint
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.methods import method_class, method_settings
+from frskd_plugin.mmengine.stored_config import parse_config, stored_text
 from frskd_plugin.timm.create import check_model_name
 from frskd_plugin.timm.wrap import wrap
 
@@ -75,6 +78,9 @@ class TimmClassifier(BaseModel):
             for part in ("mean", "std"):
                 values = getattr(self.data_preprocessor, part).double().flatten() / 255
                 method.setdefault(f"student_{part}", values.tolist())
+        teacher = method.get("teacher")
+        if isinstance(teacher, Mapping) and teacher.get("checkpoint") is not None:
+            method["teacher"] = {**_stored_normalisation(teacher["checkpoint"]), **teacher}
         network = wrap(
             _create_student(**student),
             name,
@@ -146,6 +152,16 @@ class TimmClassifier(BaseModel):
                 if prefix + name in state_dict:
                     state_dict[prefix + STUDENT_PREFIX + name] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _stored_normalisation(checkpoint: str | Path) -> dict[str, list[float]]:
+    """Return mean and std, in 0..1, of the data preprocessor in the config of a run's checkpoint, if it has one."""
+    if not Path(checkpoint).is_file() or Path(checkpoint).suffix == ".safetensors":
+        return {}
+    text = stored_text(read_checkpoint(checkpoint), str(checkpoint))
+    config = {} if text is None else parse_config(text, f"the config in {checkpoint}")
+    settings = (config.get("model") or {}).get("data_preprocessor") or config.get("data_preprocessor") or {}
+    return {part: [value / 255 for value in settings[part]] for part in ("mean", "std") if settings.get(part)}
 
 
 def _check_mix(mix: dict[str, Any], method: str) -> None:

@@ -22,6 +22,7 @@ from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.mmengine.config_tools import enable_amp
 from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
 from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
+from frskd_plugin.timm.cifar_cfg import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder
@@ -258,6 +259,20 @@ def test_teachers_of_kd_and_one_are_scored_too() -> None:
             if method["name"] == "kd":  # normalised for the teacher: from 100 and 50 of 255 to 0.2 and 0.1 of 1
                 _, expected = teacher((batch()["inputs"] / 255 - 0.2) / 0.1)
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_teachers_checkpoint_says_how_its_images_were_normalised(tmp_path: Path) -> None:
+    text = "model = dict(data_preprocessor=dict(mean=[51.0, 51.0, 51.0], std=[25.5, 25.5, 25.5]))"
+    weights = timm.create_model(**STUDENT).state_dict()
+    torch.save({"state_dict": weights, "meta": {"cfg": text}}, tmp_path / "run.pth")
+    torch.save(weights, tmp_path / "plain.pth")
+    found = []
+    for file, said in (("run.pth", {}), ("run.pth", {"mean": [0.5] * 3}), ("plain.pth", {})):
+        teacher = dict(**STUDENT, checkpoint=tmp_path / file, **said)
+        found.append(classifier(method=dict(name="kd", teacher=teacher)).network.method.teacher.normalisation)
+    assert found[0] == ([0.2] * 3, [0.1] * 3)
+    assert found[1] == ([0.5] * 3, [0.1] * 3)
+    assert found[2] == (CIFAR_MEAN, CIFAR_STD)
 
 
 def test_student_starts_alike_with_every_method() -> None:
