@@ -192,7 +192,7 @@ class TestPSKD(MethodTester):
         file = None if kept == "checkpoint" else tmp_path / "predictions.bin"
         state = PredictionStore(20, CLASSES, file).state_dict()
         with pytest.raises(
-            RuntimeError, match="are for num_samples=20 images and 5 classes, this run has num_samples="
+            RuntimeError, match="are for num_samples=20 images and 5 classes, .* this run has num_samples=2"
         ):
             PredictionStore(**{"num_samples": 20, "num_classes": CLASSES, "file": file, **other}).load_state_dict(state)
 
@@ -205,7 +205,9 @@ class TestPSKD(MethodTester):
         loaded = PredictionStore(3, 2)
         loaded.load_state_dict(state, strict=True)
         assert loaded.table[1].tolist() == [0.25, 0.75]
-        with pytest.raises(RuntimeError, match="num_samples=3 images and 2 classes, this run has num_samples=2 and 3"):
+        with pytest.raises(
+            RuntimeError, match="num_samples=3 images and 2 classes, .*, this run has num_samples=2 and 3"
+        ):
             PredictionStore(2, 3).load_state_dict(state)
 
     def test_a_resumed_run_needs_its_file(self, tmp_path):
