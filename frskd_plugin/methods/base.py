@@ -82,10 +82,12 @@ class Method(nn.Module):
 
     Attributes:
         needs: what it asks of its batches.
+        makes_soft_targets: whether it hands soft labels [B, K] to the criterion, whatever the targets are.
         progress: epochs trained so far and epochs in all, for weights that follow a schedule; see `set_progress`.
     """
 
     needs = DataNeeds()
+    makes_soft_targets = False
 
     def __init__(self, student: StudentInfo) -> None:
         super().__init__()

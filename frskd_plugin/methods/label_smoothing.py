@@ -20,6 +20,8 @@ class LabelSmoothing(Method):
         ValueError: a share that is not in 0..1.
     """
 
+    makes_soft_targets = True
+
     def __init__(self, student: StudentInfo, smoothing: float = 0.1, soft_label: str = "auto") -> None:
         super().__init__(student)
         if not 0 <= smoothing < 1:

@@ -182,6 +182,7 @@ class PSKD(Method):
     """
 
     needs = DataNeeds(index=True)
+    makes_soft_targets = True
 
     def __init__(
         self,

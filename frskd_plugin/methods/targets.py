@@ -16,6 +16,9 @@ from frskd_plugin.methods.base import Criterion, StudentInfo
 
 _logger = logging.getLogger(__name__)
 
+# of timm's criteria, those that take labels alone
+LABEL_CRITERIA = ("LabelSmoothingCrossEntropy", "JsdCrossEntropy", "AsymmetricLossSingleLabel")
+
 
 def choose_soft_label(soft_label: str, student: StudentInfo) -> str:
     """Return how a method makes soft labels, 'softmax' or 'sigmoid', and say so where 'auto' takes a sigmoid.
@@ -51,7 +54,9 @@ def choose_soft_label(soft_label: str, student: StudentInfo) -> str:
 
 
 def name_of(criterion: Any) -> str:
-    """Name of a criterion for messages."""
+    """Name of a criterion."""
+    while isinstance(criterion, functools.partial):
+        criterion = criterion.func
     return getattr(criterion, "__name__", type(criterion).__name__)
 
 
@@ -68,41 +73,59 @@ def ignored_label(criterion: Any) -> int:
     return int(getattr(criterion, "ignore_index", -100))
 
 
-def check_targets(images: Tensor, targets: Tensor, criterion: Criterion, num_classes: int | None) -> Tensor:
-    """Return the targets of a batch, labels of any integer type as int64.
+def check_targets(
+    images: Tensor, targets: Tensor, criterion: Criterion, num_classes: int | None, makes_soft: bool = False
+) -> Tensor:
+    """Return the targets of a batch: labels of any integer type as int64, soft labels of integers as floats.
 
-    The values of labels are looked at on a CPU alone: on a GPU the host would wait for it in every step. They are the
-    criterion's own affair where it is not known (`criterion_soft_label`).
+    The values of labels are looked at on a CPU alone: on a GPU the host would wait for it in every step. Beside the
+    number of targets, all else is the criterion's own affair where it is not known (`criterion_soft_label`).
 
     Args:
         images: of any shape, the batch first.
         targets: labels [B] or soft labels [B, K].
         criterion: the loss of logits against targets.
-        num_classes: K; None leaves the values unchecked.
+        num_classes: K; None leaves values and width unchecked.
+        makes_soft: whether the method hands soft labels of its own to the criterion.
 
     Raises:
         TypeError: the targets are no tensor.
-        ValueError: an empty batch, a label that is no class, or targets that a cross-entropy cannot take.
+        ValueError: an empty batch, another number of targets, a label that is no class, or targets that the criterion
+            cannot take.
     """
     if not isinstance(targets, Tensor):
         raise TypeError(f"Targets are a tensor, labels [B] or soft labels [B, K], got {type(targets).__name__}.")
     if isinstance(images, Tensor) and images.shape[0] == 0:
-        raise ValueError(
-            f"The batch is empty (images {list(images.shape)}): its mean loss is not defined, leave it out."
-        )
+        raise ValueError(f"The batch is empty (images {list(images.shape)}), and its mean loss not defined: skip it.")
+    if isinstance(images, Tensor) and (targets.ndim == 0 or len(targets) != len(images)):
+        raise ValueError(f"Expected a target for each of the {len(images)} images, got {list(targets.shape)}.")
+    whole = not targets.is_floating_point()
     kind = criterion_soft_label(criterion)
-    if targets.ndim == 1 and not targets.is_floating_point():
-        labels = targets.long()
-        if kind is not None and num_classes is not None:
-            check_labels(labels, num_classes, ignored_label(criterion), criterion)
-        return labels
-    wanted = "labels [B] (integers)" + ("" if num_classes is None else f" or soft labels [B, {num_classes}] (floats)")
-    fits = targets.ndim == 2 and targets.is_floating_point() and num_classes in (None, targets.shape[1])
-    if kind == "softmax" and not fits:
-        raise ValueError(
-            f"The criterion {name_of(criterion)} takes {wanted}, got {targets.dtype} {list(targets.shape)}."
-        )
-    return targets
+    if kind is None:
+        return targets.long() if targets.ndim == 1 and whole else targets
+    takes_labels, takes_soft = _targets_taken(criterion, kind, num_classes)
+    if targets.ndim == 1 and whole and (takes_labels or makes_soft):
+        targets = targets.long()
+        if num_classes is not None:
+            check_labels(targets, num_classes, ignored_label(criterion), criterion)
+        return targets
+    if targets.ndim == 2 and num_classes in (None, targets.shape[1]) and (takes_soft or makes_soft):
+        if kind == "sigmoid" or not whole:
+            return targets.to(torch.get_default_dtype()) if whole else targets
+    wanted = ["labels [B] (integers)"] * takes_labels
+    wanted += [f"soft labels [B, {'K' if num_classes is None else num_classes}] (floats)"] * takes_soft
+    raise ValueError(
+        f"The criterion {name_of(criterion)} takes {' or '.join(wanted)}, got {targets.dtype} {list(targets.shape)}."
+    )
+
+
+def _targets_taken(criterion: Criterion, kind: str, num_classes: int | None) -> tuple[bool, bool]:
+    """Say of a known criterion whether it takes labels [B], and whether soft labels [B, K]."""
+    name = name_of(criterion)
+    if kind == "sigmoid":  # timm's makes labels one-hot; OpenMMLab's have their own rules
+        return hasattr(criterion, "use_sigmoid") or (name == "BinaryCrossEntropy" and num_classes != 1), True
+    soft = name not in LABEL_CRITERIA and ignored_label(criterion) < 0  # torch: no `ignore_index` with soft labels
+    return name != "SoftTargetCrossEntropy", soft
 
 
 def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Criterion | None = None) -> None:

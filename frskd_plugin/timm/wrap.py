@@ -87,7 +87,8 @@ class DistilledModel(nn.Module):
                 "In training mode this model computes its losses: call model(images, targets). For predictions call "
                 "model.eval() first; frskd_plugin.unwrap(model) is the plain network."
             )
-        targets = check_targets(images, targets, self.criterion, getattr(self.student, "num_classes", None))
+        num_classes = getattr(self.student, "num_classes", None)
+        targets = check_targets(images, targets, self.criterion, num_classes, self.method.makes_soft_targets)
         terms = self.method(self.student_forward, images, targets, self.criterion, **extra)
         total = total_loss(terms, self.method)
         check_terms(terms, self.criterion)

@@ -155,3 +155,94 @@ class MethodTester:
         assert frskd_plugin.unwrap(model) is student
         assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
+
+    def loss_of(self, model, args, extra):
+        """Total of a training step on a fresh copy, so that no state of the step before enters."""
+        torch.manual_seed(5)
+        return copy.deepcopy(model)(*args, **extra)["loss"]
+
+    def test_labels_of_any_integer_type_mean_the_same(self):
+        model = self.make()
+        (images, targets), extra = self.batch()
+        expected = self.loss_of(model, (images, targets), extra)
+        for dtype in (torch.uint8, torch.int32):
+            assert self.loss_of(model, (images, targets.to(dtype)), extra) == expected
+
+    def test_images_of_the_ignored_label_are_left_out_or_refused(self):
+        (images, targets), extra = self.batch()
+        targets[[1, len(targets) // 2 + 1]] = -100
+        model = self.make()
+        if self.method == "cs_kd":
+            with pytest.raises(ValueError, match="pairs images of one class, and some of the batch have no label"):
+                model(images, targets, **extra)
+            return
+        losses = self.make()(images, targets, **extra)
+        if self.method != "ddgsd":  # the sum of two views, the other of which is not handed out
+            expected = F.cross_entropy(losses["output"], targets)
+            if self.method == "label_smoothing":
+                expected = F.cross_entropy(losses["output"], targets, label_smoothing=model.method.smoothing)
+            torch.testing.assert_close(losses["loss_ce"], expected)
+        losses["loss"].backward()
+        model = self.make(criterion=torch.nn.CrossEntropyLoss(ignore_index=255))
+        if not model.method.makes_soft_targets:  # torch: ignore_index=255 is not for soft labels
+            other = self.loss_of(model, (images, targets.masked_fill(targets == -100, 255)), extra)
+            torch.testing.assert_close(other, self.loss_of(self.make(), (images, targets), extra))
+
+    def test_targets_that_fit_no_cross_entropy_are_refused(self):
+        model = self.make()
+        (images, targets), extra = self.batch()
+        for wrong, message in (
+            (targets + CLASSES, rf"Labels must be classes 0..{CLASSES - 1} .* got {CLASSES}"),
+            (targets - 1, "Labels must be classes .* got -1"),
+            (targets[:-2], r"a target for each of the \d+ images, got \[\d+\]"),
+            (targets.float(), r"takes labels \[B\] \(integers\) or soft labels"),
+            (F.one_hot(targets, CLASSES + 1).float(), r"got torch.float32 \[\d+, 6\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                model(images, wrong, **extra)
+        with pytest.raises(ValueError, match="The batch is empty"):
+            model(images[:0], targets[:0], **extra)
+        with pytest.raises(TypeError, match="Targets are a tensor, .* got list"):
+            model(images, targets.tolist(), **extra)
+
+    def test_a_criterion_has_to_reduce_its_loss(self):
+        args, extra = self.batch()
+        with pytest.raises(ValueError, match=r"`loss_\w*` must be a scalar tensor, got shape .*reduction='mean'"):
+            self.make(criterion=torch.nn.CrossEntropyLoss(reduction="none"))(*args, **extra)
+
+    def test_multi_label_targets_train_by_a_sigmoid(self):
+        (images, targets), extra = self.batch()
+        if self.method in ("sla_sd", "frskd_sla"):
+            with pytest.raises(ValueError, match="cannot make soft labels by a sigmoid .* joint classifier"):
+                self.make(criterion=torch.nn.BCEWithLogitsLoss())
+            return
+        model = self.make(criterion=torch.nn.BCEWithLogitsLoss())
+        multi = F.one_hot(targets, CLASSES) | F.one_hot((targets + 1) % CLASSES, CLASSES)
+        expected = self.loss_of(model, (images, multi.float()), extra)
+        assert self.loss_of(model, (images, multi), extra) == expected  # integers too
+        soft_label = getattr(model.method, "soft_label_loss", None)
+        assert soft_label is None or soft_label.soft_label == "sigmoid"
+        losses = model(images, multi.float(), **extra)
+        losses["loss"].backward()
+        assert without_gradient(model) == []
+        if "loss_kd" in losses and self.method != "dlb":  # DLB knows nothing of the first batch
+            assert losses["loss_kd"] > 0
+
+    def test_one_logit_trains_by_a_sigmoid_or_is_refused(self):
+        (images, targets), extra = self.batch()
+        student = WideResNet(depth=10, k=1, num_classes=1)
+        settings = dict(self.settings, input_size=SIZE)
+        if "teacher" in settings:
+            settings["teacher"] = WideResNet(depth=10, k=1, num_classes=1)
+        with pytest.raises(ValueError, match="cross-entropy of one logit .* is always 0"):
+            frskd_plugin.wrap(student, self.method, **settings)
+        settings["criterion"] = torch.nn.BCEWithLogitsLoss()
+        if self.method in ("sla_sd", "frskd_sla"):
+            with pytest.raises(ValueError, match="cannot make soft labels by a sigmoid"):
+                frskd_plugin.wrap(student, self.method, **settings)
+            return
+        losses = frskd_plugin.wrap(student, self.method, **settings)(images, (targets % 2).float()[:, None], **extra)
+        assert losses["loss"].isfinite() and ("loss_kd" not in losses or self.method == "dlb" or losses["loss_kd"] > 0)
+        if self.method not in ("baseline", "sad"):
+            with pytest.raises(ValueError, match=r"One logit \(num_classes=1\) .* criterion MSELoss does not say"):
+                frskd_plugin.wrap(student, self.method, **{**settings, "criterion": torch.nn.MSELoss()})
