@@ -67,17 +67,29 @@ def read_rgb(path: str | Path) -> Image.Image:
     """The image in a file, in RGB.
 
     Raises:
-        ValueError: Names the file that cannot be decoded.
+        ValueError: Names the file that cannot be decoded, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            deep = has_deep_pixels(image)
+            if not deep:
+                return image.convert("RGB")
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders each have their own kinds of errors
         raise ValueError(
             f"image {path} cannot be decoded ({type(error).__name__}: {error}); restore the file or remove it"
         ) from error
+    raise ValueError(
+        f"image {path} has more than 8 bits a channel, which reading it as RGB would cut off; convert it to 8 bits in "
+        "the way that suits its values"
+    )
+
+
+def has_deep_pixels(image: Image.Image) -> bool:
+    """Say whether an open image, not loaded yet, has integers of more than 8 bits or floats in its file."""
+    raw_modes = [str(part[3][0] if isinstance(part[3], tuple) else part[3]) for part in image.tile]
+    return image.mode[0] in "IF" or any(";16" in mode for mode in raw_modes)
 
 
 class ImageFolderDataset(Dataset):

@@ -101,6 +101,8 @@ def mixed_targets(targets: Tensor, index: Tensor, lam: float, num_classes: int) 
         tensor([[0.7500, 0.0000, 0.2500],
                 [0.2500, 0.0000, 0.7500]])
     """
+    if num_classes < 1:
+        raise ValueError(f"`num_classes` must be >= 1, got {num_classes}.")
     if targets.ndim == 1 and not targets.is_floating_point():
         # not on a GPU: reading the labels would make the host wait for it in every step
         if targets.device.type == "cpu" and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.core.checkpoint_file import read_checkpoint
+from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.methods import method_class, method_settings
 from frskd_plugin.mmengine.stored_config import parse_config, stored_text
@@ -180,4 +181,6 @@ def _create_student(model_name: str | None = None, pretrained: bool = False, **k
     if model_name is None:
         raise ValueError("TimmClassifier: `student` must have a model_name, such as dict(model_name='resnet18')")
     check_model_name(model_name)
+    if "num_classes" in kwargs:
+        check_positive_int("student.num_classes", kwargs["num_classes"])
     return timm.create_model(model_name, pretrained=pretrained, **kwargs)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
+from torch import nn
 
 from frskd_plugin.mmengine.config_tools import read_config, set_data_root
 
@@ -66,6 +69,53 @@ def default_work_dir(config_file: str | Path, *parts: str) -> str:
 
 
 def open_data(runner: Runner, *loops: str) -> None:
-    """Open the data sets of a runner's loops ('train', 'val', 'test'), so that one that is missing shows at once."""
+    """Open the data sets of a runner's loops ('train', 'val', 'test'), so that what is wrong with them shows at once.
+
+    Raises:
+        FileNotFoundError: a data set is missing.
+        ValueError: it has labels that the model has no class for.
+    """
     for loop in loops:
-        getattr(runner, f"{loop}_loop")  # the property builds it
+        built = getattr(runner, f"{loop}_loop")  # the property builds it
+        dataset = getattr(getattr(built, "dataloader", None), "dataset", None)
+        if dataset is not None:
+            check_classes(f"{loop}_dataloader", dataset, getattr(runner.model, "module", runner.model))
+
+
+def check_classes(name: str, dataset: Any, model: nn.Module) -> None:
+    """Compare the labels of a data set, or the number of its classes, with those that a model predicts.
+
+    Args:
+        name: of the data set in the config, for messages.
+        dataset: with ``targets`` (of our classification data sets) or ``metainfo['classes']``, also inside of others.
+        model: a classifier, segmentor or detector; what says nothing of its classes is not checked.
+
+    Raises:
+        ValueError: the data set has labels that the model has no class for.
+    """
+    setting, num_classes = _classes_of(model)
+    if num_classes is None:
+        return
+    found = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    while not hasattr(dataset, "targets") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    if len(getattr(dataset, "targets", ())):
+        found = int(torch.as_tensor(dataset.targets).max()) + 1
+    if found > num_classes:
+        raise ValueError(
+            f"{name}: the data set has labels 0..{found - 1}, but {setting} is {num_classes}: set it to the number of "
+            "the data set's classes, or give the data that the model is for"
+        )
+
+
+def _classes_of(model: nn.Module) -> tuple[str, int | None]:
+    """Setting of the number of classes, as a config names it, and its value; None where the model does not say."""
+    network = getattr(model, "network", None)
+    if network is not None:
+        return "model.student.num_classes", getattr(network.student, "num_classes", None)
+    for part in ("decode_head", "bbox_head"):
+        head = getattr(model, part, None)
+        if head is not None:
+            head = head[-1] if isinstance(head, nn.ModuleList) else head
+            return f"model.{part}.num_classes", getattr(head, "num_classes", None)
+    return "", None

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import mmcv
+import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
+from PIL import Image
+
+from frskd_plugin.data.image_folder import has_deep_pixels
 
 _HINT = "check data_root (--data-root sets it) and the list of images"
 
@@ -16,13 +21,14 @@ class LoadCheckedImage(LoadImageFromFile):
 
     Raises:
         FileNotFoundError: the image is missing.
-        ValueError: the image cannot be decoded.
+        ValueError: the image cannot be decoded, or has more than 8 bits a channel and is read as one of 8
+            (``color_type='unchanged'`` keeps its values).
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         path = results["img_path"]
         try:
-            return super().transform(results)
+            loaded = super().transform(results)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"image {path} is missing; {_HINT}") from error
         except Exception as error:  # each decoder has its own kinds of errors
@@ -30,6 +36,12 @@ class LoadCheckedImage(LoadImageFromFile):
                 f"image {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
                 f"of the list of images"
             ) from error
+        if loaded is not None and self.color_type != "unchanged" and _has_deep_pixels(path):
+            raise ValueError(
+                f"image {path} has more than 8 bits a channel, of which color_type={self.color_type!r} cuts off; "
+                f"convert it to 8 bits, or set color_type='unchanged'"
+            )
+        return loaded
 
 
 class LoadCheckedAnnotations(LoadAnnotations):
@@ -57,7 +69,8 @@ class LoadCheckedAnnotations(LoadAnnotations):
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         path = results["seg_map_path"]
         try:
-            super()._load_seg_map(results)
+            content = fileio.get(path, backend_args=self.backend_args)
+            labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend).squeeze()
         except FileNotFoundError as error:
             raise FileNotFoundError(f"mask {path} is missing; {_HINT}") from error
         except Exception as error:  # each decoder has its own kinds of errors
@@ -65,7 +78,26 @@ class LoadCheckedAnnotations(LoadAnnotations):
                 f"mask {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
                 f"of the list of images"
             ) from error
+        results["gt_seg_map"] = self._mapped(_whole_labels(labels, path), results)
+        results["seg_fields"].append("gt_seg_map")
         self._check(results["gt_seg_map"], results)
+
+    def _mapped(self, labels: np.ndarray, results: dict[str, Any]) -> np.ndarray:
+        """Return the labels as mmseg changes them: without class 0, and with the classes of ``label_map``."""
+        if self.reduce_zero_label is None:
+            self.reduce_zero_label = results["reduce_zero_label"]
+        if self.reduce_zero_label != results["reduce_zero_label"]:
+            raise ValueError(
+                f"reduce_zero_label is {self.reduce_zero_label} where labels are loaded and "
+                f"{results['reduce_zero_label']} in the data set; give both the same"
+            )
+        if self.reduce_zero_label:
+            labels = np.where(labels == 0, 255, labels) - 1
+            labels[labels == 254] = 255
+        mapped = labels.copy()
+        for old, new in (results.get("label_map") or {}).items():
+            mapped[labels == old] = new
+        return mapped
 
     def _check(self, labels: np.ndarray, results: dict[str, Any]) -> None:
         path, image = results["seg_map_path"], results.get("img_path")
@@ -89,3 +121,28 @@ class LoadCheckedAnnotations(LoadAnnotations):
                 f"{self.num_classes} classes (0 to {self.num_classes - 1}) and {self.ignore_index} for ignored pixels; "
                 f"mend the mask, or set num_classes and the data set's classes to fit"
             )
+
+
+def _has_deep_pixels(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return has_deep_pixels(image)
+    except OSError:  # of another backend or decoder
+        return False
+
+
+def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:
+    """Return labels of any type as uint8 or, where they are greater, uint16: mmseg takes them modulo 256.
+
+    Raises:
+        ValueError: they are no whole numbers from 0 to 65535.
+    """
+    if labels.dtype == np.uint8 or not labels.size:
+        return labels.astype(np.uint8)
+    least, most = labels.min(), labels.max()
+    if not (0 <= least and most < 2**16 and (labels == np.floor(labels)).all()):
+        raise ValueError(
+            f"mask {path} must hold whole numbers from 0 to 65535, one a class, got {labels.dtype} from {least} to "
+            f"{most}; convert it"
+        )
+    return labels.astype(np.uint8 if most < 2**8 else np.uint16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from frskd_plugin.data.cifar100 import Cifar100Dataset, load_cifar100
-from frskd_plugin.data.image_folder import ImageFolderDataset
+from frskd_plugin.data.image_folder import ImageFolderDataset, read_rgb
 from frskd_plugin.data.plain_pickle import read_plain_pickle
 from frskd_plugin.data.transforms import STANDARD_TRANSFORMS, build_transforms, standard_transforms
 
@@ -210,6 +211,15 @@ def test_broken_image_is_named(tmp_path):
     Image.new("RGB", (30, 32)).save(path)
     with pytest.raises(ValueError, match=f"image {path} has 30x32 pixels, but those of CIFAR-100 have 32x32"):
         load_cifar100(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array", [np.full((4, 4), 700, np.uint16), np.full((4, 4, 3), 700, np.uint16), np.full((4, 4), 0.5, np.float32)]
+)
+def test_images_of_more_than_8_bits_are_refused(tmp_path, array):
+    cv2.imwrite(str(tmp_path / "image.tif"), array)
+    with pytest.raises(ValueError, match="image.tif has more than 8 bits a channel, which reading it as RGB would cut"):
+        read_rgb(tmp_path / "image.tif")
 
 
 def test_transforms_equal_those_of_torchvision():

@@ -19,8 +19,12 @@ import frskd_plugin
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
+from frskd_plugin.data.tensor_images import TensorImages
+from frskd_plugin.mmengine.command_line import check_classes
 from frskd_plugin.mmengine.config_tools import enable_amp
 from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
+from frskd_plugin.mmengine.method_dataset import MethodDataset
+from frskd_plugin.mmengine.seeded_dataset import SeededDataset
 from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
 from frskd_plugin.timm.cifar_cfg import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
@@ -357,6 +361,27 @@ def test_training_accuracy_and_scores_have_names_of_their_own(finished: Path) ->
 def test_bad_settings(settings: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         classifier(**settings)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_a_classifier_has_classes(num_classes: int) -> None:
+    with pytest.raises(ValueError, match=f"`student.num_classes` must be >= 1, got {num_classes}"):
+        MODELS.build({"type": "TimmClassifier", "student": {"model_name": "resnet18", "num_classes": num_classes}})
+
+
+def test_labels_without_a_class_are_told_before_training() -> None:
+    model = torch.nn.Module()
+    model.network = frskd_plugin.wrap(
+        timm.create_model("test_resnet", num_classes=3), "baseline", input_size=(3, 32, 32)
+    )
+    images = TensorImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [0, 1, 2, 2])
+    for dataset in (images, SeededDataset(MethodDataset(images))):
+        check_classes("train_dataloader", dataset, model)
+        model.network.student.reset_classifier(2)
+        with pytest.raises(ValueError, match=r"train_dataloader: .* labels 0..2, but model.student.num_classes is 2"):
+            check_classes("train_dataloader", dataset, model)
+        model.network.student.reset_classifier(3)
+    check_classes("train_dataloader", images, torch.nn.Identity())
 
 
 def test_bad_mode() -> None:

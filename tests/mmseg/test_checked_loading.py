@@ -5,11 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import DATASETS, init_default_scope
+from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
+from frskd_plugin.mmengine.command_line import check_classes
+from frskd_plugin.mmseg.checked_loading import LoadCheckedAnnotations, LoadCheckedImage
 from tests.helpers.tiny_mmseg import tiny_config
 
 IMAGE, MASK = "JPEGImages/image_0.jpg", "SegmentationClass/image_0.png"
@@ -85,3 +90,55 @@ def test_label_out_of_range(root: Path) -> None:
 def test_ignored_label_is_allowed(root: Path) -> None:
     save_mask(root, np.full((32, 32), 255))
     assert (first_sample(root)["data_samples"].gt_sem_seg.data == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_masks_keep_their_values_or_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = str(tmp_path / "mask.tif")
+    results = {"seg_map_path": path, "reduce_zero_label": False, "seg_fields": []}
+    for labels in ([[0, 3], [255, 1]], [[0, 259], [300, 1]]):
+        Image.fromarray(np.array(labels, dtype)).save(path)
+        loaded = LoadCheckedAnnotations(imdecode_backend="pillow")(dict(results, seg_fields=[]))["gt_seg_map"]
+        assert loaded.tolist() == labels  # mmseg's own loading makes 3 of 259
+    with pytest.raises(ValueError, match="holds label 259, 300, but there are 4 classes"):
+        LoadCheckedAnnotations(num_classes=4, imdecode_backend="pillow")(dict(results, seg_fields=[]))
+    if dtype is np.float32:
+        Image.fromarray(np.full((2, 2), 0.5, dtype)).save(path)
+        with pytest.raises(ValueError, match="must hold whole numbers from 0 to 65535, .* got float32 from 0.5 to 0.5"):
+            LoadCheckedAnnotations(imdecode_backend="pillow")(results)
+
+
+def test_class_maps_are_those_of_mmseg(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2], [3, 254, 255]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    for reduce_zero_label in (False, True):
+        results = {"seg_map_path": str(tmp_path / "mask.png"), "reduce_zero_label": reduce_zero_label}
+        results["label_map"] = {0: 1, 1: 0, 2: 255}
+        loaded, expected = (
+            load(imdecode_backend="pillow")(dict(results, seg_fields=[]))
+            for load in (LoadCheckedAnnotations, LoadAnnotations)
+        )
+        assert np.array_equal(loaded["gt_seg_map"], expected["gt_seg_map"]) and loaded["seg_fields"] == ["gt_seg_map"]
+
+
+@pytest.mark.parametrize("array", [np.full((4, 4), 700, np.uint16), np.full((4, 4, 3), 700, np.uint16)])
+def test_deep_images_are_refused_or_kept(tmp_path: Path, array: np.ndarray) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), array)
+    results = {"img_path": str(tmp_path / "image.png")}
+    with pytest.raises(
+        ValueError, match="image.png has more than 8 bits a channel, of which color_type='color' cuts off"
+    ):
+        LoadCheckedImage()(dict(results))
+    assert np.array_equal(LoadCheckedImage(color_type="unchanged")(results)["img"], array)
+
+
+def test_more_classes_than_the_head_has_are_told_before_training(root: Path) -> None:
+    init_default_scope("mmseg")
+    dataset = DATASETS.build(tiny_config(root).val_dataloader.dataset)
+    model = torch.nn.Module()
+    model.decode_head = torch.nn.Module()
+    model.decode_head.num_classes = 4
+    check_classes("val_dataloader", dataset, model)
+    model.decode_head.num_classes = 3
+    with pytest.raises(ValueError, match=r"val_dataloader: .* labels 0..3, but model.decode_head.num_classes is 3"):
+        check_classes("val_dataloader", dataset, model)
