@@ -112,6 +112,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         with _sigterm_raised():
             return importlib.import_module(COMMANDS[name].module).main(arguments) or 0
     except SystemExit as ended:  # argparse's, after its own message
+        if debug and ended.__context__ is not None:
+            traceback.print_exception(ended.__context__)
         return ended.code if isinstance(ended.code, int) else 0
     except (KeyboardInterrupt, Terminated) as stop:
         signal_name, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)

@@ -186,11 +186,6 @@ class Count:
         self.params += weights
         self.macs += weights * size**2
 
-    def linear(self, c_in: int, c_out: int) -> None:
-        """Add a fully connected layer with bias."""
-        self.params += (c_in + 1) * c_out
-        self.macs += c_in * c_out
-
     def norm(self, channels: int, size: int) -> None:
         """Add a batch normalisation."""
         self.params += 2 * channels
@@ -206,13 +201,16 @@ class Count:
         self.norm(c_out, size)
         self.pointwise(c_out, size)
 
+    def linear(self, c_in: int, c_out: int) -> None:
+        """Add a fully connected layer: a convolution of one pixel, with a bias."""
+        self.conv(c_in, c_out, 1)
+        self.params += c_out
+
     def node(self, inputs: int, channels: int, size: int, depth: int) -> None:
         """Add a fusion by one scalar for each input, and separable convolutions with ReLU between them."""
         self.params += inputs
-        self.others += inputs  # the scalars go through a ReLU layer
-        for index in range(depth):
-            if index:
-                self.pointwise(channels, size)
+        self.others += inputs + (depth - 1) * channels * size**2  # the scalars go through a ReLU layer too
+        for _ in range(depth):
             self.conv(channels, channels, size, kernel=3, groups=channels)
             self.conv(channels, channels, size)
             self.norm(channels, size)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from frskd_plugin.commands import run as run_command
 from frskd_plugin.commands.report import BACKGROUND, main, write_report
 from frskd_plugin.commands.report_charts import DARK, LIGHT, charts_of, thin
 from frskd_plugin.commands.report_facts import facts_of
@@ -583,6 +584,9 @@ def test_errors_say_what_is_expected_where(tmp_path: Path, capsys: pytest.Captur
         main([str(tmp_path / "bare"), "-o", str(tmp_path / "page.html")])
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match("report.py: .*holds no log; expected", line)
+    for debug in ([], ["--debug"]):
+        assert run_command("report", [str(tmp_path / "bare"), *debug]) == 2
+        assert ("Traceback" in capsys.readouterr().err) == bool(debug)
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
