@@ -185,8 +185,8 @@ def _teacher_change(
                 f"got {values}."
             )
     cfg = getattr(student.module, "pretrained_cfg", None) or {}
-    own = (cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
-    wanted = getattr(teacher, "normalisation", (None, None))
+    own: Any = (cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
+    wanted: Any = getattr(teacher, "normalisation", (None, None))
     # what speaks of other channels does not speak of these images
     if any(values is None or len(values) != channels for values in (*own, *wanted)):
         return None

@@ -44,6 +44,7 @@ class PredictionStore(nn.Module):
         self.num_classes = check_positive_int("num_classes", num_classes)
         self.file = None if file is None else Path(file)
         self._mapped: Tensor | None = None
+        self.shape: Tensor
         self.register_buffer("shape", torch.tensor([self.num_samples, self.num_classes]))
         # Integers, so that neither `to(dtype)` nor an average of the weights changes them. Bytes, two for each number,
         # because DDP sends all buffers around when it wraps a model, and gloo knows no int16.
@@ -90,7 +91,7 @@ class PredictionStore(nn.Module):
             return self.bits.view(torch.float16)
         if self._mapped is None:
             rows, columns = self.num_samples, self.num_classes
-            self._prepare_file(2 * rows * columns)
+            self._prepare_file(self.file, 2 * rows * columns)
             mapped = torch.from_file(str(self.file), shared=True, size=rows * columns, dtype=torch.float16)
             self._mapped = mapped.view(rows, columns)
             if not self.begun:
@@ -98,19 +99,19 @@ class PredictionStore(nn.Module):
                 self.begun.fill_(1)
         return self._mapped
 
-    def _prepare_file(self, size: int) -> None:
+    def _prepare_file(self, file: Path, size: int) -> None:
         """Make a new run's file of ``size`` bytes; a resumed run must find one."""
-        found = self.file.stat().st_size if self.file.is_file() else None
+        found = file.stat().st_size if file.is_file() else None
         if self.begun and found != size:
             raise ValueError(
                 f"The run's predictions for {self.num_samples} images and {self.num_classes} classes should be {size} "
-                f"bytes in {self.file}, "
+                f"bytes in {file}, "
                 + ("which is not there." if found is None else f"which has {found}.")
                 + " Bring the file of the run that is resumed, or begin a new run."
             )
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         if found is not None and found != size:
-            os.truncate(self.file, size)
+            os.truncate(file, size)
 
     def read(self, index: Tensor) -> Tensor:
         """Rows [B, K] in float32, on the device of ``index`` [B].
