@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
 from frskd_plugin.core import atomic_write as atomic_write_module
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine import resume
-from frskd_plugin.mmengine.atomic_checkpoint_hook import AtomicCheckpointHook
+from frskd_plugin.mmengine.atomic_checkpoint_hook import AtomicCheckpointHook, _share_gradients
 from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
     find_resume_checkpoint,
@@ -204,6 +206,29 @@ def test_gradients_accumulated_at_the_end_of_an_epoch_are_kept(data_root: Path, 
     (tmp_path / "epoch_2.pth").unlink()
     resumed = train(config, tmp_path, resume=True).model.state_dict()
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+
+
+def _share(rank: int, store: Path, results: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = nn.Linear(1, 2)
+    if rank == 0:  # the other process has not used the weight
+        model.weight.grad = torch.tensor([[2.0], [4.0]])
+    _share_gradients(model)
+    results.put((model.weight.grad.tolist(), model.bias.grad))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_processes_go_on_with_the_mean_of_their_partial_gradients(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    ranks = [context.Process(target=_share, args=(rank, tmp_path / "store", results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert [results.get() for _ in ranks] == [([[1.0], [2.0]], None)] * 2  # a parameter that none has used stays so
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "middle"])

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 
 from frskd_plugin import commands
+from frskd_plugin.mmengine.resume import load_checkpoint
 from tests.helpers.real_runs import final_weights, load_tool, run_tool, train, write_config
 from tests.helpers.tiny_mmseg import tiny_config
 
@@ -45,6 +46,36 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     expected, weights = final_weights(tmp_path / "whole", 3), final_weights(work_dir, 3)
     assert expected.keys() == weights.keys()
     assert all(torch.equal(expected[key], weights[key]) for key in expected)
+
+
+def test_stopped_refused_and_overwritten(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=2, workers=0))
+    work_dir = tmp_path / "w"
+    options = [str(file), "--work-dir", str(work_dir)]
+    monkeypatch.setenv("TINY_STOP_AT_ITER", "6")  # in the second of two epochs of 4 iterations
+    assert commands.run("train", options) == 130
+    first = work_dir / "epoch_1.pth"
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"frskd train: stopped by Ctrl-C: --resume goes on from {first} (epoch 1, iteration 4); 1 ")
+    monkeypatch.delenv("TINY_STOP_AT_ITER")
+
+    before = first.read_bytes()
+    assert commands.run("train", options) == 2
+    assert "newest is epoch_1.pth, epoch 1): give --resume to go on" in capsys.readouterr().err
+    other = ["--resume", "--cfg-options", "model.decode_head.channels=4"]
+    assert commands.run("train", [*options, *other]) == 2
+    shown = capsys.readouterr().err
+    assert "epoch_1.pth does not fit the model of this config: shape decode_head.conv_seg.weight" in shown
+    assert commands.run("test", [str(file), str(first), "--work-dir", str(tmp_path / "t"), *other[1:]]) == 2
+    assert "or --partial-load to test" in capsys.readouterr().err
+    assert first.read_bytes() == before
+
+    assert commands.run("train", [*options, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1"]) == 0
+    run_ids = {load_checkpoint(path)["meta"]["run_id"] for path in work_dir.glob("*_1.pth")}
+    assert len(run_ids) == 1 and first.read_bytes() != before
+    assert commands.run("train", [*options, "--overwrite", "--resume"]) == 2
 
 
 def test_options_reach_the_config(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
