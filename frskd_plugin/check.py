@@ -30,7 +30,7 @@ from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.listening import listening
 from frskd_plugin.methods import method_settings
 from frskd_plugin.methods.base import DataNeeds
-from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
 from frskd_plugin.timm.wrap import DistilledModel, wrap
 

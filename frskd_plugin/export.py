@@ -25,7 +25,7 @@ import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import is_config
 from frskd_plugin.core.dry_run import image_channels
 from frskd_plugin.timm.checkpoint import read_weights
-from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
 
 # What a segmentor of mmseg runs at inference; auxiliary heads and preprocessor stay behind.

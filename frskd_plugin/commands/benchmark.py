@@ -58,7 +58,7 @@ from frskd_plugin.commands.training_step import (
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.drawn_scenes import make_devkit
 from frskd_plugin.data.tensor_images import TensorImages, take_batch
-from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.feature_extractor import check_model_name
 
 Rows = list[dict[str, Any]]
 DATA_BATCH, PADDING, IMAGE_SIZE, NUM_CLASSES = 128, 4, 32, 100

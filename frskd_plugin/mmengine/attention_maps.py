@@ -58,6 +58,19 @@ def refine(neck: nn.Module, feats: Sequence[Tensor]) -> list[Tensor]:
     return [F.relu(feat) if preactivation else feat for feat in neck(feats)]
 
 
+def as_picture(image: Tensor) -> np.ndarray:
+    """Return what a picture shows of an image [C, H, W] in 0..255 with any number of bands, as [H, W, 3] of uint8.
+
+    The first three bands are taken as RGB; fewer are shown as the first one in grey.
+
+    >>> import torch
+    >>> as_picture(torch.zeros(5, 2, 4)).shape, as_picture(torch.zeros(2, 2, 4)).shape
+    ((2, 4, 3), (2, 4, 3))
+    """
+    shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+    return shown.float().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class Panel:
     """One field of a picture.

@@ -18,7 +18,7 @@ from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.methods import method_class, method_settings
 from frskd_plugin.mmengine.stored_config import parse_config, stored_text
-from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.wrap import wrap
 
 # Where the plain network's weights lie in a checkpoint.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from frskd_plugin.mmengine.attention_hook import AttentionHook
-from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid, refine
+from frskd_plugin.mmengine.attention_maps import Panel, as_picture, attention_panels, draw_grid, refine
 
 
 class ClassifierAttentionPictureHook(AttentionHook):
@@ -32,13 +32,13 @@ def picture_of(model: Any, image: Tensor, target: int, classes: Sequence[str] = 
 
     Args:
         model: a `TimmClassifier`.
-        image: RGB uint8 [3, H, W].
+        image: uint8 [C, H, W], RGB or with any number of bands.
         target: its label.
         classes: names of the labels; without them they are numbers.
     """
     inputs = model.data_preprocessor(dict(inputs=image[None], targets=torch.tensor([target])))["inputs"]
     feats, logits = model.network.student_forward(inputs)
-    pixels = image.permute(1, 2, 0).cpu().numpy()
+    pixels = as_picture(image)
     networks = {"student": (logits, feats)}
     method = model.network.method
     if hasattr(method, "self_teacher"):

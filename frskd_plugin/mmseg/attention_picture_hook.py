@@ -14,7 +14,7 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from frskd_plugin.mmengine.attention_hook import AttentionHook
-from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
+from frskd_plugin.mmengine.attention_maps import Panel, as_picture, attention_panels, draw_grid
 from frskd_plugin.mmseg.feature_list import flat_maps
 
 
@@ -55,7 +55,7 @@ def picture_of(model: Any, data: dict[str, Any], palette: Sequence[Any]) -> Figu
 
     Args:
         model: a segmentor of mmseg, plain or FRSKD.
-        data: ``inputs`` [3, H, W] in BGR and ``data_samples``, as a dataset hands them out.
+        data: ``inputs`` [C, H, W] in BGR, other bands behind it, and ``data_samples``, as a dataset hands them out.
         palette: RGB colour of each class, 0..255.
     """
     batch = model.data_preprocessor(pseudo_collate([data]), training=False)
@@ -77,6 +77,6 @@ def picture_of(model: Any, data: dict[str, Any], palette: Sequence[Any]) -> Figu
 
 
 def _image_at(inputs: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """BGR [3, H, W] -> RGB [*size, 3]."""
-    image = resize(inputs.flip(0)[None].float(), size, mode="bilinear", align_corners=False)[0]
-    return image.permute(1, 2, 0).clamp(0, 255).byte().cpu().numpy()
+    """BGR [C, H, W], other bands behind it -> RGB [*size, 3]."""
+    image = resize(inputs[:3].flip(0)[None].float(), size, mode="bilinear", align_corners=False)[0]
+    return as_picture(image)

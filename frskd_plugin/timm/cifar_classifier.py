@@ -1,4 +1,4 @@
-"""The interface by which timm drives a classifier, for networks that are a stem, a few groups and a linear layer."""
+"""Base of the CIFAR networks: what timm is told about them, and the interface by which it drives a classifier."""
 
 from __future__ import annotations
 
@@ -12,10 +12,56 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_plugin.timm.probe import check_out_indices
-from frskd_plugin.timm.wrn_settings import group_channels, num_blocks
 
+CIFAR_MEAN = (0.5071, 0.4865, 0.4409)
+CIFAR_STD = (0.2673, 0.2564, 0.2762)
 # How timm's features_only=True takes the maps: through forward_intermediates, so that they are rectified.
 FEATURE_CFG = {"out_indices": (0, 1, 2), "feature_cls": "getter"}
+
+
+def cifar_cfg(first_conv: str, pool_size: tuple[int, int]) -> dict[str, Any]:
+    """A timm ``pretrained_cfg`` of a network for 32x32 images; its classifier is called ``fc``."""
+    return {
+        "url": "",
+        "num_classes": 100,
+        "input_size": (3, 32, 32),
+        "pool_size": pool_size,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": CIFAR_MEAN,
+        "std": CIFAR_STD,
+        "first_conv": first_conv,
+        "classifier": "fc",
+        "license": "apache-2.0",
+    }
+
+
+def num_blocks(depth: int) -> int:
+    """Blocks in each of the three groups.
+
+    >>> num_blocks(16)
+    2
+
+    Raises:
+        ValueError: ``depth`` is not 6n + 4.
+    """
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"depth={depth} of a wide ResNet must be 6n + 4: 10, 16, 22, 28, ...")
+    return (depth - 4) // 6
+
+
+def group_channels(k: int) -> tuple[int, int, int]:
+    """Channels of the three groups.
+
+    >>> group_channels(2)
+    (32, 64, 128)
+
+    Raises:
+        ValueError: ``k`` is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k={k} of a wide ResNet (its width) must be at least 1.")
+    return 16 * k, 32 * k, 64 * k
 
 
 class CifarClassifier(nn.Module):

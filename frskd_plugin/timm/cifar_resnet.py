@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from frskd_plugin.timm.cifar_cfg import cifar_cfg
+from frskd_plugin.timm.cifar_classifier import cifar_cfg
 
 __all__ = ["CifarResNet"]
 

@@ -8,8 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_plugin.timm.cifar_cfg import cifar_cfg
-from frskd_plugin.timm.cifar_classifier import FEATURE_CFG, CifarClassifier
+from frskd_plugin.timm.cifar_classifier import FEATURE_CFG, CifarClassifier, cifar_cfg
 
 __all__ = ["WideResNet"]
 

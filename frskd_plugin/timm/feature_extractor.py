@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
-from frskd_plugin.timm.create import create_trunk
 from frskd_plugin.timm.probe import check_out_indices, default_out_indices
+
+# Arguments by which timm's models with a fixed input size (Swin, ViT) accept any size instead.
+ANY_SIZE_KWARGS = {"strict_img_size": False, "dynamic_img_size": True, "dynamic_img_pad": True}
 
 
 class TimmFeatureExtractor(nn.Module):
@@ -76,13 +82,15 @@ class TimmFeatureExtractor(nn.Module):
         indices = (
             default_out_indices(infos) if out_indices is None else check_out_indices(out_indices, infos, model_name)
         )
+        # highest resolution first, whatever the order in which the network makes its maps
+        indices = tuple(sorted(indices, key=lambda i: infos[i]["reduction"]))
         self.out_indices = indices
         self.out_channels = tuple(infos[i]["num_chs"] for i in indices)
         self.strides = tuple(infos[i]["reduction"] for i in indices)
         self.in_chans = in_chans
         self.norm_eval = norm_eval
         # The final norm and the head serve the classifier only; left in, they would be parameters without a gradient.
-        model.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
+        model.prune_intermediate_layers(sorted(indices), prune_norm=True, prune_head=True)
         _remove_head(model)
         self.model = model
         self.frozen_stages = frozen_stages
@@ -137,10 +145,11 @@ class TimmFeatureExtractor(nn.Module):
                 f"TimmFeatureExtractor expects images [B, {self.in_chans}, H, W], got a tensor {list(x.shape)}. "
                 f"A single image needs x[None]; another number of channels needs the argument in_chans."
             )
+        ascending = sorted(self.out_indices)
         maps = self.model.forward_intermediates(
-            x, indices=list(self.out_indices), norm=False, output_fmt="NCHW", intermediates_only=True
+            x, indices=ascending, norm=False, output_fmt="NCHW", intermediates_only=True
         )
-        return tuple(maps)
+        return tuple(maps[ascending.index(i)] for i in self.out_indices)
 
 
 def _remove_head(model: nn.Module) -> None:
@@ -148,3 +157,49 @@ def _remove_head(model: nn.Module) -> None:
     head = getattr(model, "head", None)
     if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
         model.head = nn.Identity()
+
+
+def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.Module:
+    """The timm model without classifier, for any image size where the model has an argument for that.
+
+    Raises:
+        ValueError: The model name is unknown.
+        RuntimeError: The pretrained weights could not be had; says how to go on without them.
+    """
+    check_model_name(model_name)
+    model_kwargs.setdefault("num_classes", 0)
+    model_kwargs = {**_any_size_kwargs(model_name, model_kwargs), **model_kwargs}
+    if not pretrained:
+        return timm.create_model(model_name, pretrained=False, **model_kwargs)
+    try:
+        return timm.create_model(model_name, pretrained=True, **model_kwargs)
+    except TypeError:  # a wrong argument of the model, not of the weights
+        raise
+    except Exception as error:  # hub, proxy, disk: every library in between raises its own classes
+        raise RuntimeError(
+            f"The pretrained weights of {model_name!r} could not be loaded ({type(error).__name__}: {error}). Give a "
+            f"file you have with checkpoint='FILE' and pretrained=False (a timm state_dict, .safetensors or .pth), or "
+            f"train from scratch with pretrained=False alone."
+        ) from error
+
+
+def check_model_name(model_name: str) -> None:
+    """Raises: ValueError, with the closest names, when timm does not know the model."""
+    if ":" in model_name or timm.is_model(model_name):  # 'hf-hub:...' and 'local-dir:...' are resolved by timm
+        return
+    close = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+    hint = f"Did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names."
+    raise ValueError(f"timm {timm.__version__} has no model {model_name!r}. {hint}")
+
+
+def _any_size_kwargs(model_name: str, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `ANY_SIZE_KWARGS` that the model's class takes."""
+    try:
+        with torch.device("meta"):  # only the class is of interest: no memory, no random numbers
+            model = timm.create_model(model_name, pretrained=False, **model_kwargs)
+    except (NotImplementedError, RuntimeError):  # a constructor that needs real numbers
+        model = timm.create_model(model_name, pretrained=False, **model_kwargs)
+    # Subclasses hand their **kwargs on, so the arguments of every base class count.
+    classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module)]
+    names = {name for cls in classes for name in inspect.signature(cls).parameters}
+    return {name: value for name, value in ANY_SIZE_KWARGS.items() if name in names}

@@ -10,7 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
-from frskd_plugin.timm.create import check_model_name
+from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
 
 

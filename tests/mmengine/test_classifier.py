@@ -26,7 +26,7 @@ from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
 from frskd_plugin.mmengine.method_dataset import MethodDataset
 from frskd_plugin.mmengine.seeded_dataset import SeededDataset
 from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
-from frskd_plugin.timm.cifar_cfg import CIFAR_MEAN, CIFAR_STD
+from frskd_plugin.timm.cifar_classifier import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder

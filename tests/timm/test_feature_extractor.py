@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-import frskd_plugin.timm.create
+import frskd_plugin.timm.feature_extractor
 from frskd_plugin.timm import TimmFeatureExtractor
 from frskd_plugin.timm.probe import default_out_indices
 from tests.helpers.model_tester import ModelTester, scalar, without_gradient
@@ -206,7 +206,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch) -> None:
             raise OSError("no route to host")
         return create_model(name, pretrained=False, **kwargs)
 
-    monkeypatch.setattr(frskd_plugin.timm.create.timm, "create_model", offline)
+    monkeypatch.setattr(frskd_plugin.timm.feature_extractor.timm, "create_model", offline)
     with pytest.raises(
         RuntimeError, match="no route to host.*checkpoint='FILE'.*from scratch with pretrained=False"
     ) as caught:
@@ -233,3 +233,30 @@ def test_bad_arguments() -> None:
 def test_bad_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expects images \[B, 3, H, W\], got a tensor"):
         TimmFeatureExtractor("resnet18")(torch.zeros(shape))
+
+
+def test_maps_out_of_order_are_handed_out_highest_resolution_first(monkeypatch):
+    plain = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3)).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps = plain(images)
+    made = timm.models.ResNet.forward_intermediates
+    swap = {1: 2, 2: 1}  # a network that makes the map of stride 8 before that of stride 4
+
+    def swapped(self, x, indices, **kwargs):
+        feats = dict(zip((1, 2, 3), made(self, x, indices=[1, 2, 3], **kwargs), strict=True))
+        return [feats[swap.get(i, i)] for i in indices]
+
+    create = timm.create_model
+
+    def create_swapped(*args, **kwargs):
+        model = create(*args, **kwargs)
+        infos = [dict(info) for info in model.feature_info]
+        model.feature_info = [infos[swap.get(i, i)] for i in range(len(infos))]
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create_swapped)
+    monkeypatch.setattr(timm.models.ResNet, "forward_intermediates", swapped)
+    backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3)).eval()
+    assert (backbone.strides, backbone.out_channels, backbone.out_indices) == ((4, 8, 16), (64, 128, 256), (2, 1, 3))
+    backbone.load_state_dict(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(backbone(images), maps, strict=True))
