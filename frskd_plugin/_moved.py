@@ -51,6 +51,7 @@ MOVED = {
     "frskd_plugin.methods.last_stage": "frskd_plugin.methods.one",
     "frskd_plugin.methods.prediction_store": "frskd_plugin.methods.ps_kd",
     "frskd_plugin.methods.rotation": "frskd_plugin.methods.sla_sd",
+    "frskd_plugin.mmengine.command_line": "frskd_plugin.commands.config",
     "frskd_plugin.deploy.command": "frskd_plugin.commands.export_model",
     "frskd_plugin.timm.cifar_cfg": "frskd_plugin.timm.cifar_classifier",
     "frskd_plugin.timm.create": "frskd_plugin.timm.feature_extractor",

@@ -444,11 +444,11 @@ def _build_config(
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
 
-    from frskd_plugin.mmengine.config_tools import explained_build, read_config
+    from frskd_plugin.mmengine.config_tools import explained_build, override, read_config
     from frskd_plugin.mmengine.without_pretrained import without_pretrained
 
     config = read_config(path)
-    config.merge_from_dict(dict(cfg_options or {}))
+    override(config, cfg_options or {})
     if not config.get("model"):
         raise ValueError(f"{path} has no `model`: give the config of a training run, such as configs/frskd_*.py.")
     init_default_scope(config.get("default_scope") or "mmengine")

@@ -117,10 +117,10 @@ def open_student(
         student = _timm_student(dict(model_name=name, **(model_kwargs or {})), weights, checkpoint)
         return replace(student, weights=entry)
 
-    from frskd_plugin.mmengine.config_tools import is_classifier, read_config
+    from frskd_plugin.mmengine.config_tools import is_classifier, override, read_config
 
     config = read_config(name)
-    config.merge_from_dict(cfg_options or {})
+    override(config, cfg_options or {})
     weights, entry = read_weights(checkpoint)
     if is_classifier(config):
         preprocessor = config.model.get("data_preprocessor") or {}

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -52,7 +53,7 @@ COMMANDS = {
 }
 OLD_NAMES = {"doctor": "check", "frskdify": "convert"}
 
-# Errors that a user can mend: their text says how. Any other is a fault of ours, and is shown with its type.
+# Errors that a user can mend: their text says how. Any other is shown with its type.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 # Package -> extra of setup.cfg that brings it.
 EXTRAS = {"mmengine": "onedl", "mmcv": "onedl", "mmseg": "onedl", "onnx": "export", "onnxscript": "export"}
@@ -159,15 +160,18 @@ def describe(error: Exception) -> str:
     >>> describe(ValueError("alpha must not be negative,\\n got -1"))
     'alpha must not be negative, got -1'
     >>> describe(KeyError("loss"))
-    'KeyError: loss; this is a fault of the program: run again with --debug for the traceback'
+    'KeyError: loss; run again with --debug for the traceback'
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    worker = re.findall(r"^[\w.]+: .*", text, re.MULTILINE) if "Original Traceback" in text else []
+    if worker:  # torch puts the traceback of a data-loading worker into the text
+        text = text[text.rindex(worker[-1]) :].partition(": ")[2]
     text = " ".join(text.split())
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
         return f"{text}; pip install 'frskd_plugin[{EXTRAS[(error.name or '').partition('.')[0]]}]' brings it"
     if isinstance(error, USER_ERRORS):
         return text or type(error).__name__
-    return f"{type(error).__name__}: {text}; this is a fault of the program: run again with --debug for the traceback"
+    return f"{type(error).__name__}: {text}; run again with --debug for the traceback"
 
 
 def _process() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,15 +51,23 @@ def key_and_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def config_settings(options: Sequence[str] | None) -> dict[str, Any]:
-    """Settings ``a.b=value`` as mmengine's ``--cfg-options`` reads them."""
-    if not options:
-        return {}
-    from mmengine.config import DictAction
+class Settings(argparse.Action):
+    """``a.b=value ...`` for a config, read as OpenMMLab's tools do, into a dict."""
 
-    parser = argparse.ArgumentParser(prog="--cfg-options")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    return parser.parse_args(["--cfg-options", *options]).cfg_options
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """See `argparse.Action`."""
+        from mmengine.config import DictAction
+
+        settings = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not (equals and all(key.split("."))):
+                raise argparse.ArgumentError(self, f"expected KEY=VALUE, such as train_cfg.max_epochs=60, got {word!r}")
+            try:
+                settings[key] = DictAction._parse_iterable(value)
+            except Exception as error:  # an AssertionError for brackets that do not match, among others
+                raise argparse.ArgumentError(self, f"{key}: cannot read the value {value!r} ({error})") from error
+        setattr(namespace, self.dest, settings)
 
 
 def check_device(device: str) -> None:

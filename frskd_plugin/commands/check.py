@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frskd_plugin.check import AMP_DTYPES, dry_run, is_config, prepare
-from frskd_plugin.commands.arguments import check_device, config_settings, key_and_value, positive_int, write_text
+from frskd_plugin.commands.arguments import Settings, check_device, key_and_value, positive_int, write_text
 
 EPILOG = """\
 exit status: 0 no problem (there may be warnings), 1 at least one problem, 2 the model cannot be built
@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         model.add_argument(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
     config = parser.add_argument_group("of a CONFIG")
-    config.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="settings that override the config")
+    config.add_argument(
+        "--cfg-options", nargs="+", action=Settings, metavar="KEY=VALUE", help="settings that override the config"
+    )
     return parser
 
 
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         method=args.method,
         settings=dict(args.set),
         model_kwargs=model_kwargs,
-        cfg_options=config_settings(args.cfg_options),
+        cfg_options=args.cfg_options,
     )
     try:
         subject = prepare(args.model, **settings)

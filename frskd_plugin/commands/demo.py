@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import frskd_plugin
-from frskd_plugin.commands.reproduce_plan import find_recipe
+from frskd_plugin.commands.config import locate_config
 from frskd_plugin.mmengine.json_log import LOGS, json_lines
 
 SCENES, VAL_SCENES, SCENE_SIZE = 160, 24, "80x96"
@@ -94,7 +94,7 @@ def train(work_dir: Path, kind: str, extra: list[str]) -> Path:
     run(
         f"train {kind}: {EPOCHS} epochs",
         "train",
-        find_recipe(f"configs/{kind}_voc_effdet_d0.py"),
+        locate_config(f"{kind}_voc_effdet_d0")[0],
         "--work-dir",
         work_dir / kind,
         "--data-root",

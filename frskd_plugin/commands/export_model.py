@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from frskd_plugin.check import is_config
-from frskd_plugin.commands.arguments import key_and_value, positive_int
+from frskd_plugin.commands.arguments import Settings, key_and_value, positive_int
 from frskd_plugin.export import (
     DEFAULT_TOLERANCE,
     FORMATS,
@@ -61,7 +61,7 @@ def student_of(args: argparse.Namespace) -> Student:
     ):
         if values and foreign:
             raise ValueError(f"{option} does not belong to {args.model}: see --help")
-    student = open_student(args.model, args.checkpoint, dict(args.model_kwargs), dict(args.cfg_options))
+    student = open_student(args.model, args.checkpoint, dict(args.model_kwargs), args.cfg_options)
     return with_normalization(student) if args.with_normalization else student
 
 
@@ -124,8 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        type=setting_of_config,
-        default=[],
+        action=Settings,
         metavar="KEY=VALUE",
         help="settings that override the CONFIG: model.test_cfg.mode=whole",
     )
@@ -135,15 +134,3 @@ def build_parser() -> argparse.ArgumentParser:
 def dynamic(text: str) -> int | str:
     """The argument of --dynamic."""
     return text if text == "batch" else positive_int(text)
-
-
-def setting_of_config(text: str) -> tuple[str, object]:
-    """An argument ``a.b=value``.
-
-    >>> setting_of_config("model.test_cfg.mode=whole")
-    ('model.test_cfg.mode', 'whole')
-    """
-    key, equals, _ = text.partition("=")
-    if not (equals and key.replace(".", "").isidentifier()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as model.test_cfg.mode=whole")
-    return key, key_and_value(f"value={text.partition('=')[2]}")[1]

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-import frskd_plugin
+from frskd_plugin.commands.config import load_config
 
 _PAPER = json.loads(Path(__file__).with_name("reproduce.json").read_text(encoding="utf-8"))
 SCORE_LABELS: dict[str, str] = _PAPER["scores"]
@@ -280,24 +280,10 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def find_recipe(name: str) -> Path:
-    """Find a file of ``configs/`` in the checkout or the wheel.
-
-    Raises:
-        FileNotFoundError: it is in neither.
-    """
-    package = Path(frskd_plugin.__file__).parent
-    folders = (package.parent, package / ".mim")
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{name} was not found in {folders[0]} or {folders[1]}: install the package anew.")
-    return found
-
-
 @functools.cache
 def read_leaf(config: str) -> Config:
-    """Read a config by its name; not to be changed."""
-    return Config.fromfile(find_recipe(f"configs/{config}.py"))
+    """Read a config by its name, with the recipe that ends it; not to be changed."""
+    return load_config(config)
 
 
 def plan_cell(table: Table, row: Row, column: Column, scale: Scale, seed: int, device: str) -> Run:

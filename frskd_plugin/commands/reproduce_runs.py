@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import frskd_plugin
-from frskd_plugin.commands.reproduce_plan import Run, find_recipe, flat
+from frskd_plugin.commands.config import locate_config
+from frskd_plugin.commands.reproduce_plan import Run, flat
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.best_and_last_hook import RESULT_NAME, best_entry
 from frskd_plugin.mmengine.export import export_student
@@ -218,8 +219,9 @@ def training_command(run: Run, store: Store, data: Path) -> list[str]:
             settings["teacher.checkpoint"] = store.teacher_file(run.teacher).resolve()
         options = [f"{key}={value}" for key, value in settings.items()]
         method = ["--method", run.method, *(["--method-options", *options] if options else [])]
+    config, recipe = locate_config(run.config)
     return [
-        *(sys.executable, "-m", "frskd_plugin", "train", str(find_recipe(f"configs/{run.config}.py"))),
+        *(sys.executable, "-m", "frskd_plugin", "train", str(config), *(["--recipe", recipe] if recipe else [])),
         *("--data-root", str(data / DATA_FOLDERS.get(run.data, run.data))),
         *("--work-dir", str(store.folder(run)), "--seed", str(run.seed), "--resume"),
         *method,

@@ -10,15 +10,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
-from frskd_plugin.mmengine.command_line import (
-    add_common_options,
-    check_common_options,
-    config_of,
-    open_data,
-)
+from frskd_plugin.commands.config import add_common_options, open_data, prepare_config
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
-from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
-from frskd_plugin.mmengine.method_data import provide_method_data
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
 from frskd_plugin.mmengine.safe_loading import safe_loading
 from frskd_plugin.mmengine.safety_hooks import WeightsFitHook
 
@@ -45,17 +39,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_common_options(parser, args)
-    if not Path(args.checkpoint).is_file() and "://" not in args.checkpoint:
-        parser.error(f"checkpoint {args.checkpoint} not found; expected checkpoint to be a file")
     return args
 
 
 def build_config(args: argparse.Namespace) -> Config:
     """The config file with the command line's settings in it."""
-    config = config_of(args)
-    if is_classifier(config):
-        provide_method_data(config)  # also says how large PS-KD's table is
+    if not Path(args.checkpoint).is_file() and "://" not in args.checkpoint:
+        raise FileNotFoundError(f"checkpoint {args.checkpoint} not found; expected checkpoint to be a file")
+    config = prepare_config(args)
     config.load_from, config.resume = args.checkpoint, False
     if args.show or args.show_dir:
         _enable_painting(config, args)
@@ -70,8 +61,6 @@ def build_config(args: argparse.Namespace) -> Config:
             raise ValueError("--out writes the label maps of a segmentor; leave it out for a classifier")
         config.test_evaluator.output_dir = args.out
         config.test_evaluator.keep_results = True
-    if args.launcher != "none":
-        prepare_distributed(config)
     return config
 
 

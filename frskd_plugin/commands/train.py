@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.commands import Terminated
+from frskd_plugin.commands.arguments import Settings, whole_number
+from frskd_plugin.commands.config import RECIPES, add_common_options, open_data, prepare_config
 from frskd_plugin.commands.run_guard import is_main, locked, what_is_lost
 from frskd_plugin.methods import method_names
-from frskd_plugin.mmengine.command_line import (
-    add_common_options,
-    check_common_options,
-    config_of,
-    default_work_dir,
-    open_data,
-)
-from frskd_plugin.mmengine.config_tools import enable_amp, explained_build, is_classifier, speed_up
-from frskd_plugin.mmengine.distributed import end_distributed, init_distributed, prepare_distributed
-from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
-from frskd_plugin.mmengine.resume import refuse_to_start_over, remove_run, resume_state
+from frskd_plugin.mmengine.config_tools import explained_build
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
+from frskd_plugin.mmengine.resume import refuse_to_start_over, remove_run
 from frskd_plugin.mmengine.safe_loading import safe_loading
 from frskd_plugin.mmengine.safety_hooks import guard_training
 from frskd_plugin.mmengine.stack_check import versions_text
-from frskd_plugin.mmengine.stored_config import parse_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common_options(parser)
     parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="train a classifier with weight decay 5e-4, Nesterov and a cosine (strong), or with Mixup or CutMix",
+    )
+    parser.add_argument(
         "--method",
         metavar="NAME",
         help=f"train a classifier with this method in place of the config's: {', '.join(method_names())}",
@@ -47,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method-options",
         nargs="+",
-        action=DictAction,
+        action=Settings,
         metavar="KEY=VALUE",
         help="settings of the method, such as temperature=3 or teacher.model_name=resnet34 teacher.checkpoint=FILE",
     )
@@ -68,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
     parser.add_argument("--channels-last", action="store_true", help="train in that memory format")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
-    parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same run")
+    parser.add_argument("--seed", type=whole_number, help="random seed; the same seed gives the same run")
     parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms only (slower on CUDA)")
     return parser
 
@@ -77,66 +74,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.seed is not None and args.seed < 0:
-        parser.error(f"--seed must be 0 or more, got {args.seed}")
     if args.resume and args.overwrite:
         parser.error("--overwrite removes what --resume goes on from: give one of them")
-    check_common_options(parser, args)
     return args
 
 
 def build_config(args: argparse.Namespace) -> Config:
-    """The config file with the command line's settings in it."""
-    config = config_of(args)
-    if args.method is not None or args.method_options is not None:
-        replaced = set_method(config, args.method, args.method_options or {})
-        if replaced and config.work_dir == default_work_dir(args.config):
-            config.work_dir = default_work_dir(args.config, args.method)
-    if is_classifier(config):
-        provide_method_data(config)
-    if args.amp or args.amp_dtype:
-        enable_amp(config, args.amp_dtype)
-    speed_up(config, args.channels_last, args.compile)
-    randomness = dict(config.get("randomness") or {})
-    if args.seed is not None:
-        randomness["seed"] = args.seed
-    if args.deterministic:
-        randomness["deterministic"] = True
-        # Read by cuBLAS when it is first used; without it torch refuses deterministic matrix products on CUDA.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    config.randomness = {"seed": None, **randomness}
-    if args.resume:
-        set_resume(config, explicit="load_from" in (args.cfg_options or {}))
-    if args.launcher != "none":
-        prepare_distributed(config)
-    return config
-
-
-def set_resume(config: Config, explicit: bool) -> None:
-    """Choose the checkpoint to go on from; one of another method is refused.
-
-    `explicit`: `--cfg-options load_from=FILE` beside `--resume` names it, as in mmseg. A `load_from` of the config
-    itself is what the run started from, and is used where there is no checkpoint yet.
-    """
-    config.resume = True
-    if explicit:
-        return
-    state = resume_state(config.work_dir)
-    if state is None:
-        config.resume = False
-        return
-    path, meta = state
-    if is_classifier(config) and isinstance(meta.get("cfg"), str):
-        trained, wanted = method_name(Config(parse_config(meta["cfg"], str(path)))), method_name(config)
-        if trained != wanted:
-            raise ValueError(
-                f"--resume: {path} was trained with the method {trained!r}, and this run is to train with {wanted!r}: "
-                f"give another --work-dir, or --overwrite in place of --resume to start again in this one"
-            )
-    config.load_from = str(path)
-    # The data order is made before mmengine reads the seed from the checkpoint.
-    if config.randomness["seed"] is None:
-        config.randomness["seed"] = meta.get("seed")
+    """Return the config of the training that the command line asks for."""
+    return prepare_config(args, training=True)
 
 
 @safe_loading()

@@ -1,28 +1,34 @@
-"""What the command lines do with a config before it becomes a Runner."""
+"""Read configs, refuse those of a later version, and move their data."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import importlib.util
-import logging
+import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from frskd_plugin.mmengine.mmcv_operators import MISSING_OPERATORS, lacks_operators
 from frskd_plugin.version import __version__
 
 VERSION_KEY = "frskd_plugin_version"
+# Settings that a config may leave out: those of `Runner`, then those that OpenMMLab's tools and this package read.
+KNOWN_SETTINGS = {*inspect.signature(Runner.__init__).parameters} - {"self"} | {
+    *("runner_type", "sync_bn", "find_unused_parameters", "model_wrapper_cfg", "tta_model", "tta_pipeline"),
+    *("auto_scale_lr", "frskd_plugin_version"),
+}
+SIMILAR = 0.85  # a new setting that looks so much like one beside it is a misspelling
 
 
 def read_config(path: str | Path) -> Config:
@@ -32,16 +38,27 @@ def read_config(path: str | Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: `frskd_plugin_version` in it is newer than the installed package, or it is of mmengine's new style,
-            with imported classes in place of names.
+        ValueError: it cannot be read, `frskd_plugin_version` in it is newer than the installed package, or it is of
+            mmengine's new style, with imported classes in place of names.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"config {path} is a folder; expected a Python config file in it")
     if not path.is_file():
         raise FileNotFoundError(
             f"config {path} not found; expected a Python config file, such as configs/frskd_voc_effdet_d0.py"
         )
-    with _forks_found():
-        config = Config.fromfile(path)
+    try:
+        with _forks_found():
+            config = Config.fromfile(path)
+    except SyntaxError as error:
+        file = path if (error.filename or "<").startswith("<") else Path(error.filename)
+        where = f"{file.name}, line {error.lineno}"
+        raise ValueError(f"config {path} is no valid Python: {error.msg} ({where})") from error
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a config raises
+        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
     check_version(config, str(path))
     classes = [part["type"] for part, _ in _dicts(config) if isinstance(part.get("type"), type)]
     if classes:
@@ -89,6 +106,57 @@ def _numbers(version: str) -> tuple[int, ...]:
     """Leading release numbers: '1.2.0rc1' -> (1, 2, 0)."""
     release = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(number) for number in release.group().split(".")) if release else ()
+
+
+def override(config: Config, options: Mapping[str, Any]) -> None:
+    """Set ``--cfg-options`` in a config.
+
+    Args:
+        config: is changed.
+        options: ``a.b.0`` -> value.
+
+    Raises:
+        ValueError: a setting is misspelled, or lies in something that has no settings.
+    """
+    for key, value in options.items():
+        _check_setting(config, key, value)
+        try:
+            config.merge_from_dict({key: value})
+        except Exception as error:
+            raise ValueError(f"--cfg-options {key}: {error.args[0] if error.args else error}") from error
+
+
+def _check_setting(config: Config, key: str, value: Any) -> None:
+    first, *parts = key.split(".")
+    if first == "custom_imports":
+        raise ValueError("--cfg-options custom_imports: it comes too late to import anything; give --import MODULE")
+    if first not in config and first not in KNOWN_SETTINGS:
+        near = difflib.get_close_matches(first, [*config, *sorted(KNOWN_SETTINGS)], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the config has {', '.join(sorted(config))}"
+        raise ValueError(f"--cfg-options {key}: there is no setting {first!r}; {hint}")
+    place, node = first, config.get(first)
+    for part in parts:
+        if node is None:
+            return
+        if isinstance(node, Mapping):
+            near = difflib.get_close_matches(part, node, n=1, cutoff=SIMILAR) if part not in node else []
+            if near:
+                raise ValueError(
+                    f"--cfg-options {key}: {place} has no setting {part!r}; did you mean {near[0]!r}? (If not, "
+                    f"write it into the config file.)"
+                )
+            node = node.get(part)
+        elif isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ValueError(f"--cfg-options {key}: {place} has the entries 0 to {len(node) - 1}, got {part!r}")
+            node = node[int(part)]
+        else:
+            raise ValueError(f"--cfg-options {key}: {place} is {node!r}, which has no settings")
+        place = f"{place}.{part}"
+    if isinstance(node, Mapping) and isinstance(value, (str, int, float)):
+        raise ValueError(
+            f"--cfg-options {key}: {key} has the settings {', '.join(node)}; give one of them, not {value!r}"
+        )
 
 
 def set_data_root(config: Any, data_root: str | Path) -> int:
@@ -150,50 +218,6 @@ def _dicts(value: Any, in_data: bool = False) -> Iterator[tuple[Any, bool]]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _dicts(item, in_data)
-
-
-def enable_amp(config: Config, dtype: str | None = None) -> None:
-    """Turn on mixed precision.
-
-    Args:
-        config: is changed.
-        dtype: 'fp16': mmengine's `AmpOptimWrapper`, which scales the loss; 'bf16': autocast alone; None: 'fp16' on CUDA
-            and 'bf16' on the CPU.
-
-    Raises:
-        ValueError: the config has an optimizer wrapper of another kind, or 'fp16' is asked for without CUDA.
-    """
-    wrapper = config.optim_wrapper
-    kind = wrapper.get("type", "OptimWrapper")
-    cuda = torch.cuda.is_available()
-    dtype = dtype or ("fp16" if cuda else "bf16")
-    if kind in ("AmpOptimWrapper", "AutocastOptimWrapper"):
-        print_log(f"--amp: the config already trains with {kind}.", logger="current", level=logging.WARNING)
-        return
-    if kind != "OptimWrapper":
-        raise ValueError(f"--amp needs optim_wrapper.type='OptimWrapper' in the config, got {kind!r}")
-    if dtype == "fp16" and not cuda:
-        raise ValueError("--amp-dtype fp16 needs CUDA, which is not available here; use --amp-dtype bf16")
-    if dtype == "fp16":
-        wrapper.type, wrapper.loss_scale = "AmpOptimWrapper", "dynamic"
-    else:
-        wrapper.type, wrapper.dtype = "AutocastOptimWrapper", "bfloat16"
-
-
-def speed_up(config: Config, channels_last: bool = False, compile: bool = False) -> None:
-    """Train in the channels_last layout, or through ``torch.compile``: settings of a classifier, hooks of other models.
-
-    Args:
-        config: is changed.
-        channels_last: as `ChannelsLastHook`.
-        compile: as `CompileHook`; of a classifier all is compiled, its method too.
-    """
-    choices = ((channels_last, "channels_last", "ChannelsLastHook"), (compile, "compile", "CompileHook"))
-    for wanted, setting, hook in choices:
-        if wanted and is_classifier(config):
-            config.model[setting] = True
-        elif wanted:
-            config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type=hook)]
 
 
 def is_classifier(config: Config) -> bool:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
 import frskd_plugin.timm  # noqa: F401
+from frskd_plugin.commands.config import load_config
 from frskd_plugin.data.catalog import IMAGE_SETS
 from frskd_plugin.mmengine.registration import registered_type
 
@@ -41,8 +42,8 @@ MIXED = [
 ]
 
 
-def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS / f"{name}.py")
+def load(name: str, recipe: str | None = None) -> Config:
+    return load_config(CONFIGS / f"{name}.py", recipe)
 
 
 def without(config: dict, *keys: str) -> dict:
@@ -50,11 +51,10 @@ def without(config: dict, *keys: str) -> dict:
 
 
 def test_leaves() -> None:
-    """Every data set, network and recipe that the paper names, and no other."""
-    names = {f"{data}_{model}{recipe}" for data, model in PAIRS for recipe in ("", "_strong")}
-    names |= {f"{data}_{model}_{mix}" for data, model in MIXED for mix in ("mixup", "cutmix")}
+    """Every data set and network that the paper names, and no other."""
     found = {path.stem for path in CONFIGS.glob("*.py") if path.stem.split("_")[1] not in ("voc", "camvid", "coco")}
-    assert found == {f"{kind}_{name}" for name in names for kind in ("baseline", "frskd")}
+    wanted = {f"{kind}_{data}_{model}" for data, model in PAIRS for kind in ("baseline", "frskd")}
+    assert found == {*wanted, "frskd_cifar100_resnet18_cifar_cutmix"}
 
 
 @pytest.mark.parametrize(("data", "model"), PAIRS)
@@ -77,7 +77,7 @@ def test_recipe(data: str, model: str) -> None:
 @pytest.mark.parametrize(("data", "model"), PAIRS)
 def test_strong_recipe_differs_in_the_schedule_alone(data: str, model: str) -> None:
     for kind in ("baseline", "frskd"):
-        strong, usual = load(f"{kind}_{data}_{model}_strong"), load(f"{kind}_{data}_{model}")
+        strong, usual = load(f"{kind}_{data}_{model}", "strong"), load(f"{kind}_{data}_{model}")
         changed = ("optim_wrapper", "param_scheduler")
         assert without(strong.to_dict(), *changed) == without(usual.to_dict(), *changed)
         assert strong.optim_wrapper.optimizer == dict(
@@ -94,9 +94,26 @@ def test_mixing_is_all_that_table_8_adds(data: str, model: str) -> None:
             ("mixup", dict(type="Mixup", alpha=PAPER[data][6])),
             ("cutmix", dict(type="CutMix", alpha=1.0)),
         ):
-            mixed = load(f"{kind}_{data}_{model}_{name}").to_dict()
+            mixed = load(f"{kind}_{data}_{model}", name).to_dict()
             assert mixed["model"].pop("mix") == expected
             assert mixed == usual
+
+
+def test_names_of_old_leaves_are_configs_with_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    old, leaf = load_config("configs/frskd_dogs_resnet18_mixup.py"), "frskd_cifar100_resnet18_cifar"
+    assert old.to_dict() == load("frskd_dogs_resnet18", "mixup").to_dict()
+    assert load(f"{leaf}_cutmix").to_dict() == load(leaf, "cutmix").to_dict()
+    assert Path(old.filename).name == "frskd_dogs_resnet18.py"
+    with pytest.raises(ValueError, match="--recipe strong: the config is of the recipe mixup already"):
+        load_config("frskd_dogs_resnet18_mixup", "strong")
+    with pytest.raises(ValueError, match="--recipe strong is for classifiers, and .*voc_fcn_r18.py trains none"):
+        load("frskd_voc_fcn_r18", "strong")
+    with pytest.raises(ValueError, match="--recipe must be one of strong, mixup, cutmix, got 'weak'"):
+        load("frskd_dogs_resnet18", "weak")
+    (tmp_path / "mine.py").write_text("model = dict(type='TimmClassifier')\n")
+    with pytest.raises(ValueError, match="--recipe mixup does not fit mine.py: "):
+        load_config("mine.py", "mixup")
 
 
 @pytest.mark.parametrize(("data", "model"), PAIRS)

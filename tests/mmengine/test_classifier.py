@@ -16,12 +16,11 @@ from mmengine.runner import load_checkpoint
 from torch.nn import functional as F
 
 import frskd_plugin
+from frskd_plugin.commands.config import check_classes, enable_amp
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages
-from frskd_plugin.mmengine.command_line import check_classes
-from frskd_plugin.mmengine.config_tools import enable_amp
 from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
 from frskd_plugin.mmengine.method_dataset import MethodDataset
 from frskd_plugin.mmengine.seeded_dataset import SeededDataset

@@ -12,10 +12,21 @@ from mmengine.config import Config
 
 from frskd_plugin import commands
 from frskd_plugin.mmengine.resume import load_checkpoint
-from tests.helpers.real_runs import final_weights, load_tool, run_tool, train, write_config
+from tests.helpers.real_runs import command, final_weights, load_tool, run_tool, train, write_config
 from tests.helpers.tiny_mmseg import tiny_config
 
 TRAIN = "tools/train.py"
+# of a segmentor's training, as far as the command line looks at it
+SETTINGS = """
+model = dict(type="FRSKDEncoderDecoder", backbone=dict(type="X"))
+train_cfg = dict(by_epoch=True, max_epochs=3, val_interval=1)
+train_dataloader = dict(batch_size=2, num_workers=0)
+val_dataloader = dict(batch_size=2, num_workers=0)
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4))
+param_scheduler = dict(type="MultiStepLR", milestones=[1, 2])
+custom_hooks = [dict(type="StepSeedHook")]
+randomness = dict(seed=1)
+"""
 
 
 @pytest.fixture
@@ -113,23 +124,108 @@ def test_resume_takes_the_seed_of_the_checkpoint(config_file: Path, tmp_path: Pa
     assert config.resume is True and config.load_from == str(work_dir / "epoch_1.pth")
     assert config.randomness["seed"] == 77
     assert built(config_file, *options).randomness["seed"] == 3
-    named = built(config_file, *options, "--cfg-options", "load_from=other.pth")
-    assert named.resume is True and named.load_from == "other.pth"
+    named = built(config_file, *options, "--cfg-options", f"load_from={work_dir}/epoch_1.pth")
+    assert named.resume is True and named.load_from == f"{work_dir}/epoch_1.pth"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["missing.py"], "config missing.py not found; expected a config file"),
+        (["missing.py"], "config missing.py not found; expected a Python config file"),
+        (["{tmp}"], "config .* is a folder; expected a Python config file"),
+        ([""], "config is empty; expected a path"),
+        (["{tmp}/syntax.py"], r"syntax.py is no valid Python: '\(' was never closed \(syntax.py, line 2\)"),
+        (["{tmp}/raises.py"], "raises.py cannot be read: ZeroDivisionError: division by zero"),
+        (["{tmp}/base.py"], "base.py cannot be read: .*nowhere.py"),
         (["{config}", "--data-root", "nowhere"], "--data-root: nowhere is not a folder"),
-        (["{config}", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+        (["{config}", "--data-root", ""], "data-root is empty"),
+        (["{config}", "--work-dir", ""], "work-dir is empty"),
+        (["{config}", "--work-dir", "{config}"], "--work-dir: .*tiny.py is a file; expected a folder"),
+        (["{config}", "--seed", "-1"], "argument --seed: '-1' is not a whole number, 0 or above"),
+        (["{config}", "--seed", "1.5"], "argument --seed: '1.5' is not a whole number"),
         (["{config}", "--launcher", "dask"], "invalid choice: 'dask'"),
+        (["{config}", "--launcher", "pytorch"], "RANK, WORLD_SIZE, .* are not set; start with tools/dist_train.sh"),
+        (["{config}", "--recipe", "weak"], "invalid choice: 'weak'"),
+        (["{config}", "--recipe", "strong"], "--recipe strong is for classifiers"),
+        (
+            ["{config}", "--import", "no_such_module"],
+            "there is no such module in .* or on PYTHONPATH",
+        ),
+        (["{config}", "--import", "broken"], "--import broken: importing it fails with NameError: name 'x'"),
+        (["{config}", "--import", "needy"], "--import needy: it needs a module that is missing: .*not_there"),
     ],
 )
-def test_bad_options(options: list[str], message: str, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        load_tool("train").parse_args([option.format(config=config_file) for option in options])
-    assert message in capsys.readouterr().err
+def test_bad_options(
+    options: list[str], message: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "syntax.py").write_text("a = 1\nmodel = dict(\n")
+    (tmp_path / "raises.py").write_text("a = 1 / 0\n")
+    (tmp_path / "base.py").write_text("_base_ = './nowhere.py'\n")
+    (tmp_path / "broken.py").write_text("x\n")
+    (tmp_path / "needy.py").write_text("import not_there\n")
+    done = command("train", *(option.format(config=config_file, tmp=tmp_path) for option in options))
+    assert done.returncode == 2 and re.search(message, done.stderr.splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("modell.backbone.type=X", "there is no setting 'modell'; did you mean 'model'"),
+        ("train_cfgs.max_epochs=3", "there is no setting 'train_cfgs'; did you mean 'train_cfg'"),
+        ("zzz=3", "there is no setting 'zzz'; the config has .*, model, "),
+        ("custom_imports.imports=x", "too late to import anything; give --import MODULE"),
+        ("train_cfg.max_epoch=3", "train_cfg has no setting 'max_epoch'; did you mean 'max_epochs'"),
+        ("optim_wrapper.optimiser.lr=3", "optim_wrapper has no setting 'optimiser'; did you mean 'optimizer'"),
+        ("custom_hooks.99.interval=3", "custom_hooks has the entries 0 to [0-9], got '99'"),
+        ("custom_hooks.first.interval=3", "custom_hooks has the entries 0 to [0-9], got 'first'"),
+        ("model.type.x=3", "model.type is 'FRSKDEncoderDecoder', which has no settings"),
+        ("model=3", "model has the settings type, backbone; give one of them, not 3"),
+        ("train_cfg.max_epochs=0", "train_cfg.max_epochs must be an int >= 1, got 0"),
+        ("train_cfg.max_epochs=abc", "train_cfg.max_epochs must be an int >= 1, got 'abc'"),
+        ("train_cfg.val_interval=-1", "train_cfg.val_interval must be an int >= 1, got -1"),
+        ("train_dataloader.batch_size=2.5", "train_dataloader.batch_size must be an int >= 1, got 2.5"),
+        ("val_dataloader.num_workers=-1", "val_dataloader.num_workers must be an int >= 0, got -1"),
+        ("optim_wrapper.optimizer.lr=abc", "optim_wrapper.optimizer.lr must be a number >= 0, got 'abc'"),
+        ("optim_wrapper.optimizer.lr=-1", "optim_wrapper.optimizer.lr must be a number >= 0, got -1"),
+        ("optim_wrapper.optimizer.type=SDG", "there is no optimizer 'SDG'; did you mean 'SGD'"),
+        ("param_scheduler.milestones=abc", r"param_scheduler.milestones must be a list of ints, such as \[100,150\]"),
+        ("randomness.seed=-3", "randomness.seed must be an int >= 0, got -3"),
+        ("load_from=/nowhere.pth", "load_from: /nowhere.pth not found; expected a checkpoint file"),
+        ("max_epochs", "argument --cfg-options: expected KEY=VALUE, such as train_cfg.max_epochs=60, got 'max_epochs'"),
+        ("=3", "expected KEY=VALUE"),
+        ("a..b=3", "expected KEY=VALUE"),
+        ("model.type=[1,(2]", "model.type: cannot read the value"),
+    ],
+)
+def test_wrong_settings(option: str, message: str, tmp_path: Path) -> None:
+    config_file = tmp_path / "wrong.py"
+    config_file.write_text(SETTINGS)
+    done = command("train", config_file, "--work-dir", tmp_path / "w", "--cfg-options", option)
+    assert done.returncode == 2 and re.search(message, done.stderr.splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "w").exists()
+
+
+def test_settings_that_are_new_and_right(tmp_path: Path) -> None:
+    config_file = tmp_path / "right.py"
+    config_file.write_text(SETTINGS)
+    options = ("sync_bn=torch", "experiment_name=x", "optim_wrapper.clip_grad.max_norm=3", "train_cfg.max_epochs=4")
+    config = built(
+        config_file, "--cfg-options", *options, "custom_hooks.0.interval=5", "train_dataloader.drop_last=True"
+    )
+    assert config.optim_wrapper.clip_grad.max_norm == 3 and config.custom_hooks[0].interval == 5
+    assert config.sync_bn == "torch" and config.train_cfg.max_epochs == 4
+
+
+def test_a_module_beside_the_config_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "right.py").write_text(SETTINGS)
+    (tmp_path / "my_frskd_parts.py").write_text("LOADED = True\n")
+    built(tmp_path / "right.py", "--import", "my_frskd_parts")
+    assert sys.modules.pop("my_frskd_parts").LOADED
 
 
 def test_config_of_a_later_version(config_file: Path) -> None:
@@ -185,11 +281,11 @@ def test_test_tool_reports_the_score_of_the_last_validation(
     assert len(list((tmp_path / "maps").glob("*.png"))) == 8
 
 
-def test_bad_options_of_the_test_tool(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_of_the_test_tool(config_file: Path, tmp_path: Path) -> None:
     tool = load_tool("test")
-    with pytest.raises(SystemExit, match="2"):
-        tool.parse_args([str(config_file), "missing.pth"])
-    assert "checkpoint missing.pth not found" in capsys.readouterr().err
+    for checkpoint in ("missing.pth", "", tmp_path):
+        done = command("test", config_file, checkpoint)
+        assert done.returncode == 2 and "not found; expected checkpoint to be a file" in done.stderr
     with pytest.raises(ValueError, match="--tta needs tta_model and tta_pipeline"):
         tool.build_config(tool.parse_args([str(config_file), str(config_file), "--tta"]))
     with pytest.raises(ValueError, match="need default_hooks.visualization"):

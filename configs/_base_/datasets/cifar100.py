@@ -2,6 +2,7 @@
 data_root = "data/cifar100"  # tools/train.py --data-root sets it
 num_classes = 100
 frskd = dict(alpha=2.0, beta=100.0)  # the paper's weights for this data set
+mixup_alpha = 0.2  # Table 8
 
 # of the training set
 data_preprocessor = dict(

@@ -1,3 +1,0 @@
-_base_ = "./baseline_dogs_resnet18.py"
-
-model = dict(mix=dict(type="Mixup", alpha=0.3))

@@ -1,7 +1,0 @@
-_base_ = [
-    "./_base_/models/resnet34.py",
-    "./_base_/datasets/imagenet.py",
-    "./_base_/schedules/classification_90e_strong.py",
-]
-
-model = dict(student=dict(num_classes=_base_.num_classes), data_preprocessor=_base_.data_preprocessor)

@@ -1,3 +1,0 @@
-_base_ = "./baseline_mit67_resnet18.py"
-
-model = dict(mix=dict(type="CutMix", alpha=1.0))

@@ -1,3 +1,0 @@
-_base_ = "./frskd_cifar100_resnet18_cifar.py"
-
-model = dict(mix=dict(type="Mixup", alpha=0.2))

@@ -1,3 +1,0 @@
-_base_ = "./baseline_imagenet_resnet34_strong.py"
-
-model = dict(method=dict(name="frskd", temperature=4.0, width=2, **_base_.frskd))

@@ -1,0 +1,414 @@
+"""Make the config of a run, in one pass: its file, the command line, the method and what it needs of the data."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
+from torch import nn
+
+import frskd_plugin
+from frskd_plugin.commands.arguments import Settings
+from frskd_plugin.mmengine.config_tools import is_classifier, override, read_config, set_data_root
+from frskd_plugin.mmengine.distributed import prepare_distributed
+from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
+from frskd_plugin.mmengine.resume import resume_state
+from frskd_plugin.mmengine.stored_config import parse_config
+
+RECIPES = ("strong", "mixup", "cutmix")
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``config`` and the options of every command that runs a config."""
+    parser.add_argument(
+        "config", help="config file, such as configs/frskd_voc_effdet_d0.py; one of the package is found anywhere"
+    )
+    parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
+    parser.add_argument("--data-root", help="folder of the data set; sets every data_root in the config")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Settings,
+        metavar="KEY=VALUE",
+        help="settings that override the config: key=value, nested as a.b=value, lists as key='[a,b]' or key=a,b",
+    )
+    add_import_option(parser)
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--import``, for `import_modules`."""
+    parser.add_argument(
+        "--import",
+        nargs="+",
+        dest="imports",
+        default=[],
+        metavar="MODULE",
+        help="modules to import first, which register methods and components of yours: in this folder, beside the "
+        "config or on PYTHONPATH",
+    )
+
+
+def import_modules(names: Sequence[str], *folders: str | Path) -> None:
+    """Import modules by name, from `folders`, the current folder and wherever Python looks.
+
+    Raises:
+        ImportError: there is no such module, or it fails.
+    """
+    places = list(dict.fromkeys(str(Path(folder).resolve()) for folder in (*folders, ".")))
+    sys.path.extend(place for place in places if names and place not in sys.path)  # last: they must not hide others
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not name or not f"{name}.".startswith(f"{error.name}."):
+                raise ImportError(f"--import {name}: it needs a module that is missing: {error}") from error
+            raise ImportError(
+                f"--import {name}: there is no such module in {', '.join(places)} or on PYTHONPATH; expected the name "
+                f"of a module, without .py"
+            ) from error
+        except Exception as error:
+            raise ImportError(f"--import {name}: importing it fails with {type(error).__name__}: {error}") from error
+
+
+def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
+    """Return the config of a run with the command line's settings in it.
+
+    Args:
+        args: options of `add_common_options`; for `training` those of `frskd train` too.
+        training: whether the run trains, or tests a checkpoint.
+
+    Raises:
+        FileNotFoundError: the config, the data or a checkpoint that it names is not there.
+        ValueError: an option or a setting has a wrong name or value.
+    """
+    check_options(args)
+    import_modules(args.imports, Path(args.config).parent)
+    config = load_config(args.config, args.recipe if training else None)
+    config.launcher = args.launcher
+    if args.data_root is not None and set_data_root(config, args.data_root) == 0:
+        raise ValueError(f"--data-root: {args.config} has no data_root to set; set the paths with --cfg-options")
+    override(config, args.cfg_options or {})
+    named = [args.recipe] if training and args.recipe else []
+    if training and is_classifier(config):
+        config.recipe = args.recipe or locate_config(args.config)[1]  # `set_resume` compares it
+    if training and (args.method is not None or args.method_options is not None):
+        if set_method(config, args.method, args.method_options or {}):
+            named.append(args.method)
+    # Command line, then config, then the name of the config: the order that mmseg's users know.
+    config.work_dir = args.work_dir or config.get("work_dir") or default_work_dir(args.config, *named)
+    check_values(config)
+    if is_classifier(config):
+        provide_method_data(config)
+    if training:
+        _set_speed(config, args)
+        _set_randomness(config, args)
+        if args.resume:
+            set_resume(config, explicit="load_from" in (args.cfg_options or {}))
+        _check_load_from(config)
+    if args.launcher != "none":
+        prepare_distributed(config)
+    return config
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse folders that are not there and names that are empty, before anything is read.
+
+    Raises:
+        FileNotFoundError, ValueError: see above.
+    """
+    for option in ("config", "work_dir", "data_root"):
+        if getattr(args, option) == "":
+            raise ValueError(f"{option.replace('_', '-')} is empty; expected a path")
+    if args.data_root is not None and not Path(args.data_root).is_dir():
+        raise FileNotFoundError(f"--data-root: {args.data_root} is not a folder; expected the data set's root folder")
+    if args.work_dir is not None and Path(args.work_dir).exists() and not Path(args.work_dir).is_dir():
+        raise ValueError(f"--work-dir: {args.work_dir} is a file; expected a folder, which may be new")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+
+def load_config(path: str | Path, recipe: str | None = None) -> Config:
+    """Read a config, one of the package's own wherever this is called, with a recipe laid over it.
+
+    Args:
+        path: file; see `locate_config`.
+        recipe: out of `RECIPES`; None takes the one that the name of the file asks for, if any.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ValueError: it cannot be read, or the recipe does not fit it.
+    """
+    path, named = locate_config(path)
+    if recipe and named and recipe != named:
+        raise ValueError(f"--recipe {recipe}: the config is of the recipe {named} already; leave one of them out")
+    recipe = recipe or named
+    return read_config(path) if recipe is None else apply_recipe(path, recipe)
+
+
+def locate_config(path: str | Path) -> tuple[Path, str | None]:
+    """Return the file of a config, and the recipe that its name asks for.
+
+    A file that is not there is looked for among the package's configs, with ``configs/`` and ``.py`` or without;
+    ``NAME_strong``, where there is none, is ``NAME`` with the recipe ``strong``.
+
+    >>> path, recipe = locate_config("frskd_cub200_resnet18_strong")
+    >>> path.name, recipe
+    ('frskd_cub200_resnet18.py', 'strong')
+    """
+    path = Path(path)
+    if path.exists():
+        return path, None
+    name = path.name.removesuffix(".py")
+    base, _, ending = name.rpartition("_")
+    found, plain = find_file(f"configs/{name}.py"), find_file(f"configs/{base}.py")
+    if found is None and plain is not None and ending in RECIPES:
+        return plain, ending
+    return found or path, None
+
+
+def find_file(name: str) -> Path | None:
+    """Return a file of ``configs/`` or ``tools/`` in the checkout or the wheel; None where there is none."""
+    package = Path(frskd_plugin.__file__).parent
+    return next((folder / name for folder in (package.parent, package / ".mim") if (folder / name).is_file()), None)
+
+
+def apply_recipe(path: str | Path, recipe: str) -> Config:
+    """Read a classifier's config with a recipe of ``configs/_base_/recipes`` laid over it.
+
+    Raises:
+        ValueError: there is no such recipe, or it does not fit the config.
+    """
+    overlay = find_file(f"configs/_base_/recipes/{recipe}.py")
+    if overlay is None:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    plain = read_config(path)
+    if not is_classifier(plain):
+        raise ValueError(f"--recipe {recipe} is for classifiers, and {path} trains none; leave it out")
+    try:
+        text = f"_base_ = {str(Path(path).resolve())!r}\n{overlay.read_text(encoding='utf-8')}"
+        merged = Config.fromstring(text, file_format=".py")
+    except Exception as error:  # mmengine's, where the config lacks what the recipe builds on
+        raise ValueError(f"--recipe {recipe} does not fit {path}: {error}") from error
+    return Config(merged.to_dict(), filename=plain.filename)
+
+
+def check_values(config: Config) -> None:
+    """Refuse numbers that mmengine would only stumble over, or silently misread, once the training runs.
+
+    Raises:
+        ValueError: a setting has the wrong type or size.
+    """
+    counts = {f"train_cfg.{name}": 1 for name in ("max_epochs", "max_iters", "val_interval")}
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        counts |= {f"{loader}.batch_size": 1, f"{loader}.num_workers": 0}
+    counts |= {"optim_wrapper.accumulative_counts": 1, "randomness.seed": 0}
+    for name, least in counts.items():
+        value = _setting(config, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+    for name in ("lr", "weight_decay", "momentum"):
+        value = _setting(config, f"optim_wrapper.optimizer.{name}")
+        # `not >=` also refuses NaN
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
+            raise ValueError(f"optim_wrapper.optimizer.{name} must be a number >= 0, got {value!r}")
+    schedulers = config.get("param_scheduler") or []
+    for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
+        if not isinstance(scheduler, Mapping):
+            continue  # of several optimizers, by name
+        milestones = scheduler.get("milestones", ())
+        if not isinstance(milestones, (list, tuple)) or not all(isinstance(step, int) for step in milestones):
+            raise ValueError(
+                f"param_scheduler.milestones must be a list of ints, such as [100,150], got {milestones!r}"
+            )
+    _check_optimizer(config)
+
+
+def _check_optimizer(config: Config) -> None:
+    name = _setting(config, "optim_wrapper.optimizer.type")
+    if not isinstance(name, str):
+        return
+    with OPTIMIZERS.switch_scope_and_registry(config.get("default_scope")) as registry:
+        if registry.get(name) is None:
+            near = difflib.get_close_matches(name, OPTIMIZERS.module_dict, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"optim_wrapper.optimizer.type: there is no optimizer {name!r}{hint}")
+
+
+def _setting(config: Any, name: str) -> Any:
+    """Return a nested setting; None where there is none."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, (Mapping, Config)) else None
+    return config
+
+
+def default_work_dir(config_file: str | Path, *parts: str) -> str:
+    """Return the folder of a run whose config and command line name none; ``parts`` tell it from others of that config.
+
+    >>> default_work_dir("configs/fcn_r18.py"), default_work_dir("configs/fcn_r18.py", "one")
+    ('work_dirs/fcn_r18', 'work_dirs/fcn_r18_one')
+    """
+    return str(Path("work_dirs") / "_".join([Path(config_file).stem, *parts]))
+
+
+def _set_speed(config: Config, args: argparse.Namespace) -> None:
+    """Set mixed precision, memory format and compilation: a classifier has settings for the last two, others hooks."""
+    if args.amp or args.amp_dtype:
+        enable_amp(config, args.amp_dtype)
+    choices = (
+        (args.channels_last, "channels_last", "ChannelsLastHook"),
+        (args.compile, "compile", "CompileHook"),
+    )
+    for wanted, setting, hook in choices:
+        if wanted and is_classifier(config):
+            config.model[setting] = True
+        elif wanted:
+            config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type=hook)]
+
+
+def enable_amp(config: Config, dtype: str | None = None) -> None:
+    """Turn on mixed precision.
+
+    Args:
+        config: is changed.
+        dtype: 'fp16': mmengine's `AmpOptimWrapper`, which scales the loss; 'bf16': autocast alone; None: 'fp16' on CUDA
+            and 'bf16' on the CPU.
+
+    Raises:
+        ValueError: the config has an optimizer wrapper of another kind, or 'fp16' is asked for without CUDA.
+    """
+    wrapper = config.get("optim_wrapper")
+    if not isinstance(wrapper, dict):
+        raise ValueError("--amp needs an optim_wrapper in the config, which has none")
+    kind = wrapper.get("type", "OptimWrapper")
+    cuda = torch.cuda.is_available()
+    dtype = dtype or ("fp16" if cuda else "bf16")
+    if kind in ("AmpOptimWrapper", "AutocastOptimWrapper"):
+        print_log(f"--amp: the config already trains with {kind}.", logger="current", level=logging.WARNING)
+        return
+    if kind != "OptimWrapper":
+        raise ValueError(f"--amp needs optim_wrapper.type='OptimWrapper' in the config, got {kind!r}")
+    if dtype == "fp16" and not cuda:
+        raise ValueError("--amp-dtype fp16 needs CUDA, which is not available here; use --amp-dtype bf16")
+    if dtype == "fp16":
+        wrapper.type, wrapper.loss_scale = "AmpOptimWrapper", "dynamic"
+    else:
+        wrapper.type, wrapper.dtype = "AutocastOptimWrapper", "bfloat16"
+
+
+def _set_randomness(config: Config, args: argparse.Namespace) -> None:
+    randomness = dict(config.get("randomness") or {})
+    if args.seed is not None:
+        randomness["seed"] = args.seed
+    if args.deterministic:
+        randomness["deterministic"] = True
+        # Read by cuBLAS when it is first used; without it torch refuses deterministic matrix products on CUDA.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    config.randomness = {"seed": None, **randomness}
+
+
+def set_resume(config: Config, explicit: bool) -> None:
+    """Choose the checkpoint to go on from; one of another method or recipe is refused.
+
+    Args:
+        config: is changed.
+        explicit: whether ``--cfg-options load_from=FILE`` beside ``--resume`` names it, as in mmseg. A `load_from` of
+            the config itself is what the run started from, and is used where there is no checkpoint yet.
+
+    Raises:
+        ValueError: see above.
+    """
+    config.resume = True
+    if explicit:
+        return
+    state = resume_state(config.work_dir)
+    if state is None:
+        config.resume = False
+        return
+    path, meta = state
+    if is_classifier(config) and isinstance(meta.get("cfg"), str):
+        trained = Config(parse_config(meta["cfg"], str(path)))
+        kinds = {"method": (method_name(trained), method_name(config))}
+        if "recipe" in trained:  # not in what version 0.1 wrote
+            kinds["recipe"] = (trained.recipe, config.recipe)
+        for kind, (before, now) in kinds.items():
+            if before != now:
+                raise ValueError(
+                    f"--resume: {path} was trained with the {kind} {before!r}, and this run is to train with {now!r}: "
+                    f"give another --work-dir, or --overwrite in place of --resume to start again in this one"
+                )
+    config.load_from = str(path)
+    # The data order is made before mmengine reads the seed from the checkpoint.
+    if config.randomness["seed"] is None:
+        config.randomness["seed"] = meta.get("seed")
+
+
+def _check_load_from(config: Config) -> None:
+    path = config.get("load_from")
+    if path is not None and "://" not in str(path) and not Path(str(path)).is_file():
+        raise FileNotFoundError(f"load_from: {path} not found; expected a checkpoint file")
+
+
+def open_data(runner: Runner, *loops: str) -> None:
+    """Open the data sets of a runner's loops ('train', 'val', 'test'), so that what is wrong with them shows at once.
+
+    Raises:
+        FileNotFoundError: a data set is missing.
+        ValueError: it has labels that the model has no class for.
+    """
+    for loop in loops:
+        built = getattr(runner, f"{loop}_loop")  # the property builds it
+        dataset = getattr(getattr(built, "dataloader", None), "dataset", None)
+        if dataset is not None:
+            check_classes(f"{loop}_dataloader", dataset, getattr(runner.model, "module", runner.model))
+
+
+def check_classes(name: str, dataset: Any, model: nn.Module) -> None:
+    """Compare the labels of a data set, or the number of its classes, with those that a model predicts.
+
+    Args:
+        name: of the data set in the config, for messages.
+        dataset: with ``targets`` (of our classification data sets) or ``metainfo['classes']``, also inside of others.
+        model: a classifier, segmentor or detector; what says nothing of its classes is not checked.
+
+    Raises:
+        ValueError: the data set has labels that the model has no class for.
+    """
+    setting, num_classes = _classes_of(model)
+    if num_classes is None:
+        return
+    found = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    while not hasattr(dataset, "targets") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    if len(getattr(dataset, "targets", ())):
+        found = int(torch.as_tensor(dataset.targets).max()) + 1
+    if found > num_classes:
+        raise ValueError(
+            f"{name}: the data set has labels 0..{found - 1}, but {setting} is {num_classes}: set it to the number of "
+            "the data set's classes, or give the data that the model is for"
+        )
+
+
+def _classes_of(model: nn.Module) -> tuple[str, int | None]:
+    """Setting of the number of classes, as a config names it, and its value; None where the model does not say."""
+    network = getattr(model, "network", None)
+    if network is not None:
+        return "model.student.num_classes", getattr(network.student, "num_classes", None)
+    for part in ("decode_head", "bbox_head"):
+        head = getattr(model, part, None)
+        if head is not None:
+            head = head[-1] if isinstance(head, nn.ModuleList) else head
+            return f"model.{part}.num_classes", getattr(head, "num_classes", None)
+    return "", None
