@@ -49,7 +49,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
 
 
-def add_import_option(parser: argparse.ArgumentParser) -> None:
+def add_import_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--import``, for `import_modules`."""
     parser.add_argument(
         "--import",

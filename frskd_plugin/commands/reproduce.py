@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 
 from frskd_plugin.commands.arguments import check_device, positive_int, whole_number
+from frskd_plugin.commands.config import add_import_option, import_modules
 from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios, total_text
 from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Run, Scale, Table, checksum, plan_cell, plan_table
 from frskd_plugin.commands.reproduce_runs import Machine, Store, Trainer, read_json, training_command, write_json
@@ -59,14 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     part.add_argument("--models", nargs="+", metavar="NAME", help="of its networks (all)")
     part.add_argument("--methods", nargs="+", metavar="NAME", help="of its rows (all)")
     part.add_argument("--seeds", nargs="+", type=whole_number, metavar="N", help="(0 1 2; Tables 3 and 4: 0)")
-    part.add_argument(
-        "--import",
-        nargs="+",
-        default=[],
-        dest="imports",
-        metavar="MODULE",
-        help="modules that register methods of your own, each of which becomes a row",
-    )
+    add_import_option(part)  # each method that they register becomes a row
     scale = parser.add_argument_group("other than the paper's conditions")
     scale.add_argument("--epochs", type=positive_int, help="in all; the schedule shrinks with them")
     scale.add_argument("--images-per-class", type=positive_int, metavar="N", help="train on the first N of each class")
@@ -147,9 +139,7 @@ def make_session(args: argparse.Namespace) -> Session:
         ValueError: see `reproduce`.
     """
     whole = TABLES[args.table]
-    sys.path += [os.getcwd()] if args.imports else []
-    for module in args.imports:
-        importlib.import_module(module)
+    import_modules(args.imports)
     if args.imports and not whole.is_segmentation:
         names = [name for name in method_names() if not method_class(name).__module__.startswith("frskd_plugin.")]
         own = [Row(name, name, name, imports=tuple(args.imports)) for name in names]
