@@ -159,6 +159,9 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
                 f"(shape {list(feat.shape)}). "
                 "Channels stand at dimension 1 (NCHW); set `in_channels` to the backbone's channels."
             )
+    if any(feat.shape[0] != feats[0].shape[0] for feat in feats):
+        batches = [feat.shape[0] for feat in feats]
+        raise ValueError(f"{owner} takes the feature maps of one batch, got {batches} images at the levels.")
     check_order(feats, owner)
 
 

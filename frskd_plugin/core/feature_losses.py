@@ -119,15 +119,21 @@ class AttentionTransferLoss(nn.Module):
 
 
 def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> None:
-    """Refuse lists of different length.
+    """Refuse lists of different length, and maps of one level of different batch or size.
 
     Raises:
-        ValueError: if student and teacher do not hand out the same number of levels.
+        ValueError: if student and teacher do not hand out the same levels.
     """
     if len(feats) != len(refined_feats) or not feats:
         raise ValueError(
             f"Student and self-teacher must hand out the same levels, got {len(feats)} and {len(refined_feats)} maps."
         )
+    for level, (feat, refined_feat) in enumerate(zip(feats, refined_feats, strict=True)):
+        if feat.shape[:1] + feat.shape[2:] != refined_feat.shape[:1] + refined_feat.shape[2:]:
+            raise ValueError(
+                f"Maps are compared position by position: those of level {level} must agree in B, H and W, got "
+                f"{list(feat.shape)} of the student and {list(refined_feat.shape)} of the self-teacher."
+            )
 
 
 def init_regressor(conv: nn.Conv2d) -> None:

@@ -14,6 +14,7 @@ from frskd_plugin.core import (
     FRSKDLoss,
     HintLoss,
     OverhaulLoss,
+    SelfTeacherNeck,
     SoftLabelLoss,
     attention_map,
     attention_transfer_loss,
@@ -289,3 +290,15 @@ def test_factor_scales_and_switches_off():
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4, 4), (2, 8, 2, 2)])
+@pytest.mark.parametrize("make", [AttentionTransferLoss, lambda: HintLoss([4], [8])])
+def test_maps_of_another_batch_or_size_are_never_broadcast(make, shape):
+    with pytest.raises(ValueError, match=r"level 0 must agree in B, H and W, got \[2, 4, 4, 4\] of the student and"):
+        make()([torch.rand(2, 4, 4, 4)], [torch.rand(shape)])
+
+
+def test_levels_of_another_batch_are_refused():
+    with pytest.raises(ValueError, match=r"SelfTeacherNeck takes the feature maps of one batch, got \[2, 1\] images"):
+        SelfTeacherNeck([4, 8], width=1)([torch.rand(2, 4, 4, 4), torch.rand(1, 8, 2, 2)])

@@ -430,3 +430,18 @@ class TestOlderTimm:
             assert torch.equal(result["loss_ce"], F.cross_entropy(result["output"], targets))
         with pytest.raises(TypeError, match=r"criterion_kwargs needs timm >= 1\.0\.31.*give `criterion`"):
             make_task(criterion_kwargs={"smoothing": 0.1})
+
+
+def test_targets_and_criterion_are_checked_in_both_modes():
+    images, labels = toy_batch()
+    settings = dict(width=1, verbose=False)
+    task = frskd_plugin.FRSKDTask(ToyClassifier(), criterion=nn.CrossEntropyLoss(), **settings)
+    for mode in (True, False):
+        task.train(mode)
+        assert task(images, labels.int())["loss"].isfinite()
+        with pytest.raises(ValueError, match=r"CrossEntropyLoss takes labels \[B\] .* got torch.float32 \[4\]"):
+            task(images, labels.float())
+    task = frskd_plugin.FRSKDTask(ToyClassifier(), criterion=nn.CrossEntropyLoss(reduction="none"), **settings)
+    for mode in (True, False):
+        with pytest.raises(ValueError, match="must be a scalar tensor, got shape .*reduction='mean'"):
+            task.train(mode)(images, labels)
