@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from frskd_plugin.commands.attention_maps import TrainedNetwork, attention_picture, in_order, labels_of, open_checkpoint
 from frskd_plugin.commands.report_logs import RunLogs, position_text
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.methods.registry import method_class, method_names
-from frskd_plugin.mmengine.attention_picture import attention_picture, in_order, labels_of
 from frskd_plugin.mmengine.stored_config import parse_config
-from frskd_plugin.mmengine.trained_network import TrainedNetwork, open_checkpoint
 
 Facts = dict[str, str]
 # a method's settings that are told also where the config leaves them at their default

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from frskd_plugin.mmengine.best_and_last_hook import RESULT_NAME
+from frskd_plugin.mmengine.hooks import RESULT_NAME
 from frskd_plugin.mmengine.json_log import LOGS, PLACES, is_number, json_lines, parse_json
 
 # how the metrics of this package call the self-teacher's scores

@@ -158,7 +158,7 @@ def classifier(
 def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep, TrainingStep, int]:
     """See `training_steps`; as the configs of the paper describe both."""
     try:
-        from frskd_plugin.mmengine.compile_hook import default_parts
+        from frskd_plugin.mmengine.hooks import default_parts
 
         configs = [read_segmentor(f"{kind}_voc_{name}.py") for kind in ("baseline", "frskd")]
         size, batch = settings.size or SEGMENTOR_SIZE, settings.batch or SEGMENTOR_BATCH

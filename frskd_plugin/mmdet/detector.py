@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
-import frskd_plugin.mmengine.optim_constructor  # noqa: F401  (the self-teacher trains at the rate of the head)
+import frskd_plugin.mmengine.optim  # noqa: F401  (the self-teacher trains at the rate of the head)
 from frskd_plugin.core.dry_run import forked_rng
 from frskd_plugin.mmdet.dense_head import dense_losses
 from frskd_plugin.mmdet.servable import check_servable, check_single_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
-from frskd_plugin.mmengine.mmcv_operators import MISSING_OPERATORS
+from frskd_plugin.mmengine.registration import MISSING_OPERATORS
 
 
 def check_operators() -> None:

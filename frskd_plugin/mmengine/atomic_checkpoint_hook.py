@@ -20,6 +20,7 @@ from torch import nn
 
 from frskd_plugin.core.atomic_write import atomic_write, temporary_files
 from frskd_plugin.mmengine.atomic_write import BACKEND_NAME
+from frskd_plugin.mmengine.hooks import unwrap_model
 from frskd_plugin.mmengine.resume import (
     BEST_FILES,
     LAST_CHECKPOINT,
@@ -32,7 +33,6 @@ from frskd_plugin.mmengine.resume import (
     read_run,
 )
 from frskd_plugin.mmengine.safe_loading import safe_runner
-from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
 
 PARTIAL_GRADIENTS = "partial_gradients"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import timm
 import torch
-from mmengine.model import BaseModel
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
@@ -98,12 +99,12 @@ class TimmClassifier(BaseModel):
         self.predict_self_teacher = False
 
     def init_weights(self) -> None:
-        """Nothing: timm and the method have initialised their weights when they were made."""
+        """Do nothing: timm and the method have initialised their weights when they were made."""
 
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor", index: Tensor | None = None
     ) -> Any:
-        """What mmengine asks for by ``mode``.
+        """Run as mmengine asks for by ``mode``.
 
         Args:
             inputs: normalised images [B, 3, H, W]; for 'loss' of a method with views, [B, V, 3, H, W].
@@ -127,7 +128,7 @@ class TimmClassifier(BaseModel):
         raise ValueError(f"TimmClassifier: mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def loss(self, inputs: Tensor, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        """The method's terms on a batch, mixed first where the config says so."""
+        """Compute the method's terms on a batch, mixed first where the config says so."""
         if self.mix is not None:
             inputs, targets = self.mix(inputs, targets, self.network.student.num_classes)
         output = self.network(inputs, targets, **({"index": index} if self.network.method.needs.index else {}))
@@ -136,7 +137,7 @@ class TimmClassifier(BaseModel):
         return {**terms, "train_top1": 100 * (output["output"].argmax(1) == labels).float().mean()}
 
     def predict(self, inputs: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
-        """Logits of student and, if asked for, teacher, image by image."""
+        """Return the logits of student and, if asked for, teacher, image by image."""
         if self.predict_self_teacher:
             logits, teacher_logits = self.network.method.evaluate(self.network.student_forward, inputs)
         else:
@@ -184,3 +185,104 @@ def _create_student(model_name: str | None = None, pretrained: bool = False, **k
     if "num_classes" in kwargs:
         check_positive_int("student.num_classes", kwargs["num_classes"])
     return timm.create_model(model_name, pretrained=pretrained, **kwargs)
+
+
+class ImagePreprocessor(BaseDataPreprocessor):
+    """Move a batch ``dict(inputs, targets)`` to the device, and make its uint8 images normalised floats there.
+
+    Args:
+        mean: of each channel, in 0..255.
+        std: of each channel, in 0..255.
+        non_blocking: do not wait for copies from pinned memory.
+
+    Raises:
+        ValueError: `mean` and `std` differ in length, or a std is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], non_blocking: bool = True) -> None:
+        super().__init__(non_blocking)
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"mean and std must have a number for each channel, std above 0; got {mean} and {std}")
+        # not in checkpoints: they belong to the config
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Normalise inputs [B, C, H, W] or views [B, V, C, H, W], uint8 to float32, and move the rest of the batch.
+
+        Raises:
+            ValueError: inputs of another shape or type.
+        """
+        inputs = data["inputs"]
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f"ImagePreprocessor expects inputs as one tensor [B, C, H, W], got {type(inputs).__name__}; set "
+                f"collate_fn=dict(type='default_collate') in the data loader's config"
+            )
+        if inputs.dtype is not torch.uint8 or inputs.ndim not in (4, 5) or inputs.shape[-3] != len(self.mean):
+            raise ValueError(
+                f"ImagePreprocessor expects uint8 images [B, {len(self.mean)}, H, W], got {list(inputs.shape)} of "
+                f"{inputs.dtype}; transforms of the data set must neither scale nor normalise"
+            )
+        data = self.cast_data(data)
+        return {**data, "inputs": (data["inputs"].float() - self.mean) / self.std}
+
+
+def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
+    """Tell whether the target is among the k highest logits, which it is where k is the number of classes or more.
+
+    Args:
+        logits: [B, K].
+        targets: labels [B].
+        top_k: the values of k.
+
+    Returns:
+        Bool [B, len(top_k)].
+
+    >>> top_k_hits(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]), (1, 2))
+    tensor([[False,  True]])
+    """
+    highest = logits.topk(min(max(top_k), logits.shape[1]), dim=1).indices
+    hits = highest == targets[:, None]
+    return torch.stack([hits[:, :k].any(dim=1) for k in top_k], dim=1)
+
+
+class TopKAccuracyMetric(BaseMetric):
+    """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ``teacher_top5`` where a teacher predicts too.
+
+    With several processes each image counts once: what a sampler repeats to give all of them equally many is dropped.
+
+    Args:
+        top_k: the values of k.
+        kwargs: of mmengine's ``BaseMetric``.
+
+    Raises:
+        ValueError: a k below 1, or none.
+    """
+
+    default_prefix = ""
+
+    def __init__(self, top_k: Sequence[int] = (1, 5), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not top_k or min(top_k) < 1:
+            raise ValueError(f"TopKAccuracyMetric: top_k must be numbers of 1 or more, got {top_k}")
+        self.top_k = tuple(top_k)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
+        """Note the hits of a batch of `TimmClassifier`'s predictions."""
+        targets = torch.stack([sample["target"] for sample in data_samples])
+        columns: dict[str, list[bool]] = {}
+        for prefix in ("", "teacher_"):
+            if f"{prefix}logits" in data_samples[0]:
+                logits = torch.stack([sample[f"{prefix}logits"] for sample in data_samples])
+                hits = top_k_hits(logits, targets, self.top_k)
+                columns |= {f"{prefix}top{k}": hits[:, i].tolist() for i, k in enumerate(self.top_k)}
+        # one result an image, so that mmengine can put those of several processes in order
+        self.results += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
+        """Return the percent of the images that hit."""
+        return {name: 100 * sum(result[name] for result in results) / len(results) for name in results[0]}

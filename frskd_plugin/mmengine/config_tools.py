@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import Runner
 
-from frskd_plugin.mmengine.mmcv_operators import MISSING_OPERATORS, lacks_operators
+from frskd_plugin.mmengine.registration import MISSING_OPERATORS, lacks_operators
 from frskd_plugin.version import __version__
 
 VERSION_KEY = "frskd_plugin_version"

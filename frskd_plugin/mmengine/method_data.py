@@ -1,23 +1,34 @@
-"""Makes the config of a classifier bring its training method what the method asks of the data (`DataNeeds`)."""
+"""Data as a training method asks for it (`DataNeeds`): views, indices, orders of batches.
+
+The batch samplers take the order of a `SeededSampler`, its share of the images in each process, its seed and its epoch,
+so they are the same after a resume. ``batch_size`` counts the images that are new in a step: a batch holds twice as
+many, and an epoch has as many steps as that of another method, or one less where each batch shares half with the one
+before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from torch import Tensor
 
+from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.methods import DataNeeds, check_settings, method_class, method_settings
 from frskd_plugin.methods.frskd import FRSKD
 from frskd_plugin.mmengine.config_tools import is_classifier
+from frskd_plugin.mmengine.seeding import DrawnIndex, SeededSampler
 
 # DataNeeds.order -> the batch sampler that makes it
 BATCH_SAMPLERS = {"class_pairs": "ClassPairBatchSampler", "overlap": "OverlapBatchSampler"}
 
 
 def method_name(config: Config) -> str:
-    """Name of the training method in a classifier's config; 'baseline' where there is none.
+    """Return the name of the training method in a classifier's config; 'baseline' where there is none.
 
     Raises:
         ValueError: the method has no name.
@@ -89,7 +100,7 @@ def provide_method_data(config: Config) -> None:
 
 
 def _method_of(config: Config) -> dict[str, Any]:
-    """A copy of the config's method, the plain network where it has none."""
+    """Return a copy of the config's method, the plain network where it has none."""
     method = dict(config.model.get("method") or {"name": "baseline"})
     if "name" not in method:
         raise ValueError(f"model.method must have a name, such as dict(name='frskd'), got {method}")
@@ -121,3 +132,209 @@ def _count_samples(dataset: dict[str, Any]) -> int:
     if inner.get("expected_images") is not None and inner.get("images_per_class") is None:
         return inner["expected_images"]  # any other number ends the run when the data set is opened
     return len(DATASETS.build(dataset))
+
+
+class MethodDataset:
+    """Data set whose samples hold augmented views of each image, or its place in the data set.
+
+    A sample is asked for once for each view, and the views differ by the ``draw`` of their `DrawnIndex`: they are the
+    same after a resume and with any number of workers. With a plain `int` they differ by the random state as it is.
+
+    Args:
+        dataset: a data set of ``dict(inputs=uint8 [C, H, W], targets=int)``, or its config; `SeededDataset` and
+            `TensorImages`, which makes whole batches, among them.
+        views: views of each image; above 1, ``inputs`` are [views, C, H, W].
+        index: add the image's place in the data set as ``index``.
+
+    Raises:
+        TypeError: ``views`` is no integer.
+        ValueError: ``views`` is below 1; or, when a sample is read, its views differ in size.
+    """
+
+    def __init__(self, dataset: Any, views: int = 1, index: bool = False) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.views = check_positive_int("views", views)
+        self.index = bool(index)
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._join([self.dataset[i] for i in self._draws(index)], int(index), dim=0)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return a batch of a data set that makes whole ones, views [B, views, C, H, W]; else a list of samples."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return [self[index] for index in indices]
+        draws = zip(*map(self._draws, indices), strict=True)
+        places = torch.tensor([int(index) for index in indices])
+        return self._join([self.dataset.__getitems__(list(view)) for view in draws], places, dim=1)
+
+    def _draws(self, index: int) -> list[int]:
+        if not isinstance(index, DrawnIndex):
+            return [index] * self.views
+        return [index.redrawn(self.views * index.draw + view) for view in range(self.views)]
+
+    def _join(self, views: list[dict[str, Any]], index: Any, dim: int) -> dict[str, Any]:
+        joined = dict(views[0])
+        if self.views > 1:
+            images = [view["inputs"] for view in views]
+            if len({image.shape for image in images}) > 1:
+                sizes = [list(image.shape[-2:]) for image in images]
+                raise ValueError(
+                    f"Views of an image must have one size, got {sizes}: end the training transforms with a crop, such "
+                    "as dict(type='RandomResizedCrop', size=224)."
+                )
+            joined["inputs"] = torch.stack(images, dim=dim)
+        if self.index:
+            joined["index"] = index
+        return joined
+
+
+class ClassPairBatchSampler:
+    """Sampler of batches whose second half holds, in the same order, partners of the first half's images.
+
+    Every image is once an epoch in a first half. Its partner is another image of its class where there is one, drawn
+    anew each epoch, and augmented otherwise than where it is in a first half itself.
+
+    Args:
+        sampler: a `SeededSampler`; its data set must have ``targets``, the label of each image.
+        batch_size: images of the first half.
+
+    Raises:
+        TypeError: a sampler of another type, or ``batch_size`` is no integer.
+        ValueError: a data set without labels, or ``batch_size`` is not above 0.
+    """
+
+    def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
+        self.sampler, self.batch_size = _checked(type(self).__name__, sampler, batch_size)
+        self.targets = labels_of(sampler.dataset)
+
+    def __iter__(self) -> Iterator[list[DrawnIndex]]:
+        partners = class_partners(self.targets, self.sampler.seed, self.sampler.epoch).tolist()
+        order = list(self.sampler)
+        for start in range(0, len(order), self.batch_size):
+            images = order[start : start + self.batch_size]
+            yield [*images, *(DrawnIndex(partners[i], i.epoch, i.seed, draw=1) for i in images)]
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+
+class OverlapBatchSampler:
+    """Sampler of batches whose first half is the second half of the batch before, augmented anew.
+
+    Every image is new once an epoch; see `overlapping_batches` for the two ends of an epoch.
+
+    Args:
+        sampler: a `SeededSampler`.
+        batch_size: images of the second half.
+
+    Raises:
+        TypeError: a sampler of another type, or ``batch_size`` is no integer.
+        ValueError: ``batch_size`` is not above 0, or there are too few images for two halves.
+    """
+
+    def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
+        self.sampler, self.batch_size = _checked(type(self).__name__, sampler, batch_size)
+        overlapping_batches(range(len(sampler)), batch_size)  # is there more than one half?
+
+    def __iter__(self) -> Iterator[list[DrawnIndex]]:
+        for before, new in overlapping_batches(list(self.sampler), self.batch_size):
+            yield [*(index.redrawn(1) for index in before), *new]
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size) - 1
+
+
+def labels_of(dataset: Any) -> Tensor:
+    """Return the label of each image, int64 [N] on the CPU, of a data set or of the one that it wraps.
+
+    Raises:
+        ValueError: it has none, or not one for each image.
+    """
+    inner = dataset
+    while not hasattr(inner, "targets") and hasattr(inner, "dataset"):
+        inner = inner.dataset
+    if not hasattr(inner, "targets"):
+        raise ValueError(
+            f"Pairs of one class need the label of each image: {type(inner).__name__} must have them as `targets`, as "
+            "data sets of torchvision do."
+        )
+    labels = torch.as_tensor(inner.targets).cpu()
+    if len(labels) != len(dataset):
+        raise ValueError(f"The data set has {len(dataset)} images and {len(labels)} labels (`targets`).")
+    return labels
+
+
+def _checked(name: str, sampler: Any, batch_size: int) -> tuple[SeededSampler, int]:
+    if not isinstance(sampler, SeededSampler):
+        raise TypeError(
+            f"{name} needs train_dataloader.sampler of type SeededSampler, got {type(sampler).__name__}; set "
+            "sampler=dict(type='SeededSampler', shuffle=True) and train by epochs."
+        )
+    return sampler, check_positive_int("batch_size", batch_size)
+
+
+Index = TypeVar("Index", bound=int)
+
+# With the seed and the epoch, the key of the partners' random numbers: a stream apart from that of the crops.
+_PARTNERS = 0x70616972
+
+
+def class_partners(targets: Tensor, seed: int, epoch: int) -> Tensor:
+    """Draw another image of the same class for each image; itself, where its class has one image.
+
+    The partners follow from the seed and the epoch alone, so that every process draws the same.
+
+    Args:
+        targets: the label of each image, integers [N], on the CPU.
+        seed: not negative.
+        epoch: not negative.
+
+    Returns:
+        Indices int64 [N].
+
+    Example:
+        >>> class_partners(torch.tensor([5, 8, 5, 7, 8]), seed=0, epoch=0).tolist()
+        [2, 4, 0, 3, 1]
+    """
+    by_class = targets.argsort(stable=True)  # images of one class side by side
+    _, counts = targets[by_class].unique_consecutive(return_counts=True)
+    size, start = counts.repeat_interleave(counts), (counts.cumsum(0) - counts).repeat_interleave(counts)
+    rng = np.random.default_rng([seed, epoch, _PARTNERS])
+    step = torch.from_numpy(rng.integers(1, size.clamp(min=2).numpy()))  # to another place in the class
+    place = start + (torch.arange(len(targets)) - start + step) % size
+    partners = torch.empty_like(by_class)
+    partners[by_class] = by_class[place]
+    return partners
+
+
+def overlapping_batches(order: Sequence[Index], size: int) -> Iterator[tuple[list[Index], list[Index]]]:
+    """Yield both halves of each batch: ``size`` images that the batch before had too, and ``size`` that are new.
+
+    Of the first batch both halves are new. Where ``size`` does not divide the number of images, the last half is filled
+    up with images from the beginning of the order.
+
+    Raises:
+        ValueError: There are no two halves.
+
+    Example:
+        >>> list(overlapping_batches([4, 0, 3, 1, 2], 2))
+        [([4, 0], [3, 1]), ([3, 1], [2, 4])]
+    """
+    if len(order) <= size:
+        raise ValueError(
+            f"Overlapping batches take two halves of {size} images at least, got {len(order)} images: lower batch_size."
+        )
+    images = [*order, *order[: -len(order) % size]]
+    halves = [images[start : start + size] for start in range(0, len(images), size)]
+    return zip(halves, halves[1:], strict=False)

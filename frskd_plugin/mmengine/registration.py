@@ -1,20 +1,26 @@
-"""Registers every component by name in mmengine's root registries, without importing what it is made of.
+"""Register every component by name in mmengine's root registries, without importing what it is made of.
 
 A name in a root registry is seen from mmseg and mmdet alike. The class behind a name is imported when a config first
-builds it, so ``import frskd_plugin`` never pays for ``mmseg.models``.
+builds it, so ``import frskd_plugin`` never pays for ``mmseg.models``. Packages that overwrite each other's files
+(OpenMMLab originals beside their forks, several OpenCVs) are warned about.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import warnings
+from collections.abc import Mapping
 
 from mmengine import registry
+
+from frskd_plugin.version import __version__
 
 # registry of mmengine -> {name in configs: module that defines it}
 COMPONENTS: dict[str, dict[str, str]] = {
     "MODELS": {
         "TimmClassifier": "frskd_plugin.mmengine.classifier",
-        "ImagePreprocessor": "frskd_plugin.mmengine.image_preprocessor",
+        "ImagePreprocessor": "frskd_plugin.mmengine.classifier",
         "TimmFeatureExtractor": "frskd_plugin.timm.feature_extractor",
         "BiFPN": "frskd_plugin.core.bifpn",
         "SelfTeacherNeck": "frskd_plugin.core.self_teacher_neck",
@@ -27,23 +33,23 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "FRSKDSingleStage": "frskd_plugin.mmdet.detector",
     },
     "HOOKS": {
-        "DistillWarmupHook": "frskd_plugin.mmengine.distill_warmup_hook",
+        "DistillWarmupHook": "frskd_plugin.mmengine.hooks",
         "AtomicCheckpointHook": "frskd_plugin.mmengine.atomic_checkpoint_hook",
-        "StepSeedHook": "frskd_plugin.mmengine.step_seed_hook",
-        "CompileHook": "frskd_plugin.mmengine.compile_hook",
-        "ChannelsLastHook": "frskd_plugin.mmengine.channels_last_hook",
-        "MethodProgressHook": "frskd_plugin.mmengine.method_progress_hook",
-        "SyncStatisticsHook": "frskd_plugin.mmengine.sync_statistics_hook",
-        "SelfTeacherValidationHook": "frskd_plugin.mmengine.self_teacher_validation_hook",
-        "BestAndLastHook": "frskd_plugin.mmengine.best_and_last_hook",
+        "StepSeedHook": "frskd_plugin.mmengine.seeding",
+        "CompileHook": "frskd_plugin.mmengine.hooks",
+        "ChannelsLastHook": "frskd_plugin.mmengine.hooks",
+        "MethodProgressHook": "frskd_plugin.mmengine.hooks",
+        "SyncStatisticsHook": "frskd_plugin.mmengine.hooks",
+        "SelfTeacherValidationHook": "frskd_plugin.mmengine.hooks",
+        "BestAndLastHook": "frskd_plugin.mmengine.hooks",
         "FiniteLossHook": "frskd_plugin.mmengine.safety_hooks",
         "WeightsFitHook": "frskd_plugin.mmengine.safety_hooks",
         "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
-        "ClassifierAttentionPictureHook": "frskd_plugin.mmengine.classifier_attention_hook",
+        "ClassifierAttentionPictureHook": "frskd_plugin.mmengine.attention",
     },
     "DATASETS": {
-        "SeededDataset": "frskd_plugin.mmengine.seeded_dataset",
-        "MethodDataset": "frskd_plugin.mmengine.method_dataset",
+        "SeededDataset": "frskd_plugin.mmengine.seeding",
+        "MethodDataset": "frskd_plugin.mmengine.method_data",
         "ImageFolderDataset": "frskd_plugin.data.image_folder",
         "Cifar100Dataset": "frskd_plugin.data.cifar100",
         "TensorCifar100": "frskd_plugin.data.tensor_images",
@@ -51,10 +57,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "CheckedPascalVOCDataset": "frskd_plugin.mmseg.voc",
     },
     "DATA_SAMPLERS": {
-        "SeededSampler": "frskd_plugin.mmengine.seeded_sampler",
-        "SeededInfiniteSampler": "frskd_plugin.mmengine.seeded_sampler",
-        "ClassPairBatchSampler": "frskd_plugin.mmengine.batch_samplers",
-        "OverlapBatchSampler": "frskd_plugin.mmengine.batch_samplers",
+        "SeededSampler": "frskd_plugin.mmengine.seeding",
+        "SeededInfiniteSampler": "frskd_plugin.mmengine.seeding",
+        "ClassPairBatchSampler": "frskd_plugin.mmengine.method_data",
+        "OverlapBatchSampler": "frskd_plugin.mmengine.method_data",
     },
     "TRANSFORMS": {
         "LoadCheckedImage": "frskd_plugin.mmseg.checked_loading",
@@ -66,20 +72,20 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "take_batch": "frskd_plugin.data.tensor_images",
     },
     "METRICS": {
-        "TopKAccuracyMetric": "frskd_plugin.mmengine.top_k_accuracy_metric",
+        "TopKAccuracyMetric": "frskd_plugin.mmengine.classifier",
         "SelfTeacherIoUMetric": "frskd_plugin.mmseg.self_teacher_iou_metric",
     },
     "OPTIM_WRAPPERS": {
-        "AutocastOptimWrapper": "frskd_plugin.mmengine.autocast_optim_wrapper",
+        "AutocastOptimWrapper": "frskd_plugin.mmengine.optim",
     },
     "OPTIM_WRAPPER_CONSTRUCTORS": {
-        "SelfTeacherOptimWrapperConstructor": "frskd_plugin.mmengine.optim_constructor",
+        "SelfTeacherOptimWrapperConstructor": "frskd_plugin.mmengine.optim",
     },
 }
 
 
 class LazyComponent:
-    """Stands in a registry for the class ``module.name`` and imports it when it is first built.
+    """Stand-in for the class ``module.name`` in a registry, which imports it when it is first built.
 
     Args:
         module: module that defines the class.
@@ -94,7 +100,7 @@ class LazyComponent:
         self.__name__ = name
 
     def load(self) -> type:
-        """The class itself."""
+        """Return the class itself."""
         try:
             return getattr(importlib.import_module(self.module), self.__name__)
         except ImportError as error:
@@ -107,7 +113,7 @@ class LazyComponent:
 
 
 def registered_type(registry_: registry.Registry, kind: str | type) -> type | None:
-    """The class behind a ``type`` of a config, or None where the registry has no such name."""
+    """Return the class behind a ``type`` of a config, or None where the registry has no such name."""
     found = registry_.get(kind) if isinstance(kind, str) else kind
     return found.load() if isinstance(found, LazyComponent) else found
 
@@ -119,3 +125,117 @@ def register_all() -> None:
         for name, module in components.items():
             if name not in root.module_dict:
                 root.register_module(name=name, module=LazyComponent(module, name))
+
+
+# The originals and the ``onedl-*`` forks provide the same import names. pip installs one over the other without a word;
+# what is left is a mixture of both, which fails with errors that name neither.
+# import name -> distributions that provide it; at most one of them may be installed
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    "mmengine": ("mmengine", "mmengine-lite", "onedl-mmengine"),
+    "mmcv": ("mmcv", "mmcv-lite", "mmcv-full", "onedl-mmcv"),
+    "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
+    "mmdet": ("mmdet", "onedl-mmdetection"),
+    "cv2": (
+        "opencv-python",
+        "opencv-python-headless",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
+}
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of each installed distribution of `PROVIDERS`, by name.
+
+    A distribution whose metadata carry no version (the torn rest of a removed package) counts as not installed.
+    """
+    found = {}
+    for names in PROVIDERS.values():
+        for name in names:
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            if version:
+                found[name] = version
+    return found
+
+
+def versions_text() -> str:
+    """List the versions of this package, timm and OpenMMLab for a log; mmengine's own logs have torch's."""
+    import timm
+
+    versions = {"frskd_plugin": __version__, "timm": timm.__version__, **installed_versions()}
+    return "Packages:\n" + "\n".join(f"    {name}: {version}" for name, version in versions.items())
+
+
+def mixed_stacks(installed: Mapping[str, str]) -> list[str]:
+    """Return messages about distributions that must not be installed together, with the commands that mend it.
+
+    Args:
+        installed: version of each installed distribution, by name.
+
+    Example:
+        >>> mixed_stacks({"onedl-mmcv": "2.3.6", "opencv-python": "5.0.0"})
+        []
+        >>> print(mixed_stacks({"mmcv": "2.1.0", "onedl-mmcv": "2.3.6"})[0])  # doctest: +ELLIPSIS
+        mmcv 2.1.0 and onedl-mmcv 2.3.6 both provide `mmcv` and overwrite each other's files. Keep one: ...
+    """
+    messages = []
+    for import_name, providers in PROVIDERS.items():
+        found = [name for name in providers if name in installed]
+        if len(found) < 2:
+            continue
+        listed = " and ".join(f"{name} {installed[name]}" for name in found)
+        # the forks and opencv-python are what the tested set has; `uninstall` of one tears files out of the other
+        keep = found[-1] if import_name != "cv2" else found[0]
+        messages.append(
+            f"{listed} both provide `{import_name}` and overwrite each other's files. Keep one: "
+            f"`pip uninstall -y {' '.join(found)}`, then `pip install --no-cache-dir {keep}=={installed[keep]}`."
+        )
+    doubled = any("`cv2`" not in message for message in messages)
+    return messages if doubled else messages + _mixed_families(installed)
+
+
+def _mixed_families(installed: Mapping[str, str]) -> list[str]:
+    """Return a message where, say, the original mmengine serves a fork of mmseg: it imports, and fails much later."""
+    names = [name for key, providers in PROVIDERS.items() if key != "cv2" for name in providers if name in installed]
+    forks = [name for name in names if name.startswith("onedl-")]
+    originals = [name for name in names if name not in forks]
+    if not forks or not originals:
+        return []
+    return [
+        f"{', '.join(originals)} (original OpenMMLab) and {', '.join(forks)} (onedl forks) are not made for each "
+        f"other. Use one family: `pip uninstall -y {' '.join(originals)}`, then install their forks (or the reverse)."
+    ]
+
+
+def warn_about_mixed_stacks() -> None:
+    """Warn once about each mixture that is installed.
+
+    Example:
+        >>> warn_about_mixed_stacks()
+    """
+    for message in mixed_stacks(installed_versions()):
+        warnings.warn(message, stacklevel=2)
+
+
+MISSING_OPERATORS = (
+    "mmdetection needs an mmcv with compiled operators, made for exactly the torch that is installed. Make one: "
+    "`pip wheel --no-cache-dir --no-build-isolation --no-deps --no-binary onedl-mmcv onedl-mmcv`, and install that "
+    "file (a checkout of frskd_plugin does it by `make test-mmdet`). All of frskd_plugin but the detector works without"
+)
+
+
+def lacks_operators(error: BaseException) -> bool:
+    """Tell whether an import failed because mmcv's operators are not there, or are made for another torch.
+
+    >>> lacks_operators(ModuleNotFoundError("No module named 'mmcv._ext'"))
+    True
+    >>> lacks_operators(ImportError("/site/mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c10"))
+    True
+    >>> lacks_operators(ModuleNotFoundError("No module named 'mmdet'"))
+    False
+    """
+    text = str(error).replace("\\", "/")
+    return isinstance(error, ImportError) and ("mmcv._ext" in text or "mmcv/_ext." in text)

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from torch import Tensor, nn
 
-from frskd_plugin.mmengine.self_teacher_validation_hook import unwrap_model
+from frskd_plugin.mmengine.hooks import unwrap_model
 
 # Parts of a model that only training uses.
 AUXILIARY = ("self_teacher.", "network.method.", "auxiliary_head.")

@@ -13,8 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmseg.models.utils import resize
 from torch import Tensor
 
-from frskd_plugin.mmengine.attention_hook import AttentionHook
-from frskd_plugin.mmengine.attention_maps import Panel, as_picture, attention_panels, draw_grid
+from frskd_plugin.mmengine.attention import AttentionHook, Panel, as_picture, attention_panels, draw_grid
 from frskd_plugin.mmseg.feature_list import flat_maps
 
 

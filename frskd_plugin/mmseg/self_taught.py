@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-import frskd_plugin.mmengine.optim_constructor  # noqa: F401  (the self-teacher trains at the rate of the head)
+import frskd_plugin.mmengine.optim  # noqa: F401  (the self-teacher trains at the rate of the head)
 from frskd_plugin.core.dry_run import forked_rng
 from frskd_plugin.mmseg.frskd_head import FRSKDHead
 from frskd_plugin.mmseg.semantic_logits import first_of

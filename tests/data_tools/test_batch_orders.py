@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from frskd_plugin.data.batch_orders import class_partners, overlapping_batches
+from frskd_plugin.mmengine.method_data import class_partners, overlapping_batches
 
 LABELS = torch.tensor([3, 0, 3, 7, 0, 3, 9, 0, 3])  # four of class 3, three of 0, one of 7, one of 9
 

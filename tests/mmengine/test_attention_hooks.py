@@ -9,8 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from frskd_plugin.mmengine.attention_maps import attention_panels
-from frskd_plugin.mmengine.classifier_attention_hook import ClassifierAttentionPictureHook, picture_of
+from frskd_plugin.mmengine.attention import ClassifierAttentionPictureHook, attention_panels, picture_of
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from frskd_plugin.mmengine.autocast_optim_wrapper import AutocastOptimWrapper
+from frskd_plugin.mmengine.optim import AutocastOptimWrapper
 
 
 def make(**settings: object) -> AutocastOptimWrapper:

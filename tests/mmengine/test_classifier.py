@@ -21,10 +21,9 @@ from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages
-from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
-from frskd_plugin.mmengine.method_dataset import MethodDataset
-from frskd_plugin.mmengine.seeded_dataset import SeededDataset
-from frskd_plugin.mmengine.top_k_accuracy_metric import TopKAccuracyMetric, top_k_hits
+from frskd_plugin.mmengine.classifier import ImagePreprocessor, TopKAccuracyMetric, top_k_hits
+from frskd_plugin.mmengine.method_data import MethodDataset
+from frskd_plugin.mmengine.seeding import SeededDataset
 from frskd_plugin.timm.cifar_classifier import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.helpers.real_runs import final_weights, train

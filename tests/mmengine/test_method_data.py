@@ -18,12 +18,17 @@ from torch.nn import functional as F
 
 from frskd_plugin.methods import DataNeeds, Method, method_class, registry
 from frskd_plugin.methods.baseline import Baseline
-from frskd_plugin.mmengine.batch_samplers import ClassPairBatchSampler, OverlapBatchSampler, labels_of
-from frskd_plugin.mmengine.image_preprocessor import ImagePreprocessor
-from frskd_plugin.mmengine.method_data import provide_method_data, set_method
-from frskd_plugin.mmengine.method_dataset import MethodDataset
-from frskd_plugin.mmengine.method_progress_hook import MethodProgressHook
-from frskd_plugin.mmengine.seeded_sampler import DrawnIndex, SeededSampler
+from frskd_plugin.mmengine.classifier import ImagePreprocessor
+from frskd_plugin.mmengine.hooks import MethodProgressHook
+from frskd_plugin.mmengine.method_data import (
+    ClassPairBatchSampler,
+    MethodDataset,
+    OverlapBatchSampler,
+    labels_of,
+    provide_method_data,
+    set_method,
+)
+from frskd_plugin.mmengine.seeding import DrawnIndex, SeededSampler
 from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder
 
 SIDE, PADDING = 32, 4

@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 
 from frskd_plugin.core.schedule import distill_factor
-from frskd_plugin.mmengine.autocast_optim_wrapper import AutocastOptimWrapper
-from frskd_plugin.mmengine.distill_warmup_hook import DistillWarmupHook
+from frskd_plugin.mmengine.hooks import DistillWarmupHook
+from frskd_plugin.mmengine.optim import AutocastOptimWrapper
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_mmseg import tiny_config
 

@@ -14,10 +14,15 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader
 
-from frskd_plugin.mmengine.random_state import derive_seeds, seeded
-from frskd_plugin.mmengine.seeded_dataset import SeededDataset
-from frskd_plugin.mmengine.seeded_sampler import DrawnIndex, SeededInfiniteSampler, SeededSampler
-from frskd_plugin.mmengine.step_seed_hook import StepSeedHook
+from frskd_plugin.mmengine.seeding import (
+    DrawnIndex,
+    SeededDataset,
+    SeededInfiniteSampler,
+    SeededSampler,
+    StepSeedHook,
+    derive_seeds,
+    seeded,
+)
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_mmseg import tiny_config
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
-from frskd_plugin.mmengine.compile_hook import CompileHook
+from frskd_plugin.mmengine.hooks import CompileHook
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_mmseg import tiny_config
 

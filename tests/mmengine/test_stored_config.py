@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from frskd_plugin.commands.attention_maps import open_checkpoint
 from frskd_plugin.mmengine.stored_config import parse_config, stored_config, stored_text
-from frskd_plugin.mmengine.trained_network import open_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

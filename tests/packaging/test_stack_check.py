@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("mmengine", reason="frskd_plugin.mmengine needs mmengine")
 
-from frskd_plugin.mmengine import stack_check  # noqa: E402
+from frskd_plugin.mmengine import registration  # noqa: E402
 
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmsegmentation": "1.4.2", "opencv-python": "5.0.0"}
 ORIGINALS = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmsegmentation": "1.2.2", "opencv-python-headless": "4.9.0"}
@@ -36,10 +36,10 @@ def install(monkeypatch):
 @pytest.mark.parametrize("stack", [FORKS, ORIGINALS, {}, {"mmcv-lite": "2.1.0"}])
 def test_one_family_is_fine(stack, install):
     install(stack)
-    assert stack_check.installed_versions() == stack
+    assert registration.installed_versions() == stack
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stack_check.warn_about_mixed_stacks()
+        registration.warn_about_mixed_stacks()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_one_family_is_fine(stack, install):
 def test_original_beside_fork(first, second, import_name, install):
     install({first: "1.0", second: "2.0"})
     with pytest.warns(UserWarning) as caught:
-        stack_check.warn_about_mixed_stacks()
+        registration.warn_about_mixed_stacks()
     assert [str(w.message) for w in caught] == [
         f"{first} 1.0 and {second} 2.0 both provide `{import_name}` and overwrite each other's files. Keep one: "
         f"`pip uninstall -y {first} {second}`, then `pip install --no-cache-dir {second}==2.0`."
@@ -65,18 +65,18 @@ def test_original_beside_fork(first, second, import_name, install):
 def test_two_opencvs(install):
     install({**FORKS, "opencv-python-headless": "5.0.1"})
     with pytest.warns(UserWarning, match="Keep one: `pip uninstall -y opencv-python opencv-python-headless`") as caught:
-        stack_check.warn_about_mixed_stacks()
+        registration.warn_about_mixed_stacks()
     assert len(caught) == 1
     assert "pip install --no-cache-dir opencv-python==5.0.0" in str(caught[0].message)
 
 
 def test_each_double_is_named():
-    messages = stack_check.mixed_stacks({**FORKS, **ORIGINALS})
+    messages = registration.mixed_stacks({**FORKS, **ORIGINALS})
     assert [message.split("`")[1] for message in messages] == ["mmengine", "mmcv", "mmseg", "cv2"]
 
 
 def test_families_that_do_not_overlap_but_mix():
-    messages = stack_check.mixed_stacks({"mmengine": "0.10.7", "onedl-mmcv": "2.3.6"})
+    messages = registration.mixed_stacks({"mmengine": "0.10.7", "onedl-mmcv": "2.3.6"})
     assert len(messages) == 1
     assert messages[0].startswith(
         "mmengine (original OpenMMLab) and onedl-mmcv (onedl forks) are not made for each other."

@@ -16,9 +16,8 @@ from PIL import Image
 
 import frskd_plugin.mmengine  # noqa: F401
 from frskd_plugin import commands
-from frskd_plugin.mmengine.attention_maps import Panel, attention_panels, draw_grid
-from frskd_plugin.mmengine.attention_picture import attention_picture, in_order
-from frskd_plugin.mmengine.trained_network import open_checkpoint
+from frskd_plugin.commands.attention_maps import attention_picture, in_order, open_checkpoint
+from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid
 from tests.helpers.real_runs import load_tool
 from tests.helpers.tiny_classification import tiny_config, write_image_folder
 from tests.helpers.tiny_mmseg import tiny_config as tiny_segmentor

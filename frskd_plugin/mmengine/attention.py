@@ -1,0 +1,237 @@
+"""Pictures of attention maps (the paper's Figures 3 and 5), and hooks that draw them in the course of a training."""
+
+from __future__ import annotations
+
+import abc
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+
+from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.core.feature_losses import attention_map
+from frskd_plugin.mmengine.hooks import unwrap_model
+
+INCH = 2.0  # height of an image
+TITLE_LINE = 0.15  # height of a line of its title, of an image's
+OPACITY = 0.55  # of an attention map over its image
+# A map that varies by less than this part of its maximum is flat: stretched, it would show rounding errors.
+MIN_SPREAD = 1e-4
+
+
+def attention_panels(
+    feats: Sequence[Tensor], size: tuple[int, int], padded_size: tuple[int, int] | None = None
+) -> list[np.ndarray]:
+    """Return the attention map of each level: channel mean of the squares, at image size, in 0..1.
+
+    It is interpolated bilinearly and stretched; a flat map becomes 0 everywhere.
+
+    Args:
+        feats: maps [1, C_i, H_i, W_i] of one image.
+        size: height and width of the image.
+        padded_size: height and width of what the network saw, where the image was padded below and on the right.
+
+    Returns:
+        A map [H, W] a level.
+
+    >>> import torch
+    >>> feat = torch.tensor([[[[1.0, 2.0]], [[1.0, 0.0]]]])  # means of squares: 1 and 2
+    >>> attention_panels([feat], (1, 4))[0].round(2).tolist()
+    [[0.0, 0.25, 0.75, 1.0]]
+    """
+    panels = []
+    for feat in feats:
+        # its unit norm does not matter here
+        attention = attention_map(feat).view(1, 1, *feat.shape[-2:])
+        attention = F.interpolate(attention, padded_size or size, mode="bilinear", align_corners=False)
+        attention = attention[0, 0, : size[0], : size[1]]
+        low, high = attention.min(), attention.max()
+        flat = high - low <= MIN_SPREAD * high
+        stretched = attention * 0 if flat else (attention - low) / (high - low)
+        panels.append(stretched.cpu().numpy())
+    return panels
+
+
+def refine(neck: nn.Module, feats: Sequence[Tensor]) -> list[Tensor]:
+    """Return the self-teacher's maps, all of them after their ReLU, as the student's are."""
+    preactivation = getattr(neck, "preactivation", False)
+    return [F.relu(feat) if preactivation else feat for feat in neck(feats)]
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """Return what a picture shows of an image [C, H, W] in 0..255 with any number of bands, as [H, W, 3] of uint8.
+
+    The first three bands are taken as RGB; fewer are shown as the first one in grey.
+
+    >>> import torch
+    >>> as_picture(torch.zeros(5, 2, 4)).shape, as_picture(torch.zeros(2, 2, 4)).shape
+    ((2, 4, 3), (2, 4, 3))
+    """
+    shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+    return shown.float().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Field of a picture.
+
+    Attributes:
+        title: stands above it.
+        image: RGB [H, W, 3], 0..255.
+        attention: [H, W] in 0..1, laid over the image; None shows the image alone.
+    """
+
+    title: str
+    image: np.ndarray
+    attention: np.ndarray | None = None
+
+
+def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
+    """Draw panels in rows; None leaves a field empty, and so does the end of a row that is shorter than others.
+
+    Args:
+        rows: of panels. The first panel of all gives the shape of the fields.
+    """
+    columns = max(map(len, rows))
+    panels = [panel for row in rows for panel in row if panel is not None]
+    height, width = panels[0].image.shape[:2]
+    row_height = 1 + TITLE_LINE * max(len(panel.title.splitlines()) for panel in panels)
+    figure = Figure(figsize=(INCH * columns * width / height, INCH * row_height * len(rows)), layout="tight")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, row_axes in zip(rows, axes, strict=True):
+        for panel, axis in zip(row, row_axes, strict=False):
+            if panel is None:
+                continue
+            axis.set_title(panel.title, fontsize=7)
+            axis.imshow(panel.image)
+            if panel.attention is not None:
+                axis.imshow(panel.attention, cmap="jet", alpha=OPACITY, vmin=0, vmax=1)
+    return figure
+
+
+FOLDER = "attention"
+
+
+class AttentionHook(Hook, abc.ABC):
+    """Draw images of the validation set after the training and, if asked for, in its course.
+
+    The pictures go to ``WORK_DIR/attention/NAME.png``, those of an epoch to ``WORK_DIR/attention/epoch_N/NAME.png``,
+    and through the visualizer to its backends, such as TensorBoard. A subclass says what a picture shows. Nothing of it
+    changes what is trained.
+
+    Args:
+        num_images: how many images of the validation set, from its start.
+        interval: epochs (or iterations) between pictures; 0 draws after the training only.
+        by_epoch: whether ``interval`` counts epochs or iterations.
+
+    Raises:
+        ValueError: a negative number.
+    """
+
+    def __init__(self, num_images: int = 2, interval: int = 0, by_epoch: bool = True) -> None:
+        for name, value in (("num_images", num_images), ("interval", interval)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be an integer of 0 or more, got {value!r}")
+        self.num_images = num_images
+        self.interval = interval
+        self.by_epoch = by_epoch
+
+    @abc.abstractmethod
+    def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
+        """Return a name for files, and the picture.
+
+        Args:
+            model: in eval mode.
+            dataset: of the validation.
+            index: of the image in it.
+        """
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Draw where an epoch is due; the last one is drawn after the training."""
+        if self.by_epoch and self.every_n_epochs(runner, self.interval) and not self.is_last_train_epoch(runner):
+            self._draw(runner, f"epoch_{runner.epoch + 1}", runner.epoch + 1)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Draw where an iteration is due."""
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            if not self.is_last_train_iter(runner):
+                self._draw(runner, f"iter_{runner.iter + 1}", runner.iter + 1)
+
+    def after_train(self, runner: Any) -> None:
+        """Draw with the weights at the end of the training."""
+        self._draw(runner, "", runner.epoch if self.by_epoch else runner.iter)
+
+    @master_only
+    def _draw(self, runner: Any, folder: str, step: int) -> None:
+        if runner.val_loop is None:
+            runner.logger.info(f"{type(self).__name__}: there is no validation set to take images from.")
+            return
+        dataset = runner.val_dataloader.dataset
+        model = unwrap_model(runner.model)
+        training = model.training
+        model.eval()
+        for index in range(min(self.num_images, len(dataset))):
+            name, figure = self.picture(model, dataset, index)
+            canvas = FigureCanvasAgg(figure)
+            buffer = io.BytesIO()
+            canvas.print_png(buffer)
+            path = Path(runner.work_dir) / FOLDER / folder / f"{name}.png"
+            atomic_write(path, buffer.getvalue())
+            runner.visualizer.add_image(f"{FOLDER}_{name}", np.array(canvas.buffer_rgba())[..., :3], step)
+            runner.logger.info(f"Picture of the attention maps: {path}")
+        model.train(training)
+
+
+class ClassifierAttentionPictureHook(AttentionHook):
+    """Draw an image with the class that each network predicts, and its attention maps, block by block.
+
+    It serves a `TimmClassifier` with any method; only a self-teacher has a row of its own.
+    """
+
+    def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
+        """See `AttentionHook.picture`."""
+        sample = dataset[index]
+        classes = getattr(dataset, "metainfo", {}).get("classes", ())
+        return f"image_{index}", picture_of(model, sample["inputs"], int(sample["targets"]), classes)
+
+
+@torch.no_grad()
+def picture_of(model: Any, image: Tensor, target: int, classes: Sequence[str] = ()) -> Figure:
+    """Draw the picture of one image; ``model`` must be in eval mode.
+
+    Args:
+        model: a `TimmClassifier`.
+        image: uint8 [C, H, W], RGB or with any number of bands.
+        target: its label.
+        classes: names of the labels; without them they are numbers.
+    """
+    inputs = model.data_preprocessor(dict(inputs=image[None], targets=torch.tensor([target])))["inputs"]
+    feats, logits = model.network.student_forward(inputs)
+    pixels = as_picture(image)
+    networks = {"student": (logits, feats)}
+    method = model.network.method
+    if hasattr(method, "self_teacher"):
+        networks["self-teacher"] = method.teacher_logits(feats), refine(method.self_teacher.neck, feats)
+    rows: list[list[Panel | None]] = []
+    for name, (scores, maps) in networks.items():
+        title = f"{_name(target, classes)}\n{name}: {_name(int(scores.argmax()), classes)}"
+        panels = attention_panels(maps, pixels.shape[:2])
+        levels = [Panel(f"{name}, block {level}", pixels, panel) for level, panel in enumerate(panels, start=1)]
+        rows.append([Panel(title, pixels), *levels])
+    return draw_grid(rows)
+
+
+def _name(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"

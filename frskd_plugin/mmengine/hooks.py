@@ -1,0 +1,326 @@
+"""Hooks of a training: progress of the method, weights of its terms, validation, results, layout, compilation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce_params, broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop
+from torch import nn
+
+from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.core.compiled_parts import CompiledParts
+from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.schedule import distill_factor
+from frskd_plugin.methods import Method
+
+
+def unwrap_model(model: Any) -> Any:
+    """Return the model itself, out of a DDP wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def _modules(runner: Any, kind: type) -> list[Any]:
+    return [module for module in runner.model.modules() if isinstance(module, kind)]
+
+
+class MethodProgressHook(Hook):
+    """Call `Method.set_progress` at the start of each epoch, or of each step where the loop counts iterations only.
+
+    The progress follows from the runner's epoch or iteration alone, so it is right after a resume.
+    """
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Set the epochs trained so far, and those in all."""
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            _set_progress(runner, runner.epoch, runner.max_epochs)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Set them in passes over the data, where the loop counts iterations."""
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            steps = len(runner.train_dataloader)
+            _set_progress(runner, runner.iter / steps, runner.max_iters / steps)
+
+
+def _set_progress(runner: Any, epoch: float, max_epochs: float) -> None:
+    for method in _modules(runner, Method):
+        method.set_progress(epoch, max_epochs)
+
+
+class DistillWarmupHook(Hook):
+    """Set the factor on alpha and beta: 0 before ``begin``, then ``exp(-5 (1 - t)^2)`` up to 1 at ``end``.
+
+    The factor follows from the runner's epoch or iteration alone, so it is right after a resume.
+
+    Args:
+        begin: epochs (or iterations) without distillation; the self-teacher's own loss is trained from the start.
+        end: epochs (or iterations) after which the factor is 1; None is the end of the training.
+        by_epoch: whether the two count epochs or iterations.
+
+    Raises:
+        ValueError: if the ramp ends before it begins.
+    """
+
+    def __init__(self, begin: int, end: int | None = None, by_epoch: bool = True) -> None:
+        distill_factor(0, begin, begin if end is None else end)  # checks both
+        self.begin = begin
+        self.end = end
+        self.by_epoch = by_epoch
+
+    def before_train(self, runner: Any) -> None:
+        """Check that there are losses to weight.
+
+        Raises:
+            ValueError: if the model has no `FRSKDLoss`, the loop counts iterations only, or the ramp ends before it
+                begins.
+        """
+        if not _modules(runner, FRSKDLoss):
+            raise ValueError(
+                "DistillWarmupHook found no FRSKDLoss in the model. Give the model a `self_teacher` with "
+                "`loss_distill=dict(type='FRSKDLoss', ...)` (a classifier: `method=dict(name='frskd', ...)`), or take "
+                "the hook out of `custom_hooks`."
+            )
+        if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError(
+                f"DistillWarmupHook counts epochs, and {type(runner.train_loop).__name__} counts iterations: set "
+                "`by_epoch=False` and give `begin` and `end` in iterations."
+            )
+        distill_factor(0, self.begin, self._end(runner))
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Set the factor of an epoch."""
+        if self.by_epoch:
+            self._set(runner, runner.epoch)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Set the factor of an iteration."""
+        if not self.by_epoch:
+            self._set(runner, runner.iter)
+
+    def _end(self, runner: Any) -> int:
+        if self.end is not None:
+            return self.end
+        return runner.max_epochs if self.by_epoch else runner.max_iters
+
+    def _set(self, runner: Any, step: int) -> None:
+        factor = distill_factor(step, self.begin, self._end(runner))
+        for loss in _modules(runner, FRSKDLoss):
+            loss.factor = factor
+        runner.message_hub.update_scalar("train/distill_factor", factor)
+
+
+class SelfTeacherValidationHook(Hook):
+    """Let the self-teacher predict beside the student at each validation, so that both accuracies are logged.
+
+    It costs a second pass through the network. Without it, or with ``enabled=False``, the teacher is never run outside
+    training.
+
+    It serves every model that has the attribute ``predict_self_teacher``: `FRSKDEncoderDecoder`, `TimmClassifier`.
+
+    Args:
+        enabled: the switch.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Switch on."""
+        self._set(runner, self.enabled)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Switch off."""
+        self._set(runner, False)
+
+    @staticmethod
+    def _set(runner: Any, value: bool) -> None:
+        model = unwrap_model(runner.model)
+        if hasattr(model, "predict_self_teacher"):
+            model.predict_self_teacher = value
+
+
+RESULT_NAME = "result.json"
+Entry = dict[str, float]
+
+
+def best_entry(history: list[Entry], metric: str) -> Entry:
+    """Return the entry with the highest score; of several, the first.
+
+    >>> best_entry([{"epoch": 1, "top1": 60.0}, {"epoch": 2, "top1": 70.0}, {"epoch": 3, "top1": 70.0}], "top1")
+    {'epoch': 2, 'top1': 70.0}
+    """
+    return max(history, key=lambda entry: entry[metric])
+
+
+class BestAndLastHook(Hook):
+    """Write ``result.json`` into the work folder at each validation, and log last and best epoch after the training.
+
+    The file is written atomically and holds ``config``, ``seed``, ``metric``, ``last``, ``best`` and ``history``: an
+    entry ``{'epoch': .., 'top1': .., ...}`` for each validation.
+
+    A run that was killed before a validation had ended makes it up when it goes on (`AtomicCheckpointHook`), so that
+    the history has no gap.
+
+    Args:
+        metric: the score that decides which epoch is best, the higher the better.
+    """
+
+    # After the hooks that log the scores and keep the best checkpoint.
+    priority = "LOWEST"
+
+    def __init__(self, metric: str = "top1") -> None:
+        self.metric = metric
+        self.history: list[Entry] = []
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Take up the history of a run that goes on; a new run starts with an empty one."""
+        if not runner._resume:
+            return
+        # the main process knows: on other machines the folder may not be there
+        shared = [read_history(Path(runner.work_dir) / RESULT_NAME)]
+        broadcast_object_list(shared)
+        self.history = [entry for entry in shared[0] if entry["epoch"] <= checkpoint["meta"]["epoch"]]
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Note the scores of a validation in the course of a training.
+
+        Raises:
+            ValueError: the metric is not among them.
+        """
+        if runner._train_loop is None or isinstance(runner._train_loop, dict):  # validation alone: tools/test.py
+            return
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        if self.metric not in metrics:
+            raise ValueError(f"BestAndLastHook: metric must be one of {', '.join(metrics)}; got {self.metric!r}")
+        self.history = [entry for entry in self.history if entry["epoch"] != runner.epoch]
+        self.history.append({"epoch": runner.epoch, **metrics})
+        if is_main_process():
+            atomic_write(Path(runner.work_dir) / RESULT_NAME, json.dumps(self._result(runner), indent=1).encode())
+
+    def after_train(self, runner: Any) -> None:
+        """Log both epochs."""
+        if not self.history:
+            return
+        for name, entry in (("last", self.history[-1]), ("best", best_entry(self.history, self.metric))):
+            scores = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if key != "epoch")
+            runner.logger.info("%s epoch (%d): %s", name, entry["epoch"], scores)
+
+    def _result(self, runner: Any) -> dict[str, Any]:
+        return {
+            "config": Path(runner.cfg.filename or runner.experiment_name).stem,
+            "seed": runner.seed,
+            "max_epochs": runner.max_epochs,
+            "metric": self.metric,
+            "last": self.history[-1],
+            "best": best_entry(self.history, self.metric),
+            "history": self.history,
+        }
+
+
+def read_history(path: Path) -> list[Entry]:
+    """Return the history in a ``result.json``; empty where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [dict(entry, epoch=int(entry["epoch"])) for entry in json.loads(path.read_bytes())["history"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); remove it to go on without the scores in it") from error
+
+
+class SyncStatisticsHook(Hook):
+    """Average the buffers of floats, such as batch normalisation's statistics, after each epoch and before validation.
+
+    mmengine's `SyncBuffersHook` takes those of integers too. But an average of PS-KD's table, which holds the bits of
+    its predictions and is the same in all processes, would overflow.
+    """
+
+    def __init__(self) -> None:
+        self._averaged = False
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Average at the end of an epoch."""
+        _average(runner)
+        self._averaged = True
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Average before a validation in the middle of an epoch, which loops that count iterations have."""
+        if not self._averaged:
+            _average(runner)
+        self._averaged = False
+
+
+def _average(runner: Any) -> None:
+    if runner.distributed:
+        all_reduce_params([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()], op="mean")
+
+
+class ChannelsLastHook(Hook):
+    """Lay the weights out as [B, H, W, C] in memory, before a checkpoint is loaded into them.
+
+    Convolutions hand the layout of their weights on to their outputs, so the images need not be touched. Names, shapes
+    and values stay; sums are taken in another order.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_run(self, runner: Any) -> None:
+        """Change the layout of the model, inside its wrapper too."""
+        runner.model.to(memory_format=torch.channels_last)
+
+
+DEFAULT_PARTS = ("backbone", "neck", "decode_head", "self_teacher.neck", "self_teacher.head")
+
+
+class CompileHook(Hook):
+    """Run networks of a segmentor through ``torch.compile`` while it trains (`CompiledParts`).
+
+    mmengine's ``compile=True`` takes the whole model, whose losses break the graph at each step. Only the size of the
+    first batch runs compiled; a smaller last batch, validation and test run as ever.
+
+    Args:
+        parts: names of modules in the model; None: those of backbone, neck, decode head and self-teacher that it has.
+        any_size: run every size compiled, not only that of the first batch.
+        options: of ``torch.compile``, such as ``mode='max-autotune'``.
+
+    Raises:
+        ValueError: when the training begins, if the model has no such part.
+    """
+
+    def __init__(self, parts: Sequence[str] | None = None, any_size: bool = False, **options: Any) -> None:
+        self.parts = parts
+        self.any_size = any_size
+        self.options = options
+        self._compiled: CompiledParts | None = None
+
+    def before_train(self, runner: Any) -> None:
+        """Prepare the parts; the first step compiles them."""
+        model = unwrap_model(runner.model)
+        parts = default_parts(model) if self.parts is None else self.parts
+        if not parts:
+            raise ValueError(
+                f"CompileHook found none of {', '.join(DEFAULT_PARTS)} in {type(model).__name__}: name what to compile "
+                f"with `parts`, or take the hook out of `custom_hooks`."
+            )
+        self._compiled = CompiledParts(model, parts, self.any_size, **self.options)
+
+    def after_train(self, runner: Any) -> None:
+        """Leave the model as it was."""
+        if self._compiled is not None:
+            self._compiled.restore()
+            self._compiled = None
+
+
+def default_parts(model: nn.Module) -> list[str]:
+    """Return those of `DEFAULT_PARTS` that a model has."""
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    return [name for name in DEFAULT_PARTS if name in names]
