@@ -13,6 +13,13 @@ from types import CodeType, ModuleType
 
 # Old module -> new module. A package that is gone has a line of its own only where one module took its place.
 MOVED = {
+    "frskd_plugin.core.early_gradient": "frskd_plugin.core.immediate_gradient",
+    "frskd_plugin.core.schedule": "frskd_plugin.core.frskd_loss",
+    "frskd_plugin.core.forward_cost": "frskd_plugin.core.dry_run",
+    "frskd_plugin.core.listening": "frskd_plugin.core.dry_run",
+    "frskd_plugin.core.bifpnc_layer": "frskd_plugin.core.self_teacher_neck",
+    "frskd_plugin.core.fusion": "frskd_plugin.core.blocks",
+    "frskd_plugin.core.resize": "frskd_plugin.core.blocks",
     "frskd_plugin.core.binary_soft_label": "frskd_plugin.core.soft_label",
     "frskd_plugin.core.resized_soft_label": "frskd_plugin.core.soft_label",
     "frskd_plugin.benchmark.classification": "frskd_plugin.commands.training_step",

@@ -23,11 +23,9 @@ from torch import Tensor, nn
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term, problems_of, remarks_of, warnings_of
-from frskd_plugin.core.dry_run import forked_rng, image_channels
+from frskd_plugin.core.dry_run import ForwardCost, count_forward, forked_rng, image_channels, record_calls
 from frskd_plugin.core.feature_losses import AttentionTransferLoss
-from frskd_plugin.core.forward_cost import ForwardCost, count_forward
 from frskd_plugin.core.frskd_loss import FRSKDLoss
-from frskd_plugin.core.listening import listening
 from frskd_plugin.methods import method_settings
 from frskd_plugin.methods.base import DataNeeds
 from frskd_plugin.timm.feature_extractor import check_model_name
@@ -550,8 +548,8 @@ def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: M
 
     def step() -> Step:
         with ExitStack() as stack:
-            passes = stack.enter_context(listening(model, "student_forward"))
-            refined = stack.enter_context(listening(teacher, "forward")) if teacher is not None else []
+            passes = stack.enter_context(record_calls(model, "student_forward"))
+            refined = stack.enter_context(record_calls(teacher, "forward")) if teacher is not None else []
             losses = model.forward(images, targets, **extra)  # also where it is compiled
         return Step(
             feats=[list(feats) for feats, _ in passes],
@@ -601,9 +599,9 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
 
     def step() -> Step:
         with ExitStack() as stack:
-            feats = stack.enter_context(listening(model, "extract_feat"))
-            outputs = stack.enter_context(listening(heads[-1], "forward"))
-            refined = stack.enter_context(listening(teacher, "forward")) if teacher is not None else []
+            feats = stack.enter_context(record_calls(model, "extract_feat"))
+            outputs = stack.enter_context(record_calls(heads[-1], "forward"))
+            refined = stack.enter_context(record_calls(teacher, "forward")) if teacher is not None else []
             losses = model.loss(images, samples)
         indices = None if teacher is None else teacher.feat_indices
         return Step(

@@ -23,7 +23,7 @@ from torch.utils.benchmark.utils.timer import timer  # a clock that waits for th
 import frskd_plugin.timm  # registers the CIFAR networks
 from frskd_plugin.check import AMP_DTYPES, segmentation_batch
 from frskd_plugin.core.compiled_parts import CompiledParts
-from frskd_plugin.core.forward_cost import ForwardCost, count_forward
+from frskd_plugin.core.dry_run import ForwardCost, count_forward
 from frskd_plugin.timm.wrap import wrap
 
 NUM_CLASSES = 100

@@ -1,6 +1,7 @@
 """Mathematics and modules of FRSKD. Torch only: knows neither timm nor OpenMMLab."""
 
 from frskd_plugin.core.bifpn import BiFPN
+from frskd_plugin.core.blocks import fast_normalized_fusion
 from frskd_plugin.core.feature_losses import (
     AttentionTransferLoss,
     HintLoss,
@@ -10,9 +11,7 @@ from frskd_plugin.core.feature_losses import (
     overhaul_loss,
     overhaul_margin,
 )
-from frskd_plugin.core.frskd_loss import FRSKDLoss
-from frskd_plugin.core.fusion import fast_normalized_fusion
-from frskd_plugin.core.schedule import distill_factor, sigmoid_rampup
+from frskd_plugin.core.frskd_loss import FRSKDLoss, distill_factor, sigmoid_rampup
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import (

@@ -8,6 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frskd_plugin.core.blocks import (
+    common_layout,
+    fast_layout,
+    fast_normalized_fusion,
+    max_pool_to,
+    spatial_size,
+    subsample_to,
+    upsample_to,
+)
 from frskd_plugin.core.checks import (
     check_batch_statistics,
     check_feats,
@@ -16,8 +25,6 @@ from frskd_plugin.core.checks import (
     check_one_of,
     check_positive_int,
 )
-from frskd_plugin.core.fusion import fast_normalized_fusion
-from frskd_plugin.core.resize import common_layout, fast_layout, max_pool_to, spatial_size, subsample_to, upsample_to
 
 BIFPN_VARIANTS = ("efficientdet", "published")
 EFFICIENTDET_EPS = 1e-4  # of the fusion (EfficientDet, Section 3.3)

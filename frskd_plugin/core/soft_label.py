@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frskd_plugin.core.blocks import Size, resize_bilinear
 from frskd_plugin.core.checks import check_one_of, check_positive_int, check_temperature
-from frskd_plugin.core.early_gradient import with_known_gradient
-from frskd_plugin.core.resize import Size, resize_bilinear
+from frskd_plugin.core.immediate_gradient import with_known_gradient
 
 LOSS_VARIANTS = ("published", "equations")
 SOFT_LABELS = ("auto", "softmax", "sigmoid")

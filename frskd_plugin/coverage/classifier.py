@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from frskd_plugin.core.forward_cost import count_forward
+from frskd_plugin.core.dry_run import count_forward
 from frskd_plugin.coverage.choice import BATCH, smallest_fit
 from frskd_plugin.coverage.fault import Fault, check_finite, check_gradients
 from frskd_plugin.methods.frskd import FRSKD

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative, check_positive_int
-from frskd_plugin.core.schedule import scheduled_weight, sigmoid_rampup, weighted
+from frskd_plugin.core.frskd_loss import scheduled_weight, sigmoid_rampup, weighted
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.targets import choose_soft_label

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_positive_int
-from frskd_plugin.core.schedule import scheduled_weight
+from frskd_plugin.core.frskd_loss import scheduled_weight
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
 from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave_out_ignored, soft_loss, soft_targets
 

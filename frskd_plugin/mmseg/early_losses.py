@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from frskd_plugin.core.early_gradient import differentiate_early
+from frskd_plugin.core.immediate_gradient import differentiate_immediately
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def early_losses(head: nn.Module, wanted: bool = True) -> Iterator[None]:
     def early(output: Any, *args: Any) -> dict[str, Tensor]:  # of samples and, in PointRend, of points
         if not isinstance(output, Tensor):
             return loss_by_feat(output, *args)
-        return differentiate_early(lambda logits: loss_by_feat(logits, *args), output)
+        return differentiate_immediately(lambda logits: loss_by_feat(logits, *args), output)
 
     vars(head)["loss_by_feat"] = early
     try:

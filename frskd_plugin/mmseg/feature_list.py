@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from frskd_plugin.core.resize import max_pool_to, spatial_size
+from frskd_plugin.core.blocks import max_pool_to, spatial_size
 
 
 def flat_maps(feats: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-from frskd_plugin.core.listening import listening
+from frskd_plugin.core.dry_run import record_calls
 
 # Heads that hand out several maps in training: which of them `predict` takes. Others take the first.
 _PREDICTED = {"PIDHead": 1, "IterativeDecodeHead": -1}
@@ -46,7 +46,7 @@ def loss_and_logits(
     Returns:
         The losses, and logits [B, K, H, W] with the graph that made them.
     """
-    with listening(head, "forward") as outputs:
+    with record_calls(head, "forward") as outputs:
         losses = head.loss(*inputs, data_samples, train_cfg)
     logits = semantic_logits(head, outputs[0]) if outputs else None
     if logits is None:

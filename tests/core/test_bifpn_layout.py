@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from frskd_plugin.core import BiFPN
-from frskd_plugin.core.resize import common_layout
+from frskd_plugin.core.blocks import common_layout
 
 
 @pytest.mark.parametrize("variant", ["efficientdet", "published"])

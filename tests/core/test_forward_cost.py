@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch import nn
 
-from frskd_plugin.core.forward_cost import count_forward
+from frskd_plugin.core.dry_run import count_forward
 
 
 class Mark:

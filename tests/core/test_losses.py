@@ -22,7 +22,7 @@ from frskd_plugin.core import (
     sigmoid_rampup,
     soft_label_loss,
 )
-from frskd_plugin.core.schedule import distill_factor
+from frskd_plugin.core.frskd_loss import distill_factor
 from tests.helpers.reference import DATA, assert_close, numbered
 
 TOL = 2e-7  # float64 against numbers stored as float32

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from frskd_plugin.core import FRSKDLoss, binary_soft_label_loss, resized_soft_label_loss, soft_label_loss
-from frskd_plugin.core.forward_cost import count_forward
+from frskd_plugin.core.dry_run import count_forward
 from tests.core.equations import bilinear
 
 SIZES = [((5, 7), (5, 7), (20, 28)), ((4, 4), (8, 8), (13, 30)), ((9, 6), (9, 6), (4, 5)), ((3, 5), (6, 5), (1, 5))]

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
-from frskd_plugin.core.blocks import ConvBNReLU, UpsampleConv, batch_norm
-from frskd_plugin.core.resize import max_pool_to, subsample_to, upsample_to
+from frskd_plugin.core.blocks import ConvBNReLU, UpsampleConv, batch_norm, max_pool_to, subsample_to, upsample_to
 from tests.core.equations import refined_maps
 from tests.helpers.model_tester import ModelTester
 

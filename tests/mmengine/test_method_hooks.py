@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from frskd_plugin.core.schedule import distill_factor
+from frskd_plugin.core.frskd_loss import distill_factor
 from frskd_plugin.mmengine.hooks import DistillWarmupHook
 from frskd_plugin.mmengine.optim import AutocastOptimWrapper
 from tests.helpers.real_runs import train

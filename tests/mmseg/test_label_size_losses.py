@@ -9,7 +9,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from torch import nn
 
 from frskd_plugin.core import soft_label_loss
-from frskd_plugin.core.forward_cost import count_forward
+from frskd_plugin.core.dry_run import count_forward
 from frskd_plugin.mmseg.early_losses import early_losses
 from tests.helpers.segmentors import CLASSES, build, effdet, fcn, make_batch, with_frskd
 

@@ -74,13 +74,13 @@ def test_an_error_is_one_line(error: Exception, status: int, line: str, monkeypa
 
 
 def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.inner.module", "frskd_plugin.core.schedule")
+    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.inner.module", "frskd_plugin.core.frskd_loss")
     monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone", "frskd_plugin.core.feature_losses")
     from frskd_plugin.core import attention, schedule
 
-    with pytest.warns(DeprecationWarning, match="frskd_plugin.gone.inner.module is now frskd_plugin.core.schedule"):
+    with pytest.warns(DeprecationWarning, match="frskd_plugin.gone.inner.module is now frskd_plugin.core.frskd_loss"):
         old = importlib.import_module("frskd_plugin.gone.inner.module")
-    assert old is schedule and schedule.__spec__.name == schedule.__name__ == "frskd_plugin.core.schedule"
+    assert old is schedule and schedule.__spec__.name == schedule.__name__ == "frskd_plugin.core.frskd_loss"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from frskd_plugin.gone import attention_transfer_loss

@@ -1,4 +1,4 @@
-"""A scalar whose gradient is computed as soon as the scalar is, so that nothing of what it was made of is kept."""
+"""Compute a loss and its gradient at once, so that what the loss was made of need not be kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A value that stands in the graph with a gradient that is known already."""
+    """A value in the graph whose gradient is known already."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def with_known_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """The scalar ``value``, whose gradient in ``x`` is ``gradient``. It can be differentiated once.
+    """Return the scalar ``value`` with ``gradient`` as its gradient in ``x``; it can be differentiated once.
 
     Args:
         x: any tensor of the graph.
@@ -43,10 +43,10 @@ def with_known_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     return _KnownGradient.apply(x, value.detach(), gradient.detach())
 
 
-def differentiate_early(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
-    """``function(x)``, with the gradient of each scalar computed at once, so that ``function`` keeps nothing.
+def differentiate_immediately(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
+    """Return ``function(x)`` with the gradient of each scalar computed at once, so that ``function`` keeps nothing.
 
-    What comes out and its gradient in ``x`` are the same as without; the time too. ``function`` sees float32 at least,
+    Values, gradients in ``x`` and time are the same as without. ``function`` sees float32 at least,
     because its gradients are not scaled as those of a whole loss in float16 are. Without gradients (evaluation) it is
     simply called.
 
@@ -59,7 +59,7 @@ def differentiate_early(function: Callable[[Tensor], dict[str, Tensor]], x: Tens
 
     >>> import torch
     >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> found = differentiate_early(lambda x: {"loss": x.square().sum(), "accuracy": x.detach().max()}, x)
+    >>> found = differentiate_immediately(lambda x: {"loss": x.square().sum(), "accuracy": x.detach().max()}, x)
     >>> found["loss"].backward()
     >>> found["loss"].item(), found["accuracy"].item(), x.grad
     (5.0, 2.0, tensor([2., 4.]))
@@ -72,8 +72,8 @@ def differentiate_early(function: Callable[[Tensor], dict[str, Tensor]], x: Tens
     for name in differentiable:
         if found[name].numel() != 1:
             raise ValueError(
-                f"differentiate_early takes the gradients of scalars, got {name!r} of shape {list(found[name].shape)}. "
-                "Let the loss be reduced (reduction='mean')."
+                f"differentiate_immediately takes the gradients of scalars, got {name!r} of shape "
+                f"{list(found[name].shape)}. Let the loss be reduced (reduction='mean')."
             )
     made = {name: value.detach() for name, value in found.items()}
     for name in differentiable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from frskd_plugin.core.early_gradient import differentiate_early, with_known_gradient
-from frskd_plugin.core.forward_cost import count_forward
+from frskd_plugin.core.dry_run import count_forward
+from frskd_plugin.core.immediate_gradient import differentiate_immediately, with_known_gradient
 
 
 def terms(x):
@@ -22,7 +22,7 @@ def total(found):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_those_of_the_function(dtype):
     x, y = (torch.linspace(-1, 2, 12, dtype=dtype).view(3, 4).requires_grad_() for _ in range(2))
-    expected, actual = terms(x), differentiate_early(terms, y)
+    expected, actual = terms(x), differentiate_immediately(terms, y)
     assert list(actual) == list(expected)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert not actual["accuracy"].requires_grad
@@ -35,7 +35,7 @@ def test_values_and_gradients_are_those_of_the_function(dtype):
 def test_gradient_goes_on_behind_x_and_by_finite_differences():
     weight = torch.rand(4, 4, dtype=torch.float64, requires_grad=True)
     inputs = torch.rand(3, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda w: total(differentiate_early(terms, inputs @ w)), (weight,))
+    assert torch.autograd.gradcheck(lambda w: total(differentiate_immediately(terms, inputs @ w)), (weight,))
 
 
 def test_only_the_gradients_are_kept():
@@ -43,7 +43,7 @@ def test_only_the_gradients_are_kept():
     with count_forward(torch.nn.Identity()) as plain:
         expected = terms(x)
     with count_forward(torch.nn.Identity()) as early:
-        actual = differentiate_early(terms, x)
+        actual = differentiate_immediately(terms, x)
     assert plain.kept >= 3 * 200 * 4
     assert early.kept == 2 * 3 * 4 * 4
     assert expected.keys() == actual.keys()
@@ -53,7 +53,7 @@ def test_half_precision_is_differentiated_in_float32():
     seen = []
     x = torch.tensor([1e-4], dtype=torch.float16, requires_grad=True)
     # in float16 this gradient would be 0: 1e-9 is below its smallest number; 2**16 is a loss scale
-    found = differentiate_early(lambda y: seen.append(y.dtype) or {"loss": (1e-9 * y).sum()}, x)
+    found = differentiate_immediately(lambda y: seen.append(y.dtype) or {"loss": (1e-9 * y).sum()}, x)
     (2.0**16 * found["loss"]).backward()
     assert seen == [torch.float32]
     assert x.grad.item() == pytest.approx(6.5536e-5, rel=1e-3)
@@ -63,8 +63,8 @@ def test_without_gradients_the_function_is_simply_called():
     x = torch.rand(2, 2, requires_grad=True)
     calls = []
     with torch.no_grad():
-        differentiate_early(lambda y: calls.append(y) or {}, x)
-    differentiate_early(lambda y: calls.append(y) or {}, x.detach())
+        differentiate_immediately(lambda y: calls.append(y) or {}, x)
+    differentiate_immediately(lambda y: calls.append(y) or {}, x.detach())
     assert calls[0] is x and len(calls) == 2
 
 
@@ -78,4 +78,4 @@ def test_it_can_be_differentiated_once():
 
 def test_results_must_be_scalars():
     with pytest.raises(ValueError, match=r"gradients of scalars, got 'loss' of shape \[2\].*reduction='mean'"):
-        differentiate_early(lambda x: {"loss": 2 * x}, torch.rand(2, requires_grad=True))
+        differentiate_immediately(lambda x: {"loss": 2 * x}, torch.rand(2, requires_grad=True))
