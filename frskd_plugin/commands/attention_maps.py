@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.core.atomic_write import save_figure
-from frskd_plugin.data.image_folder import read_rgb
-from frskd_plugin.data.transforms import build_transforms, to_uint8
+from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
 from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid, refine
 from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
 from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier

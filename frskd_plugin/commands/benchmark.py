@@ -37,6 +37,7 @@ from frskd_plugin.commands.arguments import (
     width,
     write_text,
 )
+from frskd_plugin.commands.make_drawn_voc import make_devkit
 from frskd_plugin.commands.training_step import (
     MEMORY_MEANING,
     METHODS,
@@ -56,7 +57,6 @@ from frskd_plugin.commands.training_step import (
     training_steps,
 )
 from frskd_plugin.data.cifar100 import load_cifar100
-from frskd_plugin.data.drawn_scenes import make_devkit
 from frskd_plugin.data.tensor_images import TensorImages, take_batch
 from frskd_plugin.timm.feature_extractor import check_model_name
 

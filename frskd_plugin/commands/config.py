@@ -303,9 +303,9 @@ def enable_amp(config: Config, dtype: str | None = None) -> None:
     if dtype == "fp16" and not cuda:
         raise ValueError("--amp-dtype fp16 needs CUDA, which is not available here; use --amp-dtype bf16")
     if dtype == "fp16":
-        wrapper.type, wrapper.loss_scale = "AmpOptimWrapper", "dynamic"
+        wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     else:
-        wrapper.type, wrapper.dtype = "AutocastOptimWrapper", "bfloat16"
+        wrapper.update(type="AutocastOptimWrapper", dtype="bfloat16")
 
 
 def _set_randomness(config: Config, args: argparse.Namespace) -> None:

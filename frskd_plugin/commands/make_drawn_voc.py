@@ -1,16 +1,236 @@
 """Write a small PASCAL VOC devkit (VOC2007 and VOC2012) of drawn scenes, the same for the same seed.
 
 frskd make_drawn_voc data/drawn/VOCdevkit
+
+Objects of five VOC classes stand in front of a textured background with clutter. A class has its shape and a typical
+colour, from which each object differs; background and clutter have any colour, so that colour alone does not tell what
+is an object. Objects cover each other and leave the image; their outlines are 255, as in VOC.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from frskd_plugin.data.drawn_scenes import make_devkit
+import numpy as np
+from PIL import Image, ImageDraw
+
+from frskd_plugin.commands.arguments import whole_number
+from frskd_plugin.commands.prepare_voc import SPLITS, image_path, list_path, mask_path
+
+IGNORE = 255
+# VOC class index -> outlines in a box of [0, 1] x [0, 1], y down. Polygons, or ellipses as (x0, y0, x1, y1).
+SHAPES: dict[int, dict[str, list]] = {
+    4: {  # boat: hull and sail
+        "polygons": [
+            [(0.0, 0.7), (1.0, 0.7), (0.8, 1.0), (0.2, 1.0)],
+            [(0.45, 0.0), (0.95, 0.62), (0.45, 0.62)],
+            [(0.4, 0.0), (0.46, 0.0), (0.46, 0.72), (0.4, 0.72)],
+        ],
+        "ellipses": [],
+    },
+    5: {  # bottle: neck and body
+        "polygons": [
+            [(0.44, 0.0), (0.56, 0.0), (0.56, 0.3), (0.66, 0.42), (0.66, 1.0), (0.34, 1.0), (0.34, 0.42), (0.44, 0.3)]
+        ],
+        "ellipses": [],
+    },
+    6: {  # bus: box and wheels
+        "polygons": [[(0.0, 0.2), (1.0, 0.2), (1.0, 0.85), (0.0, 0.85)]],
+        "ellipses": [(0.1, 0.72, 0.36, 1.0), (0.64, 0.72, 0.9, 1.0)],
+    },
+    15: {  # person: head, trunk, arms and legs
+        "polygons": [
+            [(0.36, 0.24), (0.64, 0.24), (0.62, 0.62), (0.38, 0.62)],
+            [(0.38, 0.6), (0.5, 0.6), (0.46, 1.0), (0.32, 1.0)],
+            [(0.5, 0.6), (0.62, 0.6), (0.68, 1.0), (0.54, 1.0)],
+            [(0.36, 0.24), (0.64, 0.24), (0.86, 0.5), (0.8, 0.56), (0.5, 0.4), (0.2, 0.56), (0.14, 0.5)],
+        ],
+        "ellipses": [(0.38, 0.0, 0.62, 0.24)],
+    },
+    18: {  # sofa: back, seat and arms
+        "polygons": [
+            [(0.1, 0.2), (0.9, 0.2), (0.9, 0.9), (0.1, 0.9)],
+            [(0.0, 0.45), (0.18, 0.45), (0.18, 1.0), (0.0, 1.0)],
+            [(0.82, 0.45), (1.0, 0.45), (1.0, 1.0), (0.82, 1.0)],
+        ],
+        "ellipses": [],
+    },
+}
+CLASS_INDICES = tuple(SHAPES)
+COLOURS = {4: (200, 60, 60), 5: (50, 160, 80), 6: (225, 190, 50), 15: (225, 150, 130), 18: (90, 80, 190)}
+
+
+def voc_palette() -> list[int]:
+    """VOC's colour table as 768 numbers: the bits of the index, spread over red, green and blue.
+
+    Example:
+        >>> voc_palette()[:9]
+        [0, 0, 0, 128, 0, 0, 0, 128, 0]
+    """
+    table: np.ndarray = np.zeros((256, 3), dtype=np.uint8)
+    for index in range(256):
+        for bit in range(3):
+            for channel in range(3):
+                table[index, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return table.reshape(-1).tolist()
+
+
+def _mask(
+    shape: dict[str, list], box: tuple[float, float, float, float], size: tuple[int, int], flip: bool
+) -> np.ndarray:
+    """The pixels [H, W] of a shape that fills ``box`` (left, top, width, height in pixels)."""
+    height, width = size
+    left, top, box_width, box_height = box
+    canvas = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(canvas)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (1 - x if flip else x) * box_width, top + y * box_height
+
+    for polygon in shape["polygons"]:
+        draw.polygon([place(x, y) for x, y in polygon], fill=1)
+    for x0, y0, x1, y1 in shape["ellipses"]:
+        (ax, ay), (bx, by) = place(x0, y0), place(x1, y1)
+        draw.ellipse((min(ax, bx), ay, max(ax, bx), by), fill=1)
+    return np.asarray(canvas)
+
+
+def _texture(rng: np.random.Generator, size: tuple[int, int], typical: tuple[int, ...] | None = None) -> np.ndarray:
+    """A colour (any, or near a typical one) with a gradient of light and stripes, [H, W, 3] in 0..255."""
+    y, x = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
+    angle, frequency, phase = rng.uniform(0, np.pi), rng.uniform(2, 14), rng.uniform(0, 2 * np.pi)
+    along = np.cos(angle) * x + np.sin(angle) * y
+    stripes = np.sin(2 * np.pi * frequency * along + phase) * rng.uniform(0, 30)
+    light = (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) * 60
+    colour = rng.uniform(40, 215, size=3)
+    if typical is not None:
+        colour = 0.3 * colour + 0.7 * np.array(typical)
+    return colour + (stripes + light)[..., None]
+
+
+def _clutter(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Pixels [H, W] of a random triangle or ellipse that belongs to the background."""
+    height, width = size
+    left, top = rng.uniform(-0.1, 0.9) * width, rng.uniform(-0.1, 0.9) * height
+    box = (left, top, rng.uniform(0.1, 0.4) * width, rng.uniform(0.1, 0.4) * height)
+    shape: dict[str, list] = {"polygons": [], "ellipses": []}
+    if rng.random() < 0.5:
+        shape["ellipses"].append((0.0, 0.0, 1.0, 1.0))
+    else:
+        shape["polygons"].append([tuple(point) for point in rng.random((3, 2))])
+    return _mask(shape, box, size, flip=False)
+
+
+def draw_scene(seed: int, index: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray, np.ndarray]:
+    """Scene ``index`` of the set ``seed``: image [H, W, 3] and labels [H, W], both uint8.
+
+    Labels are 0 (background), one of `CLASS_INDICES`, or 255 on the outlines.
+
+    Example:
+        >>> image, labels = draw_scene(seed=0, index=0, size=(48, 64))
+        >>> image.shape, labels.shape
+        ((48, 64, 3), (48, 64))
+    """
+    rng = np.random.default_rng([seed, index])
+    height, width = size
+    image = _texture(rng, size)
+    instances: np.ndarray = np.zeros(size, dtype=np.int64)  # 0 = background, k = the k-th object
+    labels: np.ndarray = np.zeros(size, dtype=np.uint8)
+    for _ in range(rng.integers(2, 6)):
+        mask = _clutter(rng, size)
+        image[mask] = _texture(rng, size)[mask]
+    for number in range(1, rng.integers(2, 5) + 1):
+        class_index = int(rng.choice(CLASS_INDICES))
+        side = rng.uniform(0.35, 0.85) * min(size)
+        box_width = side * rng.uniform(0.8, 1.3)
+        left, top = rng.uniform(-0.15, 1.15) * width - box_width / 2, rng.uniform(0.0, 1.0) * height - side / 2
+        mask = _mask(SHAPES[class_index], (left, top, box_width, side), size, flip=bool(rng.random() < 0.5))
+        image[mask] = _texture(rng, size, COLOURS[class_index])[mask]
+        labels[mask], instances[mask] = class_index, number
+    image = image * rng.uniform(0.7, 1.2) + rng.normal(0, 8, size=(*size, 3))
+    labels[_outlines(instances)] = IGNORE
+    return np.clip(image, 0, 255).astype(np.uint8), labels
+
+
+def _outlines(instances: np.ndarray) -> np.ndarray:
+    """Pixels [H, W] on either side of a change of instance: two pixels wide, as VOC's borders are a few."""
+    border = np.zeros(instances.shape, dtype=bool)
+    rows, columns = instances[1:] != instances[:-1], instances[:, 1:] != instances[:, :-1]
+    border[1:] |= rows
+    border[:-1] |= rows
+    border[:, 1:] |= columns
+    border[:, :-1] |= columns
+    return border
+
+
+def save_scene(devkit: Path, year: str, image_id: str, image: np.ndarray, labels: np.ndarray) -> None:
+    """Write a scene as VOC does: JPEG, and labels as indices of a palette PNG."""
+    Image.fromarray(image).save(image_path(devkit, year, image_id), quality=92)
+    mask = Image.fromarray(labels)
+    mask.putpalette(voc_palette())  # turns mode L into P
+    mask.save(mask_path(devkit, year, image_id))
+
+
+def make_devkit(
+    devkit: Path,
+    train: int = 160,
+    val: int = 24,
+    size: tuple[int, int] = (120, 160),
+    seed: int = 0,
+    on_scene: Callable[[int, int], None] = lambda number, total: None,
+) -> dict[tuple[str, str], int]:
+    """Write VOC2007 (trainval, test) and VOC2012 (trainval) with ``train`` + ``val`` scenes, and count the lists.
+
+    Half of the training scenes go to either year; VOC2007 test has the ``val`` scenes. As in the real devkit, VOC2012
+    trainval also contains images of VOC2007 test: every fourth, in turn renamed by year, under a strange id, and
+    encoded anew, so that `tools/prepare_voc.py` has something to find.
+
+    Raises:
+        ValueError: If there are fewer than 4 training or 1 test scenes, or they are smaller than 32 pixels.
+        FileExistsError: If the folder holds something already.
+    """
+    if train < 4 or val < 1 or min(size) < 32:
+        raise ValueError(f"expected train >= 4, val >= 1 and size >= 32x32, got train={train}, val={val}, size={size}")
+    if devkit.exists() and any(devkit.iterdir()):
+        raise FileExistsError(f"{devkit} is not empty; name a new folder or remove it")
+    for year in ("VOC2007", "VOC2012"):
+        for folder in ("Annotations", "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+            (devkit / year / folder).mkdir(parents=True, exist_ok=True)
+
+    ids: dict[tuple[str, str], list[str]] = {key: [] for key in SPLITS}
+    for number in range(train + val):
+        if number >= train:
+            key, image_id = ("VOC2007", "test"), f"{number + 1:06d}"
+        elif number < train // 2:
+            key, image_id = ("VOC2007", "trainval"), f"{number + 1:06d}"
+        else:
+            key, image_id = ("VOC2012", "trainval"), f"2008_{number + 1:06d}"
+        save_scene(devkit, key[0], image_id, *draw_scene(seed, number, size))
+        ids[key].append(image_id)
+        on_scene(number + 1, train + val)
+
+    copies = [_copy_into_2012(devkit, i, n) for n, i in enumerate(ids["VOC2007", "test"][::4])]
+    ids["VOC2012", "trainval"] = sorted([*ids["VOC2012", "trainval"], *copies])
+    for (year, split), split_ids in ids.items():
+        list_path(devkit, year, split).write_text("".join(f"{i}\n" for i in split_ids))
+    return {key: len(split_ids) for key, split_ids in ids.items()}
+
+
+def _copy_into_2012(devkit: Path, test_id: str, number: int) -> str:
+    """Put an image of VOC2007 test into VOC2012: by its id (0, 3, ..), as the same file (1, 4, ..), or encoded anew."""
+    new_id = f"2007_{test_id}" if number % 3 == 0 else f"2009_{test_id}"
+    source, target = image_path(devkit, "VOC2007", test_id), image_path(devkit, "VOC2012", new_id)
+    if number % 3 == 2:
+        with Image.open(source) as image:
+            image.save(target, quality=80)
+    else:
+        shutil.copyfile(source, target)
+    shutil.copyfile(mask_path(devkit, "VOC2007", test_id), mask_path(devkit, "VOC2012", new_id))
+    return new_id
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -35,7 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=int, default=160, help="training scenes of both years (default: 160)")
     parser.add_argument("--val", type=int, default=24, help="scenes of VOC2007 test (default: 24)")
     parser.add_argument("--size", type=image_size, default=(120, 160), metavar="HxW", help="default: 120x160")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     return parser
 
 

@@ -11,11 +11,178 @@ these). A split appears in DST when it is whole. After an interruption, run the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from frskd_plugin.data.catalog import IMAGE_SETS
-from frskd_plugin.data.prepare import prepare_images
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from frskd_plugin.commands.published_archives import RULES, Rule, Source
+from frskd_plugin.data.cifar100 import ARCHIVE_FOLDER, load_cifar100
+from frskd_plugin.data.image_folder import IMAGE_SETS, ImageSet
+
+# What a set may unpack to. Photographs of these sets have 15 MB at most and 0.4 in the mean; CIFAR's arrays have 155.
+IMAGE_LIMIT, ARRAYS_LIMIT, MEAN_LIMIT = 64 << 20, 512 << 20, 1 << 20
+BLOCK = 4096  # that a file takes at least, be it empty
+
+
+@dataclass(frozen=True)
+class PreparedPart:
+    """A folder of the prepared set: its images by split, and whether this run made it."""
+
+    path: Path
+    images: dict[str, int]
+    num_classes: int
+    made: bool
+
+
+def prepare_images(
+    name: str,
+    src: str | Path,
+    dst: str | Path,
+    link: bool = False,
+    image_set: ImageSet | None = None,
+    on_file: Callable[[int], None] = lambda number: None,
+) -> list[PreparedPart]:
+    """Put a published data set into the layout that the data sets of this package read.
+
+    A part (a split, or CIFAR-100's python archive) is made in a hidden folder beside its place and renamed once its
+    counts are right. Parts that are there and right are left alone, so a run that was interrupted is simply repeated.
+
+    Args:
+        name: of the set in `IMAGE_SETS`.
+        src: its archive, or a folder that holds its archives or what they unpack to; nothing in it is changed.
+        dst: the folder to make.
+        link: hard links instead of copies of files that lie unpacked in ``src``.
+        image_set: what the whole set looks like; by default as published.
+        on_file: called with the number of files so far.
+
+    Raises:
+        FileNotFoundError: Something of the published set is missing.
+        ValueError: Counts are wrong, an archive is damaged or unsafe, or ``dst`` lies in ``src``.
+    """
+    if name not in RULES:
+        raise ValueError(f"expected a data set out of {', '.join(RULES)}, got {name!r}")
+    image_set = image_set or IMAGE_SETS[name]
+    src, dst = Path(src), Path(dst)
+    source = Source(src, image_set.sources)
+    if src.is_dir() and dst.resolve().is_relative_to(src.resolve()):
+        raise ValueError(f"DST {dst} lies in SRC {src}, in which nothing is changed; name a folder outside of it")
+    if dst.exists() and not dst.is_dir():
+        raise ValueError(f"DST {dst} is a file; name a folder, which may be a new one")
+    rule = _rule(name, source)
+    in_archive = rule(PurePosixPath(f"{ARCHIVE_FOLDER}/meta")) is not None
+    parts = [ARCHIVE_FOLDER] if in_archive else list(image_set.images)
+
+    done = {part: _existing(dst / part, image_set) for part in parts if (dst / part).exists()}
+    new = [part for part in parts if part not in done]
+    partial = {part: dst / f".{part}.partial" for part in new}
+    try:
+        for folder in partial.values():  # what a killed run left
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        if new:
+            limit = sum(image_set.images.values()) * MEAN_LIMIT + ARRAYS_LIMIT
+            _copy(source, rule, partial, link, on_file, limit)
+        counts = {part: check_counts(folder, part, image_set) for part, folder in partial.items()}
+        for part, folder in partial.items():
+            os.replace(folder, dst / part)
+    except BaseException:
+        for folder in partial.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return [
+        PreparedPart(dst / part, {**done, **counts}[part], image_set.num_classes, made=part in new) for part in parts
+    ]
+
+
+def _rule(name: str, source: Source) -> Rule:
+    try:
+        return RULES[name](source)
+    except LookupError as error:  # a list names what another one lacks
+        raise ValueError(f"the lists in {source.path} do not fit together ({error}); download them again") from error
+
+
+def _copy(
+    source: Source,
+    rule: Rule,
+    partial: dict[str, Path],
+    link: bool,
+    on_file: Callable[[int], None],
+    limit: int,
+) -> None:
+    """Write the files that belong to the parts into their hidden folders, ``limit`` bytes of them at most."""
+    number = 0
+    for member in source.members():
+        place = rule(PurePosixPath(member.name))
+        if place is None or place.parts[0] not in partial:
+            continue
+        target = partial[place.parts[0]].joinpath(*place.parts[1:])
+        if target.exists():
+            raise ValueError(
+                f"{source.path} holds more than one file for {place}, {member.name} is the second; let SRC hold the "
+                "published set once, without copies of it"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        largest = ARRAYS_LIMIT if place.parts[0] == ARCHIVE_FOLDER else IMAGE_LIMIT
+        limit -= max(member.copy_to(target, min(largest, limit), link), BLOCK)
+        number += 1
+        on_file(number)
+
+
+def _existing(folder: Path, image_set: ImageSet) -> dict[str, int]:
+    try:
+        return check_counts(folder, folder.name, image_set)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder} exists already, but {error}. Or name another DST, or move that folder away"
+        ) from error
+
+
+def check_counts(folder: Path, part: str, image_set: ImageSet) -> dict[str, int]:
+    """Number of images of each split in a part of the set.
+
+    Raises:
+        ValueError: They are not those of the whole set; says what was expected and found.
+    """
+    if part == ARCHIVE_FOLDER:
+        found = {split: _count_archive(folder, split) for split in image_set.images}
+    else:
+        found = {part: count_images(folder)}
+    for split, per_class in found.items():
+        _check_split(split, per_class, image_set)
+    return {split: per_class.total() for split, per_class in found.items()}
+
+
+def count_images(folder: Path) -> Counter[str]:
+    """Images below each class folder, as torchvision's `ImageFolder` sees them."""
+    counts: Counter[str] = Counter()
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = (file for _, _, files in os.walk(class_folder) for file in files)
+        counts[class_folder.name] = sum(file.lower().endswith(IMG_EXTENSIONS) for file in files)
+    return counts
+
+
+def _count_archive(folder: Path, split: str) -> Counter[str]:
+    arrays = load_cifar100(folder, split)
+    counts = arrays.targets.bincount(minlength=len(arrays.classes)).tolist()
+    return Counter(dict(zip(arrays.classes, counts, strict=True)))
+
+
+def _check_split(split: str, per_class: Counter[str], image_set: ImageSet) -> None:
+    expected, each = image_set.images[split], image_set.per_class.get(split)
+    wrong = [f"{name} {count}" for name, count in per_class.items() if each is not None and count != each]
+    if per_class.total() == expected and len(per_class) == image_set.num_classes and not wrong:
+        return
+    detail = f" ({each} of each class expected; {', '.join(wrong[:5])}{', ...' if wrong[5:] else ''})" if wrong else ""
+    raise ValueError(
+        f"{split} is not the whole set: expected {expected} images of {image_set.num_classes} classes, found "
+        f"{per_class.total()} of {len(per_class)}{detail}. Get {', '.join(image_set.sources)} again from "
+        f"{image_set.url}, unpack anew what was unpacked, and run this again"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,19 +9,198 @@ The images of the VOC2007 test set that VOC2012 trainval contains are left out, 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from frskd_plugin.data.voc_lists import (
-    LIST_NAME,
-    PAPER_LIST_NAME,
-    SPLITS,
-    list_path,
-    make_training_lists,
-    read_ids,
-    write_lists,
-)
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from frskd_plugin.core.atomic_write import atomic_write
+
+LIST_NAME = "frskd_train"
+PAPER_LIST_NAME = "frskd_train_paper_protocol"
+
+# (year, split): images of the published devkit, and the archive they come in.
+SPLITS = {
+    ("VOC2007", "trainval"): (422, "VOCtrainval_06-Nov-2007.tar"),
+    ("VOC2007", "test"): (210, "VOCtest_06-Nov-2007.tar"),
+    ("VOC2012", "trainval"): (2913, "VOCtrainval_11-May-2012.tar"),
+}
+
+# Two pictures are the same one, encoded anew, when their 8x8 thumbnails differ (0..255) by at most 3 on average and 16
+# anywhere, and by little against their contrast: pictures that are almost plain all look alike. JPEG at quality 50
+# stays below 1 and 6 on photographs; different photographs are 20 and more apart.
+_THUMBNAIL_SIZE = 8
+_SAME_MEAN, _SAME_MAX, _SAME_SHARE = 3.0, 16.0, 0.1
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What identifies an image: its file, its pixels, and what it looks like."""
+
+    file_hash: str
+    pixel_hash: str
+    thumbnail: np.ndarray
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A candidate that is an image of the reference list, and how that was seen."""
+
+    image_id: str
+    reference_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainingLists:
+    """Ids to train on by year, what was left out, and which images of VOC2012 are in VOC2007 trainval as well."""
+
+    ids: dict[str, list[str]]
+    removed: list[Copy]
+    twice: list[Copy]
+
+
+def list_path(devkit: Path, year: str, name: str) -> Path:
+    """The list ``name`` of segmentation images of one year."""
+    return devkit / year / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+def image_path(devkit: Path, year: str, image_id: str) -> Path:
+    """The photograph of an id."""
+    return devkit / year / "JPEGImages" / f"{image_id}.jpg"
+
+
+def mask_path(devkit: Path, year: str, image_id: str) -> Path:
+    """The labels of an id: one index a pixel, 255 on the outlines."""
+    return devkit / year / "SegmentationClass" / f"{image_id}.png"
+
+
+def read_ids(path: Path) -> list[str]:
+    """Ids of a list, in its order; empty lines are skipped."""
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def read_splits(devkit: Path) -> dict[tuple[str, str], list[str]]:
+    """The three published lists, after a look whether each image and each mask is there.
+
+    Raises:
+        FileNotFoundError: Names the lists, images and masks that are missing and the archive that holds them.
+        ValueError: If a list is empty.
+    """
+    missing_lists = [key for key in SPLITS if not list_path(devkit, *key).is_file()]
+    if missing_lists:
+        lines = [f"  {list_path(devkit, *key)}  (from {SPLITS[key][1]})" for key in missing_lists]
+        raise FileNotFoundError(
+            "These lists are missing:\n" + "\n".join(lines) + "\nDEVKIT must be the folder that holds VOC2007 and "
+            "VOC2012, each with ImageSets/Segmentation, JPEGImages and SegmentationClass"
+        )
+    splits = {key: read_ids(list_path(devkit, *key)) for key in SPLITS}
+    for (year, split), ids in splits.items():
+        if not ids:
+            raise ValueError(f"{list_path(devkit, year, split)} holds no id; unpack {SPLITS[year, split][1]} again")
+        _check_files(devkit, year, split, ids)
+    return splits
+
+
+def _check_files(devkit: Path, year: str, split: str, ids: Sequence[str]) -> None:
+    files = [image_path(devkit, year, i) for i in ids]
+    files += [mask_path(devkit, year, i) for i in ids]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} files of {year} {split} are missing (from {SPLITS[year, split][1]}):\n  "
+            + "\n  ".join(missing[:5])
+            + more
+        )
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Hashes of the file and of its decoded pixels, and a thumbnail.
+
+    Raises:
+        ValueError: If the image cannot be decoded.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); unpack it again") from error
+    thumbnail = np.asarray(image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX), dtype=np.float32)
+    return Fingerprint(
+        file_hash=hashlib.sha256(path.read_bytes()).hexdigest(),
+        pixel_hash=hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest(),
+        thumbnail=thumbnail,
+    )
+
+
+def find_copies(candidates: dict[str, Fingerprint], references: dict[str, Fingerprint]) -> list[Copy]:
+    """The candidates (ids of VOC2012) that are an image of the references (ids of VOC2007), in their order."""
+    by_file = {print_.file_hash: i for i, print_ in references.items()}
+    by_pixels = {print_.pixel_hash: i for i, print_ in references.items()}
+    reference_ids = list(references)
+    thumbnails = np.stack([references[i].thumbnail for i in reference_ids])
+    copies = []
+    for image_id, candidate in candidates.items():
+        old_id = image_id.removeprefix("2007_")
+        if old_id in references:
+            copies.append(Copy(image_id, old_id, "same id"))
+        elif candidate.file_hash in by_file:
+            copies.append(Copy(image_id, by_file[candidate.file_hash], "same file"))
+        elif candidate.pixel_hash in by_pixels:
+            copies.append(Copy(image_id, by_pixels[candidate.pixel_hash], "same pixels"))
+        else:
+            difference = np.abs(thumbnails - candidate.thumbnail)
+            mean = difference.mean(axis=(1, 2, 3))
+            nearest = int(mean.argmin())
+            allowed = min(_SAME_MEAN, _SAME_SHARE * float(candidate.thumbnail.std()))
+            if mean[nearest] < allowed and difference[nearest].max() <= _SAME_MAX:
+                copies.append(Copy(image_id, reference_ids[nearest], "same picture, encoded anew"))
+    return copies
+
+
+def make_training_lists(
+    devkit: Path, paper_protocol: bool = False, progress: Callable[[Iterable], Iterable] = iter
+) -> TrainingLists:
+    """Ids of VOC2007 and VOC2012 trainval, without the images of VOC2007 test unless ``paper_protocol``.
+
+    ``progress`` wraps the loop over the images that are hashed (such as a progress bar). Images of VOC2012 that are in
+    VOC2007 *trainval* stay, as in the paper's combined set, and count twice.
+
+    Raises:
+        FileNotFoundError: If a list, an image or a mask is missing.
+        ValueError: If an image cannot be read, or no image of VOC2012 is left.
+    """
+    splits = read_splits(devkit)
+    wanted = [(year, split, image_id) for (year, split), ids in splits.items() for image_id in ids]
+    prints: dict[tuple[str, str], dict[str, Fingerprint]] = {key: {} for key in splits}
+    for year, split, image_id in progress(wanted):
+        prints[year, split][image_id] = fingerprint(image_path(devkit, year, image_id))
+
+    copies = find_copies(prints["VOC2012", "trainval"], prints["VOC2007", "test"])
+    twice = find_copies(prints["VOC2012", "trainval"], prints["VOC2007", "trainval"])
+    left_out = set() if paper_protocol else {copy.image_id for copy in copies}
+    ids = {
+        "VOC2007": splits["VOC2007", "trainval"],
+        "VOC2012": [i for i in splits["VOC2012", "trainval"] if i not in left_out],
+    }
+    if not ids["VOC2012"]:
+        raise ValueError(f"every image of {devkit / 'VOC2012'} is one of VOC2007 test; nothing is left to train on")
+    return TrainingLists(ids=ids, removed=copies, twice=twice)
+
+
+def write_lists(devkit: Path, ids: dict[str, list[str]], name: str) -> list[Path]:
+    """Write one list a year, whole or not at all, and say where."""
+    paths = []
+    for year, year_ids in ids.items():
+        path = list_path(devkit, year, name)
+        atomic_write(path, "".join(f"{i}\n" for i in year_ids).encode())
+        paths.append(path)
+    return paths
 
 
 def build_parser() -> argparse.ArgumentParser:

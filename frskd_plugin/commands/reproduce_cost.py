@@ -22,7 +22,7 @@ from frskd_plugin.commands.training_step import (
     segmentation_steps,
 )
 from frskd_plugin.core.self_teacher import SelfTeacher
-from frskd_plugin.data.catalog import IMAGE_SETS
+from frskd_plugin.data.image_folder import IMAGE_SETS
 from frskd_plugin.methods import method_class
 from frskd_plugin.timm.probe import probe_student
 from frskd_plugin.timm.wrap import wrap

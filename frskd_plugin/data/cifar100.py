@@ -5,6 +5,8 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", Universi
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +15,51 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frskd_plugin.data.catalog import how_to_prepare
-from frskd_plugin.data.image_folder import check_complete, open_folder
-from frskd_plugin.data.plain_pickle import read_plain_pickle
-from frskd_plugin.data.transforms import Transforms, build_transforms, to_uint8
+from frskd_plugin.core.checkpoint_file import known_name, plain
+from frskd_plugin.data.image_folder import (
+    Transforms,
+    build_transforms,
+    check_complete,
+    how_to_prepare,
+    open_folder,
+    to_uint8,
+)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Return the bytes that Python 3 writes as text in the pickle format of Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
+    return text.encode("latin1")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickler that knows the few names that `read_checkpoint` knows.
+
+    Unpickling runs whatever functions a file names, and a data set comes from the internet.
+    """
+
+    def find_class(self, module: str, name: str) -> Callable:
+        return _latin1 if (module, name) == ("_codecs", "encode") else known_name(module, name)
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """Return the content of a pickle of Python 2 or 3; text of Python 2 comes as bytes.
+
+    Raises:
+        ValueError: The file is damaged, or holds anything but arrays, lists, dicts, text, bytes and numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            return plain(_PlainUnpickler(file, encoding="bytes").load())
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever the bytes lead to
+        raise ValueError(
+            f"{path} cannot be read as a pickle of arrays and lists ({type(error).__name__}: {error}); "
+            "unpack the published archive again"
+        ) from error
+
 
 ARCHIVE_FOLDER = "cifar-100-python"
 SPLITS = ("train", "test")

@@ -1,17 +1,234 @@
-"""Image folders: ``data_root/split/class/image``, read by torchvision's `ImageFolder`."""
+"""Image folders, the sets of the paper that lie in them, and the transforms by which they are read.
+
+``data_root/split/class/image`` is read by torchvision's `ImageFolder`. The transforms are torchvision's
+(``torchvision.transforms.v2``) by name. They end with a uint8 image: a config normalises later, for the whole batch on
+the device.
+"""
 
 from __future__ import annotations
 
+import copy
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
-from frskd_plugin.data.catalog import how_to_prepare
-from frskd_plugin.data.transforms import Transforms, build_transforms, to_uint8
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a complete set looks like on disk.
+
+    Args:
+        num_classes: number of classes.
+        images: number of images of each split, whose names are those of the folders.
+        per_class: images of each class, for the splits in which all classes have as many.
+        image_size: (height, width) if all images have one size.
+        sources: file as published -> what it unpacks to (where that lies beside it, the archive is left alone), or None
+            if it is not an archive.
+        url: the page of the authors.
+    """
+
+    num_classes: int
+    images: dict[str, int]
+    per_class: dict[str, int]
+    image_size: tuple[int, int] | None
+    sources: dict[str, str | None]
+    url: str
+
+
+IMAGE_SETS = {
+    "cifar100": ImageSet(
+        num_classes=100,
+        images={"train": 50000, "test": 10000},
+        per_class={"train": 500, "test": 100},
+        image_size=(32, 32),
+        sources={"cifar-100-python.tar.gz": "cifar-100-python"},
+        url="https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "tinyimagenet": ImageSet(
+        num_classes=200,
+        images={"train": 100000, "val": 10000},
+        per_class={"train": 500, "val": 50},
+        image_size=(64, 64),
+        sources={"tiny-imagenet-200.zip": "tiny-imagenet-200"},
+        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    ),
+    "cub200": ImageSet(
+        num_classes=200,
+        images={"train": 5994, "test": 5794},
+        per_class={},
+        image_size=None,
+        sources={"CUB_200_2011.tgz": "CUB_200_2011"},
+        url="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    ),
+    "mit67": ImageSet(
+        num_classes=67,
+        images={"train": 5360, "test": 1340},
+        per_class={},
+        image_size=None,
+        sources={"indoorCVPR_09.tar": "Images", "TrainImages.txt": None, "TestImages.txt": None},
+        url="https://web.mit.edu/torralba/www/indoor.html",
+    ),
+    "stanford40": ImageSet(
+        num_classes=40,
+        images={"train": 4000, "test": 5532},
+        per_class={"train": 100},
+        image_size=None,
+        sources={"Stanford40_JPEGImages.zip": "JPEGImages", "Stanford40_ImageSplits.zip": "ImageSplits"},
+        url="http://vision.stanford.edu/Datasets/40actions.html",
+    ),
+    "dogs": ImageSet(
+        num_classes=120,
+        images={"train": 12000, "test": 8580},
+        per_class={"train": 100},
+        image_size=None,
+        sources={"images.tar": "Images", "lists.tar": "train_list.mat"},
+        url="http://vision.stanford.edu/aditya86/ImageNetDogs/",
+    ),
+    "imagenet": ImageSet(
+        num_classes=1000,
+        images={"train": 1281167, "val": 50000},
+        per_class={"val": 50},
+        image_size=None,
+        sources={
+            "ILSVRC2012_img_train.tar": "train",
+            "ILSVRC2012_img_val.tar": "val",
+            "ILSVRC2012_devkit_t12.tar.gz": "ILSVRC2012_devkit_t12",
+        },
+        url="https://image-net.org/challenges/LSVRC/2012/",
+    ),
+}
+
+
+def how_to_prepare(data_root: str | Path, name: str = "NAME") -> str:
+    """The sentence with which an error about a missing or incomplete set ends.
+
+    Example:
+        >>> how_to_prepare("data/birds", "cub200")
+        '`python tools/prepare_data.py cub200 SRC data/birds` makes it from CUB_200_2011.tgz in the folder SRC'
+    """
+    if name in IMAGE_SETS:
+        source = f"{', '.join(IMAGE_SETS[name].sources)} in the folder SRC"
+    else:
+        source = f"the published archives in the folder SRC (NAME: {', '.join(IMAGE_SETS)})"
+    return f"`python tools/prepare_data.py {name} SRC {data_root}` makes it from {source}"
+
+
+# One transform: its name and arguments (`dict(type='RandomCrop', size=32, padding=4)`), or any callable.
+TransformItem = Mapping[str, Any] | Callable[[Any], Any]
+Transforms = TransformItem | Sequence[TransformItem] | None
+
+_FLIP: dict[str, Any] = dict(type="RandomHorizontalFlip")
+_LARGE: dict[str, list[dict[str, Any]]] = {
+    "train": [dict(type="RandomResizedCrop", size=224), _FLIP],
+    "test": [dict(type="Resize", size=256), dict(type="CenterCrop", size=224)],
+}
+# Training and test images of the paper (section 4.1).
+STANDARD_TRANSFORMS: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "cifar100": {"train": [dict(type="RandomCrop", size=32, padding=4), _FLIP], "test": []},
+    "tinyimagenet": {
+        "train": [dict(type="RandomResizedCrop", size=32), _FLIP],
+        "test": [dict(type="Resize", size=32)],
+    },
+    **{name: _LARGE for name in ("cub200", "mit67", "stanford40", "dogs", "imagenet")},
+}
+
+
+def standard_transforms(name: str, train: bool) -> list[dict[str, Any]]:
+    """The paper's transforms of a data set, as dicts of a new list.
+
+    Raises:
+        ValueError: The data set is none of the paper's.
+
+    Example:
+        >>> standard_transforms("cub200", train=False)
+        [{'type': 'Resize', 'size': 256}, {'type': 'CenterCrop', 'size': 224}]
+    """
+    if name not in STANDARD_TRANSFORMS:
+        raise ValueError(f"expected a data set out of {', '.join(STANDARD_TRANSFORMS)}, got {name!r}")
+    return copy.deepcopy(STANDARD_TRANSFORMS[name]["train" if train else "test"])
+
+
+def build_transforms(transforms: Transforms) -> Callable[[Any], Any]:
+    """One callable of a transform, of several in a row, or of None (which leaves the image as it is).
+
+    A transform is a callable or a dict with its class in ``torchvision.transforms.v2`` as ``type``. Its other keys are
+    arguments, of which ``interpolation`` may be a name such as 'bicubic', and ``transforms`` a list of dicts again.
+
+    Raises:
+        ValueError: The name or the arguments are not those of a transform.
+        TypeError: An item is neither a dict nor a callable.
+
+    Example:
+        >>> build_transforms([dict(type="Resize", size=8, interpolation="bicubic")])(torch.zeros(3, 4, 4)).shape
+        torch.Size([3, 8, 8])
+    """
+    if transforms is None:
+        return v2.Identity()
+    if isinstance(transforms, Mapping) or callable(transforms):
+        return _build(transforms)
+    steps = [_build(item) for item in transforms]
+    return v2.Compose(steps) if steps else v2.Identity()
+
+
+def _build(item: TransformItem) -> Callable[[Any], Any]:
+    if not isinstance(item, Mapping):
+        if callable(item):
+            return item
+        raise TypeError(
+            "a transform must be a dict such as dict(type='RandomHorizontalFlip') or a callable, "
+            f"got {item!r} ({type(item).__name__})"
+        )
+    arguments = dict(item)
+    name = arguments.pop("type", None)
+    if isinstance(arguments.get("interpolation"), str):
+        arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
+    if "transforms" in arguments:  # those that hold others, such as RandomApply
+        arguments["transforms"] = [_build(inner) for inner in arguments["transforms"]]
+    try:
+        return _transform_class(name)(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"transform {name}: {error}; see torchvision.transforms.v2.{name} for its arguments"
+        ) from error
+
+
+def _transform_class(name: Any) -> type:
+    """The transform of torchvision with this name."""
+    known = [n for n in dir(v2) if inspect.isclass(getattr(v2, n)) and issubclass(getattr(v2, n), torch.nn.Module)]
+    if name in known:
+        return getattr(v2, name)
+    close = difflib.get_close_matches(str(name), known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "such as RandomCrop, Resize or RandomHorizontalFlip"
+    raise ValueError(f"`type` of a transform must be a class of torchvision.transforms.v2, got {name!r}; {hint}")
+
+
+def to_uint8(image: Any) -> Tensor:
+    """The image that left the transforms as a uint8 tensor [3, H, W].
+
+    Raises:
+        TypeError: It is no uint8 image, say because the transforms normalise it.
+    """
+    if isinstance(image, Image.Image):
+        image = F.pil_to_tensor(image)
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"transforms must end with a uint8 image [3, H, W], got {got}; leave out ToDtype, ToImage's scaling and "
+            "Normalize: images are normalised by the batch on the device"
+        )
+    return image.as_subclass(Tensor)
+
 
 SPLITS = ("train", "val", "test")
 
@@ -20,7 +237,7 @@ def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageF
     """The images and classes of ``data_root/split``, in the order of class and file name; no image is read.
 
     Args:
-        name: of the data set in `frskd_plugin.data.catalog`, for error messages.
+        name: of the data set in `frskd_plugin.data.image_folder`, for error messages.
 
     Raises:
         FileNotFoundError: The folder, or a class folder's images, are missing.

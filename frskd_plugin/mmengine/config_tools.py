@@ -52,7 +52,8 @@ def read_config(path: str | Path) -> Config:
         with _forks_found():
             config = Config.fromfile(path)
     except SyntaxError as error:
-        file = path if (error.filename or "<").startswith("<") else Path(error.filename)
+        named = error.filename or "<unknown>"
+        file = path if named.startswith("<") else Path(named)
         where = f"{file.name}, line {error.lineno}"
         raise ValueError(f"config {path} is no valid Python: {error.msg} ({where})") from error
     except ImportError:

@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin.commands.config import load_config
-from frskd_plugin.data.catalog import IMAGE_SETS
+from frskd_plugin.data.image_folder import IMAGE_SETS
 from frskd_plugin.mmengine.registration import registered_type
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from frskd_plugin.data.drawn_scenes import make_devkit, voc_palette
-from frskd_plugin.data.voc_lists import make_training_lists, write_lists
+from frskd_plugin.commands.make_drawn_voc import make_devkit, voc_palette
+from frskd_plugin.commands.prepare_voc import make_training_lists, write_lists
 from frskd_plugin.mmengine.config_tools import set_data_root
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

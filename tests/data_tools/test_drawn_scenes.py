@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frskd_plugin.data.drawn_scenes import CLASS_INDICES, draw_scene, make_devkit, voc_palette
+from frskd_plugin.commands.make_drawn_voc import CLASS_INDICES, draw_scene, make_devkit, voc_palette
 
 
 def test_labels_are_classes_or_255():

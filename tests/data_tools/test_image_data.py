@@ -12,10 +12,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from frskd_plugin.data.cifar100 import Cifar100Dataset, load_cifar100
-from frskd_plugin.data.image_folder import ImageFolderDataset, read_rgb
-from frskd_plugin.data.plain_pickle import read_plain_pickle
-from frskd_plugin.data.transforms import STANDARD_TRANSFORMS, build_transforms, standard_transforms
+from frskd_plugin.data.cifar100 import Cifar100Dataset, load_cifar100, read_plain_pickle
+from frskd_plugin.data.image_folder import (
+    STANDARD_TRANSFORMS,
+    ImageFolderDataset,
+    build_transforms,
+    read_rgb,
+    standard_transforms,
+)
 
 CLASSES = ["apple", "bear", "clock"]
 

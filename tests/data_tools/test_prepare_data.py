@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frskd_plugin.data import archives, prepare
-from frskd_plugin.data.archives import Member, Source, archive_members
-from frskd_plugin.data.catalog import IMAGE_SETS, ImageSet
+from frskd_plugin.commands import prepare_data as prepare
+from frskd_plugin.commands import published_archives as archives
+from frskd_plugin.commands.prepare_data import prepare_images
+from frskd_plugin.commands.published_archives import Member, Source, archive_members
 from frskd_plugin.data.cifar100 import load_cifar100
-from frskd_plugin.data.prepare import prepare_images
+from frskd_plugin.data.image_folder import IMAGE_SETS, ImageSet
 from tests.helpers.real_runs import command
 
 Files = dict[str, bytes]  # name in the archive -> content

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from frskd_plugin.data.drawn_scenes import make_devkit
-from frskd_plugin.data.voc_lists import Copy, fingerprint, list_path, make_training_lists, read_ids
+from frskd_plugin.commands.make_drawn_voc import make_devkit
+from frskd_plugin.commands.prepare_voc import Copy, fingerprint, list_path, make_training_lists, read_ids
 from tests.helpers.real_runs import command
 
 
@@ -69,7 +69,7 @@ def test_same_id_is_enough(devkit):
 
 def test_plain_pictures_are_not_taken_for_copies(tmp_path):
     """Two almost black pictures look alike as thumbnails; that says nothing."""
-    from frskd_plugin.data.voc_lists import find_copies
+    from frskd_plugin.commands.prepare_voc import find_copies
 
     for name, grey in (("a", 0), ("b", 1)):
         Image.new("RGB", (40, 30), (grey, grey, grey)).save(tmp_path / f"{name}.png", pnginfo=PngInfo())
