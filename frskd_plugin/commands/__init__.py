@@ -110,23 +110,19 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         print(f"frskd: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        with _sigterm_raised():
+        _signals.clear()
+        with _signals_raised():
             return importlib.import_module(COMMANDS[name].module).main(arguments) or 0
     except SystemExit as ended:  # argparse's, after its own message
         if debug and ended.__context__ is not None:
             traceback.print_exception(ended.__context__)
         return ended.code if isinstance(ended.code, int) else 0
     except (KeyboardInterrupt, Terminated) as stop:
-        signal_name, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"frskd {name}: stopped by {signal_name}{f': {stop}' if stop.args else ''}", file=sys.stderr)
-        if os.environ.get("RANK"):  # threads of a process group may abort a process that ends without the others
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        return status
+        return _stopped(name, stop)
     except Exception as error:
+        stop = asked_to_stop(error)
+        if stop is not None:
+            return _stopped(name, stop())
         if debug:
             traceback.print_exc()
         else:
@@ -134,24 +130,59 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, USER_ERRORS) else 3
 
 
+def asked_to_stop(error: BaseException) -> type[KeyboardInterrupt] | type[Terminated] | None:
+    """Return the signal behind an error, as an exception; None where there is none.
+
+    A library with a bare ``except`` turns the exception of a signal into an error of its own, and of a signal to a
+    whole job the main process may hear by the end of a data-loading worker first.
+    """
+    if isinstance(error, KeyboardInterrupt) or signal.SIGINT in _signals:
+        return KeyboardInterrupt
+    if isinstance(error, Terminated) or signal.SIGTERM in _signals or "killed by signal: Terminated" in str(error):
+        return Terminated
+    return None
+
+
+def _stopped(name: str, stop: BaseException) -> int:
+    signal_name, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"frskd {name}: stopped by {signal_name}{f': {stop}' if stop.args else ''}", file=sys.stderr)
+    if os.environ.get("RANK"):  # threads of a process group may abort a process that ends without the others
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+_signals: set[int] = set()  # that this process got while a command ran
+
+
 @contextmanager
-def _sigterm_raised() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, so that files are closed and children ended on the way out."""
+def _signals_raised() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM as Python raises KeyboardInterrupt, so that files are closed and children ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     process = os.getpid()
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a data-loading worker that was forked from this process
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            _signals.add(number)
+            if hasattr(signal, "SIGCHLD"):  # torch's handler raises an error for each worker that ends with us
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        elif number == signal.SIGTERM:  # a data-loading worker that was forked from this process
             os._exit(128 + number)
-        raise Terminated
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def describe(error: Exception) -> str:

@@ -74,14 +74,13 @@ def what_is_lost(work_dir: str | Path, runner: Runner | None = None) -> str:
     done = runner.iter if runner is not None else 0
     found, _ = newest_checkpoint(work_dir)
     if found is None:
-        return f"{work_dir} holds no checkpoint yet, so that {_iterations(done)} lost"
+        return f"{work_dir} holds no checkpoint yet; {_lost(done)}"
     path, meta = found
-    lost = max(0, done - meta.get("iter", done))
     return (
         f"--resume goes on from {path} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}); "
-        f"{_iterations(lost) + ' lost' if lost else 'nothing is lost'}"
+        f"{_lost(max(0, done - meta.get('iter', done)))}"
     )
 
 
-def _iterations(count: int) -> str:
-    return f"{count} iteration{' is' if count == 1 else 's are'}"
+def _lost(count: int) -> str:
+    return f"{count} iteration{' is' if count == 1 else 's are'} lost" if count else "nothing is lost"

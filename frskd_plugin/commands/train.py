@@ -11,7 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
-from frskd_plugin.commands import Terminated
+from frskd_plugin.commands import asked_to_stop
 from frskd_plugin.commands.arguments import Settings, whole_number
 from frskd_plugin.commands.config import RECIPES, add_common_options, open_data, prepare_config
 from frskd_plugin.commands.run_guard import is_main, locked, what_is_lost
@@ -113,6 +113,8 @@ def train(config: Config, args: argparse.Namespace) -> None:
                 remove_run(config.work_dir)
             runner.logger.info(versions_text())
             runner.train()  # optimizer and schedules are built here
-    except (KeyboardInterrupt, Terminated) as stop:
-        stop.args = (what_is_lost(config.work_dir, runner),) if is_main() else ()
-        raise
+    except BaseException as error:
+        stop = asked_to_stop(error)
+        if stop is None:
+            raise
+        raise stop(*([what_is_lost(config.work_dir, runner)] if is_main() else [])) from error

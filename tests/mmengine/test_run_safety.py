@@ -179,7 +179,7 @@ def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 def test_what_is_lost_counts_from_the_checkpoint_that_resume_takes(tmp_path: Path) -> None:
     stopped = SimpleNamespace(iter=10)
-    assert what_is_lost(tmp_path, stopped) == f"{tmp_path} holds no checkpoint yet, so that 10 iterations are lost"
+    assert what_is_lost(tmp_path, stopped) == f"{tmp_path} holds no checkpoint yet; 10 iterations are lost"
     checkpoint = {"state_dict": {}, "optimizer": {}, "message_hub": {}, "meta": {"epoch": 2, "iter": 8}}
     torch.save(checkpoint, tmp_path / "epoch_2.pth")
     taken = f"--resume goes on from {tmp_path / 'epoch_2.pth'} (epoch 2, iteration 8); "
