@@ -1,8 +1,11 @@
-"""What pytest leaves out where mmdetection or the operators of mmcv are missing: `make test-mmdet` has them."""
+"""Tests that pytest leaves out: what `make test-mmdet` runs where mmdetection is missing, and the support matrix."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 
 HAS_MMDET = all(find_spec(name) is not None for name in ("mmdet", "mmcv")) and find_spec("mmcv._ext") is not None
 collect_ignore_glob = [] if HAS_MMDET else ["frskd_plugin/mmdet/*", "tests/mmdet/*"]
@@ -11,3 +14,9 @@ collect_ignore_glob = [] if HAS_MMDET else ["frskd_plugin/mmdet/*", "tests/mmdet
 def pytest_report_header() -> str:
     """Say so."""
     return f"mmdetection: {'tested too' if HAS_MMDET else 'not installed with operators; `make test-mmdet` tests it'}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the support matrix, which takes an hour, to ``pytest -m support``."""
+    is_matrix = collection_path == Path(__file__).parent / "tests" / "support"
+    return True if is_matrix and "support" not in config.option.markexpr else None

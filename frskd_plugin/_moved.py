@@ -43,6 +43,8 @@ MOVED = {
     "frskd_plugin.benchmark.timing": "frskd_plugin.commands.training_step",
     "frskd_plugin.benchmark.train": "frskd_plugin.commands.benchmark",
     "frskd_plugin.benchmark.training_step": "frskd_plugin.commands.training_step",
+    "frskd_plugin.coverage.command": "frskd_plugin.commands.support",
+    "frskd_plugin.coverage.family_command": "frskd_plugin.commands.support",
     "frskd_plugin.doctor": "frskd_plugin.check",
     "frskd_plugin.doctor.__main__": "frskd_plugin.commands.check",
     "frskd_plugin.doctor.command": "frskd_plugin.commands.check",

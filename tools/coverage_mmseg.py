@@ -1,4 +1,4 @@
-"""Try a config of every family of mmsegmentation: ``python tools/coverage_mmseg.py [--json FILE]``."""
+"""Old name of `frskd support mmseg`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Try a model of every module of timm with FRSKD: ``python tools/coverage_timm.py [--segmentor]``."""
+"""Old name of `frskd support timm`."""
 
 import sys
 

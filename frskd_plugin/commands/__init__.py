@@ -48,10 +48,15 @@ COMMANDS = {
     "prepare_voc": Command("frskd_plugin.commands.prepare_voc", "write the training lists of VOC2007 + VOC2012"),
     "make_drawn_voc": Command("frskd_plugin.commands.make_drawn_voc", "draw a small VOC devkit"),
     "demo": Command("frskd_plugin.commands.demo", "train the segmentor and its baseline on drawn scenes"),
-    "coverage_timm": Command("frskd_plugin.coverage.command", "try a model of every module of timm"),
-    "coverage_mmseg": Command("frskd_plugin.coverage.family_command", "try a config of every family of mmsegmentation"),
+    "support": Command("frskd_plugin.commands.support", "try a model of every module of timm, or family of mmseg"),
 }
-OLD_NAMES = {"doctor": "check", "frskdify": "convert"}
+# Old name -> new name and first arguments.
+OLD_NAMES = {
+    "coverage_mmseg": "support mmseg",
+    "coverage_timm": "support timm",
+    "doctor": "check",
+    "frskdify": "convert",
+}
 
 # Errors that a user can mend: their text says how. Any other is shown with its type.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
@@ -103,7 +108,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     name = name.replace("-", "_")
     if name in OLD_NAMES:
         print(f"{name} is now called {OLD_NAMES[name]}: frskd {OLD_NAMES[name]}", file=sys.stderr)
-        name = OLD_NAMES[name]
+        name, *first = OLD_NAMES[name].split()
+        arguments = [*first, *arguments]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, [*COMMANDS, *OLD_NAMES], n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"

@@ -1,0 +1,110 @@
+"""frskd support: a few models of the matrix, and the row of one that fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from frskd_plugin.commands import run, support
+from tests.support.steps import Unsupported, check_finite, check_gradients, smallest_fit, smallest_model
+from tests.support.test_timm import test_segmentor as try_segmentor
+
+WRN = {"module": "cifar_wrn", "model": "wrn_16_2", "image": 32, "levels": [0, 1, 2], "strides": [1, 2, 4]}
+BREAK_PIT = """
+from timm.models.pit import PoolingVisionTransformer
+def fail(*args, **kwargs): raise RuntimeError("sizes\\n  differ")
+PoolingVisionTransformer.forward_head = fail
+"""
+
+
+@pytest.mark.slow
+def test_a_module_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch, capfd) -> None:
+    (tmp_path / "break_pit.py").write_text(BREAK_PIT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    page, rows = tmp_path / "made" / "table.md", tmp_path / "rows.json"
+    options = ["--in-process", "--markdown", page, "--json", rows, "-p", "break_pit", "--modules", "pit", "cifar_wrn"]
+    assert run("coverage_timm", [str(option) for option in options]) == 1
+    out, err = capfd.readouterr()
+    assert "coverage_timm is now called support timm: frskd support timm" in err
+    assert "classifier: 1 of 2 modules ok" in out
+    pit, wrn = json.loads(rows.read_text())
+    assert (pit["module"], pit["model"]) == ("pit", "pit_ti_224")
+    assert pit["result"].startswith("no image size up to 224 works: RuntimeError: sizes differ")
+    assert wrn == {"kind": "classifier", **WRN, "channels": [32, 64, 128], "share": 0.54, "width": "2", "result": "ok"}
+    text = page.read_text()
+    assert "Written by `frskd support timm --in-process --markdown" in text
+    assert "- `pit` (pit_ti_224) as a classifier: no image size up to 224 works" in text
+    assert "| cifar_wrn | wrn_16_2 | 32 | 0 1 2 | 1 2 4 | 32 64 128 | 0.54 | 2 | ok |" in text
+
+
+def test_a_backbone_and_a_family() -> None:
+    pytest.importorskip("mmseg", reason="the segmentor needs mmsegmentation")
+    from tests.support.test_mmseg import smallest_config
+    from tests.support.test_mmseg import test_family as try_family
+
+    facts: dict[str, object] = {}
+    try_segmentor("cifar_wrn", facts.__setitem__)
+    assert {"module": "cifar_wrn", **facts} == {**WRN, "channels": [32, 64, 128]}
+    facts.clear()
+    try_family("erfnet", facts.__setitem__)
+    assert (facts["image"], facts["channels"], facts["teacher_head"]) == (64, [16, 16], "FCNHead")
+    assert smallest_config("segformer").name.startswith("segformer_mit-b0_")
+    with pytest.raises(pytest.skip.Exception, match="^custom_imports: ModuleNotFoundError: No module named 'mmpretr"):
+        try_family("poolformer", facts.__setitem__)
+
+
+@pytest.mark.parametrize("library", ["timm", "mmseg"])
+def test_unknown_names_end_in_one_line(library: str, capsys) -> None:
+    pytest.importorskip(library)
+    assert run("support", [library, "--only", "resnot"]) == 2
+    assert f"{library} has no resnot: expected names out of " in capsys.readouterr().err
+    assert len(support.names(library)) > 45
+
+
+def test_the_smallest_image_keeps_the_strides_apart_and_leaves_no_single_pixel() -> None:
+    class TwoStrides(nn.Module):
+        feature_info = [{"reduction": 8}, {"reduction": 32}]
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [nn.functional.avg_pool2d(images, stride, ceil_mode=True) for stride in (8, 32)]
+
+    fit = smallest_fit("test_resnet", lambda name: TwoStrides(), lambda model, images: model(images))
+    assert (fit.size, fit.kwargs, fit.strides, fit.maps) == (64, {}, [8, 32], [(3, 8, 8), (3, 2, 2)])
+    assert smallest_model("visformer") == "visformer_tiny"
+
+
+def test_broken_promises_of_a_step_are_told() -> None:
+    check_finite({"loss": torch.tensor(1.0), "acc": torch.tensor(float("nan"))})
+    with pytest.raises(Unsupported, match="^loss_kd is not finite: nan$"):
+        check_finite({"loss_kd": torch.tensor(float("nan"))})
+    layer = nn.Linear(2, 2)
+    layer.weight.grad = torch.full((2, 2), float("inf"))
+    with pytest.raises(Unsupported, match="^1 parameters get no gradient: bias$"):
+        check_gradients(layer)
+    with pytest.raises(Unsupported, match="^1 parameters get a gradient that is not finite: weight$"):
+        check_gradients(layer, idle=["bias"])
+
+
+def test_the_page_of_the_families_tells_what_does_not_run() -> None:
+    conftest = pytest.importorskip("tests.support.conftest")
+    facts = {"kind": "family", "image": 64, "channels": [8, 16], "teacher_head": "FCNHead"}
+    rows = [
+        {**facts, "family": "fcn", "config": "fcn_r18.py", "plain": "ok", "result": "ok"},
+        {
+            **facts,
+            "family": "ann",
+            "config": "ann_r50.py",
+            "plain": "ok",
+            "result": "2 parameters get no gradient: a, b",
+        },
+        {"kind": "family", "family": "ccnet", "config": "cc.py", "plain": "RuntimeError: no ops", "result": "-"},
+    ]
+    text = conftest.page("mmseg", rows, "frskd support mmseg")
+    assert "3 families: 1 ok, 1 whose plain config does not run, 1 that remain" in text
+    assert "| fcn | fcn_r18.py | 64 | 8 16 | FCNHead | ok | ok |" in text
+    assert "| ann | ann_r50.py | 64 | 8 16 | FCNHead | ok | 2 parameters get no gradient |" in text
+    assert "| ccnet | cc.py | RuntimeError: no ops |" in text
