@@ -76,15 +76,15 @@ def test_an_error_is_one_line(error: Exception, status: int, line: str, monkeypa
 def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.inner.module", "frskd_plugin.core.frskd_loss")
     monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone", "frskd_plugin.core.feature_losses")
-    from frskd_plugin.core import attention, schedule
+    from frskd_plugin.core import frskd_loss, self_teacher
 
     with pytest.warns(DeprecationWarning, match="frskd_plugin.gone.inner.module is now frskd_plugin.core.frskd_loss"):
         old = importlib.import_module("frskd_plugin.gone.inner.module")
-    assert old is schedule and schedule.__spec__.name == schedule.__name__ == "frskd_plugin.core.frskd_loss"
+    assert old is frskd_loss and frskd_loss.__spec__.name == frskd_loss.__name__ == "frskd_plugin.core.frskd_loss"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        from frskd_plugin.gone import attention_transfer_loss
-    assert attention_transfer_loss is attention.attention_transfer_loss
+        from frskd_plugin.gone import SelfTeacher
+    assert SelfTeacher is self_teacher.SelfTeacher
     with pytest.raises(ModuleNotFoundError, match="frskd_plugin.nowhere"):
         importlib.import_module("frskd_plugin.nowhere")
     for name in [name for name in sys.modules if name.startswith("frskd_plugin.gone")]:
