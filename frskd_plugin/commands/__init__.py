@@ -176,7 +176,7 @@ def _signals_raised() -> Iterator[None]:
         if os.getpid() == process:
             _signals.add(number)
             if hasattr(signal, "SIGCHLD"):  # torch's handler raises an error for each worker that ends with us
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGCHLD, lambda *ignored: None)
         elif number == signal.SIGTERM:  # a data-loading worker that was forked from this process
             os._exit(128 + number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
