@@ -75,7 +75,7 @@ def test_an_error_is_one_line(error: Exception, status: int, line: str, monkeypa
 
 def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.inner.module", "frskd_plugin.core.frskd_loss")
-    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone", "frskd_plugin.core.feature_losses")
+    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone", "frskd_plugin.core.self_teacher")
     from frskd_plugin.core import frskd_loss, self_teacher
 
     with pytest.warns(DeprecationWarning, match="frskd_plugin.gone.inner.module is now frskd_plugin.core.frskd_loss"):
