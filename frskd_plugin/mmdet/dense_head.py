@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from mmdet.models.dense_heads import TOODHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -14,10 +18,85 @@ from torch import Tensor
 
 from frskd_plugin.core.checks import join_losses
 from frskd_plugin.core.frskd_loss import FRSKDLoss
-from frskd_plugin.mmdet.class_logits import class_logits
-from frskd_plugin.mmdet.servable import check_servable
+from frskd_plugin.mmengine.registration import registered_type
 
 DenseOutput = tuple[list[Tensor], ...]  # class scores first, a list with a map for each level each
+
+OTHER_DETECTORS = {
+    "rpn_head": "a two-stage detector",
+    "roi_head": "a two-stage detector",
+    "mask_head": "an instance segmentor",
+    "encoder": "a detection transformer",
+    "decoder": "a detection transformer",
+}
+
+
+def check_single_stage(settings: Mapping[str, Any], owner: str) -> None:
+    """Refuse the parts of detectors that are more than backbone, neck and one dense head.
+
+    Args:
+        settings: of the detector's config, beside ``backbone``, ``neck`` and ``bbox_head``.
+        owner: who asks.
+
+    Raises:
+        ValueError: naming the parts and what would serve.
+    """
+    found = {key: settings[key] for key in OTHER_DETECTORS if settings.get(key) is not None}
+    if found:
+        types = {key: str(part.get("type", "")) if isinstance(part, Mapping) else "" for key, part in found.items()}
+        parts = ", ".join(f"{key} {kind}".strip() for key, kind in types.items())
+        raise ValueError(
+            f"{owner} cannot serve {OTHER_DETECTORS[next(iter(found))]} ({parts}): it distils the class scores of one "
+            "dense head over a pyramid. Use a single-stage detector (RetinaNet, FCOS, ATSS, GFL, ...)."
+        )
+
+
+def check_servable(head: str | type, owner: str) -> None:
+    """Refuse a type of head whose training loss is not ``forward`` followed by ``loss_by_feat`` of class logits.
+
+    Args:
+        head: the class, or its name in mmdet's registry. The class is asked, before one is built.
+        owner: who asks.
+
+    Raises:
+        ValueError: naming the head and what would serve.
+    """
+    head_type = registered_type(MODELS, head)
+    if head_type is None:
+        raise ValueError(f"{owner}: there is no head {head!r} in mmdet's registry. Check the spelling.")
+    reason = _refusal(head_type)
+    if reason:
+        raise ValueError(
+            f"{owner} cannot serve the head {head_type.__name__}: {reason}. Use one of mmdet's dense heads that keep "
+            "`BaseDenseHead.loss` and give class logits first (RetinaHead, FCOSHead, ATSSHead, GFLHead, SSDHead, ...)."
+        )
+
+
+def _refusal(head_type: Any) -> str | None:
+    if not issubclass(head_type, BaseDenseHead):
+        return "it is not a dense head"
+    if head_type.loss is not BaseDenseHead.loss:
+        return "it makes its loss in a way of its own"
+    if list(inspect.signature(head_type.loss_by_feat).parameters)[1:2] != ["cls_scores"]:  # behind `self`
+        return "its output does not begin with class scores"
+    if issubclass(head_type, TOODHead):
+        return "it gives probabilities in place of logits"
+    return None
+
+
+def class_logits(cls_scores: Sequence[Tensor], num_classes: int) -> Tensor:
+    """Class scores of all levels, in mmdet's layout, as one tensor [B, K, N] over the N anchors of all levels.
+
+    Args:
+        cls_scores: [B, A * K, H_i, W_i] a level; the K scores of an anchor stand together.
+        num_classes: K, with the background where the head has a class for it (``cls_out_channels``).
+
+    >>> import torch
+    >>> class_logits([torch.zeros(2, 9 * 20, 4, 4), torch.zeros(2, 9 * 20, 2, 2)], num_classes=20).shape
+    torch.Size([2, 20, 180])
+    """
+    levels = [scores.unflatten(1, (-1, num_classes)).transpose(1, 2).flatten(2) for scores in cls_scores]
+    return torch.cat(levels, dim=2)
 
 
 def dense_losses(head: Any, output: DenseOutput, data_samples: SampleList) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 import frskd_plugin.mmengine.optim  # noqa: F401  (the self-teacher trains at the rate of the head)
 from frskd_plugin.core.dry_run import forked_rng
-from frskd_plugin.mmdet.dense_head import dense_losses
-from frskd_plugin.mmdet.servable import check_servable, check_single_stage
+from frskd_plugin.mmdet.dense_head import check_servable, check_single_stage, dense_losses
 
 
 class FRSKDSingleStage(SingleStageDetector):

@@ -27,8 +27,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "FRSKDLoss": "frskd_plugin.core.frskd_loss",
         "FRSKDHead": "frskd_plugin.mmseg.frskd_head",
         "FRSKDEncoderDecoder": "frskd_plugin.mmseg.segmentor",
-        "FRSKDCascadeEncoderDecoder": "frskd_plugin.mmseg.cascade_segmentor",
-        "EffDetSegHead": "frskd_plugin.mmseg.effdet_seg_head",
+        "FRSKDCascadeEncoderDecoder": "frskd_plugin.mmseg.segmentor",
+        "EffDetSegHead": "frskd_plugin.mmseg.segmentor",
         "FRSKDDenseHead": "frskd_plugin.mmdet.dense_head",
         "FRSKDSingleStage": "frskd_plugin.mmdet.detector",
     },
@@ -53,8 +53,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "ImageFolderDataset": "frskd_plugin.data.image_folder",
         "Cifar100Dataset": "frskd_plugin.data.cifar100",
         "TensorCifar100": "frskd_plugin.data.tensor_images",
-        "CamVidDataset": "frskd_plugin.mmseg.camvid",
-        "CheckedPascalVOCDataset": "frskd_plugin.mmseg.voc",
+        "CamVidDataset": "frskd_plugin.mmseg.data",
+        "CheckedPascalVOCDataset": "frskd_plugin.mmseg.data",
     },
     "DATA_SAMPLERS": {
         "SeededSampler": "frskd_plugin.mmengine.seeding",
@@ -63,8 +63,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "OverlapBatchSampler": "frskd_plugin.mmengine.method_data",
     },
     "TRANSFORMS": {
-        "LoadCheckedImage": "frskd_plugin.mmseg.checked_loading",
-        "LoadCheckedAnnotations": "frskd_plugin.mmseg.checked_loading",
+        "LoadCheckedImage": "frskd_plugin.mmseg.data",
+        "LoadCheckedAnnotations": "frskd_plugin.mmseg.data",
         "Mixup": "frskd_plugin.data.mixing",
         "CutMix": "frskd_plugin.data.mixing",
     },
@@ -73,7 +73,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
     "METRICS": {
         "TopKAccuracyMetric": "frskd_plugin.mmengine.classifier",
-        "SelfTeacherIoUMetric": "frskd_plugin.mmseg.self_teacher_iou_metric",
+        "SelfTeacherIoUMetric": "frskd_plugin.mmseg.data",
     },
     "OPTIM_WRAPPERS": {
         "AutocastOptimWrapper": "frskd_plugin.mmengine.optim",

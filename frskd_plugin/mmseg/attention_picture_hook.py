@@ -14,7 +14,7 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from frskd_plugin.mmengine.attention import AttentionHook, Panel, as_picture, attention_panels, draw_grid
-from frskd_plugin.mmseg.feature_list import flat_maps
+from frskd_plugin.mmseg.student_outputs import flat_maps
 
 
 def draw_picture(

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from frskd_plugin.core.dry_run import forked_rng, image_channels
 from frskd_plugin.mmengine.config_tools import explained_build
 from frskd_plugin.mmengine.without_pretrained import without_pretrained
-from frskd_plugin.mmseg.feature_list import flat_maps, select_maps
+from frskd_plugin.mmseg.student_outputs import flat_maps, select_maps
 
 DEFAULT_IMAGE_SIZE = (512, 512)
 SMALL_SIZE = (64, 128)  # for a run on the CPU; 1/32 of it still has two rows, and the sides differ

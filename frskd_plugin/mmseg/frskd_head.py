@@ -18,9 +18,7 @@ from frskd_plugin.core.checks import check_bool, check_in_channels, check_one_of
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import criterion_soft_label
-from frskd_plugin.mmseg.early_losses import early_losses
-from frskd_plugin.mmseg.feature_list import flat_maps, level_of, select_maps
-from frskd_plugin.mmseg.semantic_logits import semantic_logits
+from frskd_plugin.mmseg.student_outputs import early_losses, flat_maps, level_of, select_maps, semantic_logits
 from frskd_plugin.mmseg.teacher_head import check_servable, fitted, maps_read, reading_part
 
 KD_RESOLUTIONS = ("label", "head")
@@ -160,7 +158,9 @@ def _with_soft_label(loss_distill: dict[str, Any], head: Any) -> dict[str, Any]:
     """Config of the distillation terms whose 'auto' has been settled by the teacher's head and its losses."""
     if loss_distill.get("type") not in ("FRSKDLoss", FRSKDLoss) or loss_distill.get("soft_label", "auto") != "auto":
         return loss_distill
-    kind = "sigmoid" if head.out_channels == 1 else criterion_soft_label(head.loss_decode) or "softmax"
+    inner = getattr(head, "kernel_generate_head", head)  # K-Net has its losses in the head inside it
+    criteria = getattr(inner, "loss_decode", None)
+    kind = "sigmoid" if head.out_channels == 1 else criterion_soft_label(criteria) or "softmax"
     return {**loss_distill, "soft_label": kind}
 
 

@@ -1,22 +1,66 @@
-"""Any encoder-decoder of mmseg, trained with FRSKD."""
+"""Segmentors of mmseg that train with FRSKD, and the head of the paper's segmentors."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors.cascade_encoder_decoder import CascadeEncoderDecoder
+from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
+from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
-from torch import Tensor
+from torch import Tensor, nn
 
-from frskd_plugin.mmseg.early_losses import early_losses
-from frskd_plugin.mmseg.self_taught import SelfTaughtSegmentor
-from frskd_plugin.mmseg.semantic_logits import loss_and_logits
-from frskd_plugin.mmseg.teacher_head import check_student_head
+import frskd_plugin.mmengine.optim  # noqa: F401  (the self-teacher trains at the rate of the head)
+from frskd_plugin.core.dry_run import forked_rng
+from frskd_plugin.mmseg.frskd_head import FRSKDHead
+from frskd_plugin.mmseg.student_outputs import early_losses, first_of, loss_and_logits
+from frskd_plugin.mmseg.teacher_head import check_student_head, teacher_head
+
+# Backbones that hand out all their branches in training mode only.
+_BRANCHES_IN_TRAINING = {"PIDNet": True, "DDRNet": True}
 
 
-class FRSKDEncoderDecoder(SelfTaughtSegmentor):
-    """``EncoderDecoder`` with a self-teacher at training time; see `SelfTaughtSegmentor` for what it promises.
+class EffDetSegHead(BaseDecodeHead):
+    """3x3 convolution, BN, ReLU, 3x3 convolution on one level of the pyramid, without dropout (reference section 9).
+
+    Args:
+        in_channels: channels of the level that ``in_index`` names.
+        channels: channels between the two convolutions.
+        norm_cfg: normalisation behind the first.
+        dropout_ratio: of the classifier's input; the published head has none.
+        **kwargs: of mmseg's ``BaseDecodeHead``, ``num_classes`` among them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 256,
+        *,
+        norm_cfg: dict[str, Any] | None = None,
+        dropout_ratio: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        norm_cfg = {"type": "BN", "requires_grad": True} if norm_cfg is None else norm_cfg
+        super().__init__(in_channels, channels, norm_cfg=norm_cfg, dropout_ratio=dropout_ratio, **kwargs)
+        self.conv = ConvModule(in_channels, channels, 3, padding=1, bias=True, norm_cfg=norm_cfg, act_cfg=self.act_cfg)
+        self.conv_seg = nn.Conv2d(channels, self.out_channels, 3, padding=1)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Maps [B, C, H_i, W_i] -> logits [B, num_classes, H, W] at the size of the level read."""
+        return self.cls_seg(self.conv(self._transform_inputs(inputs)))
+
+
+class FRSKDEncoderDecoder(EncoderDecoder):
+    """``EncoderDecoder`` with a self-teacher at training time.
+
+    Inference is the plain segmentor's, bit for bit, and never runs the self-teacher. A checkpoint without the keys
+    ``self_teacher.*`` loads strictly into the plain config.
 
     Args:
         self_teacher: config of `FRSKDHead`; `teacher_head` says which ``head`` it has by default, as a rule a copy of
@@ -24,11 +68,27 @@ class FRSKDEncoderDecoder(SelfTaughtSegmentor):
         decode_head: config of the student's head.
         **kwargs: of mmseg's ``EncoderDecoder``.
 
+    Attributes:
+        predict_self_teacher: whether ``predict`` adds the teacher's prediction, ``pred_self_teacher``, to each sample.
+            `SelfTeacherValidationHook` switches it on while validating.
+
     Raises:
         ValueError: if the decode head cannot be served.
     """
 
-    def __init__(self, *, self_teacher: dict[str, Any], decode_head: dict[str, Any], **kwargs: Any) -> None:
+    self_teacher: FRSKDHead
+    predict_self_teacher: bool = False
+
+    def __init__(self, *, self_teacher: dict[str, Any], decode_head: Any, **kwargs: Any) -> None:
+        self._check_decode_head(decode_head)
+        if "head" not in self_teacher:
+            self_teacher = {**self_teacher, "head": teacher_head(decode_head)}
+        super().__init__(decode_head=decode_head, **kwargs)
+        # Random numbers of its own: with one seed, the student starts as the plain segmentor does.
+        with forked_rng(torch.initial_seed() + 1):
+            self.self_teacher = MODELS.build(self_teacher)
+
+    def _check_decode_head(self, decode_head: Any) -> None:
         if not isinstance(decode_head, dict):
             raise ValueError(
                 "FRSKDEncoderDecoder cannot serve a cascade of decode heads "
@@ -36,13 +96,106 @@ class FRSKDEncoderDecoder(SelfTaughtSegmentor):
                 "FRSKDCascadeEncoderDecoder."
             )
         check_student_head(decode_head["type"], type(self).__name__)
-        head = copy.deepcopy(decode_head)
-        super().__init__(decode_head=decode_head, **kwargs)
-        self._add_self_teacher(self_teacher, head)
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
-        with early_losses(self.decode_head, self.self_teacher.early_gradients):
-            losses, logits = loss_and_logits(self.decode_head, [inputs], data_samples, self.train_cfg, self.test_cfg)
-        corners = getattr(self.decode_head, "align_corners", None)
-        teacher_losses = self.self_teacher.loss(inputs, logits, data_samples, corners)
-        return add_prefix(losses, "decode") | add_prefix(teacher_losses, "self_teacher")
+        losses, logits = self._head_losses(self.decode_head, [inputs], data_samples)
+        return add_prefix(losses, "decode") | self._teacher_losses(self.decode_head, inputs, logits, data_samples)
+
+    def _head_losses(
+        self, head: Any, inputs: Sequence[Any], data_samples: SampleList
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        with early_losses(head, self.self_teacher.early_gradients):
+            return loss_and_logits(head, inputs, data_samples, self.train_cfg, self.test_cfg)
+
+    def _teacher_losses(
+        self, head: Any, inputs: Sequence[Tensor], logits: Tensor, data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        corners = getattr(head, "align_corners", None)
+        return add_prefix(self.self_teacher.loss(inputs, logits, data_samples, corners), "self_teacher")
+
+    def as_self_teacher(self) -> EncoderDecoder:
+        """This segmentor with the self-teacher in place of the decode head; parameters are shared, not copied."""
+        teacher = copy.copy(self)
+        teacher._modules = {**self._modules, "decode_head": self.self_teacher}
+        return teacher
+
+    def extract_feat(self, inputs: Tensor) -> Any:
+        """What backbone and neck hand out for images [B, 3, H, W]; in the view `as_self_teacher` all branches."""
+        if not isinstance(self.decode_head, FRSKDHead):
+            return super().extract_feat(inputs)
+        with _all_branches(self.backbone):
+            return super().extract_feat(inputs)
+
+    def distilled_maps(self, inputs: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The student's maps [B, C_i, H_i, W_i] of images, highest resolution first, and the self-teacher's of them."""
+        feats = self.self_teacher.levels(self.as_self_teacher().extract_feat(inputs))
+        return feats, self.self_teacher.neck(feats)
+
+    def predict(self, inputs: Tensor, data_samples: SampleList | None = None) -> SampleList:
+        """The plain segmentor's prediction of images [B, 3, H, W]; see ``predict_self_teacher``."""
+        if not self.predict_self_teacher:
+            return super().predict(inputs, data_samples)
+        samples = None if data_samples is None else [sample.clone() for sample in data_samples]
+        teacher_results = EncoderDecoder.predict(self.as_self_teacher(), inputs, samples)
+        results = super().predict(inputs, data_samples)
+        for result, teacher_result in zip(results, teacher_results, strict=True):
+            result.pred_self_teacher = teacher_result.pred_sem_seg
+        return results
+
+
+class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
+    """``CascadeEncoderDecoder`` (OCRNet, PointRend) with a self-teacher; it promises what `FRSKDEncoderDecoder` does.
+
+    The soft label is for the last stage's map. In training each stage runs once, where mmseg runs all but the last
+    twice; losses are the same but for the dropout between the two runs.
+
+    Args:
+        self_teacher: config of `FRSKDHead`; its ``head`` is by default a copy of the first stage (`teacher_head`).
+        decode_head: configs of the student's heads, a stage each.
+        num_stages: how many there are.
+        **kwargs: of mmseg's ``CascadeEncoderDecoder``.
+
+    Raises:
+        ValueError: if a decode head cannot be served.
+    """
+
+    def __init__(
+        self, *, self_teacher: dict[str, Any], decode_head: Sequence[dict[str, Any]], num_stages: int, **kwargs: Any
+    ) -> None:
+        if isinstance(decode_head, dict) or len(decode_head) != num_stages:
+            got = 1 if isinstance(decode_head, dict) else len(decode_head)
+            raise ValueError(
+                f"{type(self).__name__} takes a list of {num_stages} decode heads (num_stages={num_stages}), got {got}."
+                " Make the two agree; a single head, as a dict, belongs into FRSKDEncoderDecoder."
+            )
+        # mmseg asks for a list
+        super().__init__(self_teacher=self_teacher, decode_head=list(decode_head), num_stages=num_stages, **kwargs)
+
+    def _check_decode_head(self, decode_head: Any) -> None:
+        for stage, head in enumerate(decode_head):
+            check_student_head(head["type"], type(self).__name__, behind_another=stage > 0)
+
+    def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        before: list[Tensor] = []  # the output of the stage before
+        for stage, head in enumerate(self.decode_head):
+            stage_losses, logits = self._head_losses(head, [inputs, *before], data_samples)
+            losses |= add_prefix(stage_losses, f"decode_{stage}")
+            before = [logits]
+        return losses | self._teacher_losses(self.decode_head[-1], inputs, logits, data_samples)
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """Return the last stage's map of images [B, 3, H, W]; in the view `as_self_teacher` that of its single head."""
+        kind = EncoderDecoder if isinstance(self.decode_head, FRSKDHead) else CascadeEncoderDecoder
+        return kind.encode_decode(self, inputs, batch_img_metas)
+
+
+@contextmanager
+def _all_branches(backbone: nn.Module) -> Iterator[None]:
+    """Let a backbone hand out what it does in training, while its layers (batch normalisation) stay as they are."""
+    training = backbone.training
+    try:
+        backbone.training = training or first_of(_BRANCHES_IN_TRAINING, type(backbone)) is not None
+        yield
+    finally:
+        backbone.training = training

@@ -11,7 +11,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 
 from frskd_plugin.mmengine.registration import registered_type
-from frskd_plugin.mmseg.semantic_logits import first_of
+from frskd_plugin.mmseg.student_outputs import first_of
 
 # Heads that keep `BaseDecodeHead.loss` but do not pick plain maps by `in_index`.
 _OTHER_INPUTS = {

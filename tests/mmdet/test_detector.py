@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from frskd_plugin.core import AttentionTransferLoss
 from frskd_plugin.mmdet import FRSKDDenseHead
-from frskd_plugin.mmdet.class_logits import class_logits
+from frskd_plugin.mmdet.dense_head import class_logits
 from tests.helpers.model_tester import without_gradient
 from tests.helpers.tiny_coco import CHANNELS, CLASSES, build, make_batch, shrunk_config
 

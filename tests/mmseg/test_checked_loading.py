@@ -14,7 +14,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
 from frskd_plugin.commands.config import check_classes
-from frskd_plugin.mmseg.checked_loading import LoadCheckedAnnotations, LoadCheckedImage
+from frskd_plugin.mmseg.data import LoadCheckedAnnotations, LoadCheckedImage
 from tests.helpers.tiny_mmseg import tiny_config
 
 IMAGE, MASK = "JPEGImages/image_0.jpg", "SegmentationClass/image_0.png"

@@ -176,6 +176,13 @@ def test_a_cascades_teacher_copies_the_first_stage_with_the_last_ones_loss():
     assert model.self_teacher.head.channels == model.decode_head[0].channels
 
 
+def test_k_net_decides_its_classes_by_the_losses_of_the_head_inside():
+    config = frskd("knet")
+    inner = config["decode_head"]["kernel_generate_head"]
+    inner["loss_decode"] = {"type": "CrossEntropyLoss", "use_sigmoid": True}
+    assert build(config).self_teacher.loss_distill.soft_label_loss.soft_label == "sigmoid"
+
+
 def test_a_plain_head_takes_the_students_classes_and_reads_the_branch_that_predicts():
     head = build(frskd("pidnet")).self_teacher.head
     assert (head.num_classes, head.in_index, head.in_channels, head.channels) == (5, 1, 16, 128)

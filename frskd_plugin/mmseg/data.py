@@ -1,19 +1,144 @@
-"""Loading of images and label maps that names the file when something is wrong with it."""
+"""Data sets of mmseg that name the file when something is wrong, and the IoU of student and self-teacher."""
 
 from __future__ import annotations
 
+import os.path as osp
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
+from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.evaluation.metrics import IoUMetric
 from PIL import Image
 
 from frskd_plugin.data.image_folder import has_deep_pixels
 
 _HINT = "check data_root (--data-root sets it) and the list of images"
+
+
+def require_files(name: str, data_root: str | None, paths: Iterable[str], hint: str) -> None:
+    """Check that each path (relative to ``data_root``) exists.
+
+    Raises:
+        FileNotFoundError: Names the first one that is missing, and gives the hint.
+    """
+    for path in paths:
+        expected = Path(data_root or "") / path
+        if not expected.exists():
+            raise FileNotFoundError(
+                f"{name}: {expected} is missing (data_root={data_root!r}; tools/train.py --data-root DIR sets it). "
+                f"{hint}"
+            )
+
+
+class CheckedPascalVOCDataset(PascalVOCDataset):
+    """mmseg's `PascalVOCDataset`, which stops with a bare assertion where a list or a folder is missing.
+
+    Args:
+        ann_file: list of ids, one a line, below ``data_root``.
+        data_root: the devkit's folder, which holds VOC2007 and VOC2012, or one of these two.
+        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``); None: ``JPEGImages`` and
+            ``SegmentationClass``.
+        kwargs: further arguments of `PascalVOCDataset`, such as ``pipeline``.
+
+    Raises:
+        FileNotFoundError: names what is missing.
+    """
+
+    def __init__(
+        self, ann_file: str, data_root: str | None = None, data_prefix: dict[str, str] | None = None, **kwargs: Any
+    ) -> None:
+        data_prefix = data_prefix or dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
+        require_files(
+            "PASCAL VOC",
+            data_root,
+            [*data_prefix.values(), ann_file],
+            "data_root is the folder that holds VOC2007 and VOC2012, and `python tools/prepare_voc.py DATA_ROOT` "
+            "writes the training lists (with --paper-protocol those of the paper)",
+        )
+        super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs)
+
+
+class CamVidDataset(BaseSegDataset):
+    """Road scenes with the 11 classes of the SegNet authors (Brostow et al. 2009; Badrinarayanan et al. 2017).
+
+    Class 0 is sky, a class of its own: there is no background and nothing to subtract. The PNG are palette images whose
+    colours mean nothing here; mmseg's ``LoadAnnotations`` reads their indices (with its default Pillow backend).
+
+    Args:
+        ann_file: list of ids, one a line, below ``data_root``.
+        img_suffix: of the images.
+        seg_map_suffix: of the label maps.
+        data_root: folder with ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` (pixel = class index 0..10, 255 =
+            void) and ``ImageSets/Segmentation/<split>.txt``, or the folder in which that one is named ``CamVid``.
+        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``); None: those two.
+        kwargs: further arguments of `BaseSegDataset`, such as ``pipeline``.
+
+    Raises:
+        FileNotFoundError: the list or one of the two image folders is not there.
+    """
+
+    METAINFO = dict(
+        classes=(
+            "sky",
+            "building",
+            "pole",
+            "road",
+            "pavement",
+            "tree",
+            "signsymbol",
+            "fence",
+            "car",
+            "pedestrian",
+            "bicyclist",
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [60, 40, 222],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    )
+
+    def __init__(
+        self,
+        ann_file: str = "ImageSets/Segmentation/train.txt",
+        img_suffix: str = ".jpg",
+        seg_map_suffix: str = ".png",
+        data_root: str | None = None,
+        data_prefix: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if data_root is not None and not osp.isdir(osp.join(data_root, "JPEGImages")):
+            inner = osp.join(data_root, "CamVid")
+            data_root = inner if osp.isdir(inner) else data_root
+        data_prefix = data_prefix or dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
+        require_files(
+            "CamVid",
+            data_root,
+            [*data_prefix.values(), ann_file],
+            "data_root is the folder that holds JPEGImages, SegmentationClass and ImageSets/Segmentation",
+        )
+        super().__init__(
+            ann_file=ann_file,
+            img_suffix=img_suffix,
+            seg_map_suffix=seg_map_suffix,
+            data_root=data_root,
+            data_prefix=data_prefix,
+            **kwargs,
+        )
 
 
 class LoadCheckedImage(LoadImageFromFile):
@@ -146,3 +271,36 @@ def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:
             f"{most}; convert it"
         )
     return labels.astype(np.uint8 if most < 2**8 else np.uint16)
+
+
+class SelfTeacherIoUMetric(IoUMetric):
+    """mmseg's ``IoUMetric``, with the self-teacher's figures under ``self_teacher.`` beside the student's.
+
+    The teacher's stand there when the samples carry ``pred_self_teacher`` (`SelfTeacherValidationHook`).
+
+    Args:
+        **kwargs: of ``IoUMetric``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.self_teacher_metric = IoUMetric(**{**kwargs, "output_dir": None})
+
+    def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
+        """Count the predictions of a batch."""
+        super().process(data_batch, data_samples)
+        teacher_samples = [
+            {**sample, "pred_sem_seg": sample["pred_self_teacher"]}
+            for sample in data_samples
+            if "pred_self_teacher" in sample
+        ]
+        self.self_teacher_metric.dataset_meta = self.dataset_meta
+        self.self_teacher_metric.process(data_batch, teacher_samples)
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Figures over ``size`` images, in percent."""
+        metrics = super().evaluate(size)
+        if self.self_teacher_metric.results:
+            teacher_metrics = self.self_teacher_metric.evaluate(size)
+            metrics |= {f"self_teacher.{name}": value for name, value in teacher_metrics.items()}
+        return metrics

@@ -1,0 +1,220 @@
+"""Maps and logits that a student of mmseg hands out in training, for its self-teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmseg.utils import SampleList
+from torch import Tensor, nn
+
+from frskd_plugin.core.blocks import max_pool_to, spatial_size
+from frskd_plugin.core.dry_run import record_calls
+from frskd_plugin.core.immediate_gradient import differentiate_immediately
+
+# Heads that hand out several maps in training: which of them `predict` takes. Others take the first.
+_PREDICTED = {"PIDHead": 1, "IterativeDecodeHead": -1}
+# Heads that classify masks: where class scores and masks stand in their output.
+_CLASSES_AND_MASKS = {"MaskFormerHead": (0, 1), "Mask2FormerHead": (0, 1), "SideAdapterCLIPHead": (1, 0)}
+_LEAST_SCORE = 1e-6
+
+
+def flat_maps(feats: Any) -> list[Tensor]:
+    """The feature maps [B, C_i, H_i, W_i] in a tensor or in nested lists and tuples, in order of appearance.
+
+    Class tokens and other tensors that are no maps are left out, and so is a map that was handed out before.
+
+    Raises:
+        ValueError: there is no map.
+
+    >>> import torch
+    >>> tokens, map_ = torch.rand(2, 8), torch.rand(2, 8, 4, 4)
+    >>> [tuple(feat.shape) for feat in flat_maps([(map_, tokens), (map_ + 1, tokens)])]
+    [(2, 8, 4, 4), (2, 8, 4, 4)]
+    """
+    maps: list[Tensor] = []
+    for tensor in _tensors(feats):
+        if tensor.ndim == 4 and not any(tensor is other for other in maps):
+            maps.append(tensor)
+    if not maps:
+        shapes = [list(tensor.shape) for tensor in _tensors(feats)]
+        raise ValueError(
+            f"FRSKD distils feature maps [B, C, H, W], and the backbone (or neck) hands out none: got "
+            f"{type(feats).__name__} with tensors of shapes {shapes}. Let it hand out maps."
+        )
+    return maps
+
+
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (list, tuple)):
+        for item in nested:
+            yield from _tensors(item)
+
+
+def select_maps(
+    maps: Sequence[Tensor], feat_indices: Sequence[int] | None = None, extra_levels: int = 0
+) -> list[Tensor]:
+    """The self-teacher's levels, highest resolution first.
+
+    Args:
+        maps: the student's maps [B, C_i, H_i, W_i], in any order.
+        feat_indices: which of them, in which order; None takes all as they come.
+        extra_levels: levels that are made of the last one, each the 3x3 max-pooling with stride 2 of the one before (as
+            EfficientDet makes P6 and P7), for a backbone that hands out a single map.
+
+    Raises:
+        ValueError: there is no map of such an index.
+
+    >>> import torch
+    >>> maps = [torch.rand(1, 8, s, s) for s in (4, 16, 8)]
+    >>> [tuple(feat.shape[2:]) for feat in select_maps(maps, (1, 2, 0), extra_levels=1)]
+    [(16, 16), (8, 8), (4, 4), (2, 2)]
+    """
+    indices = range(len(maps)) if feat_indices is None else feat_indices
+    if max(indices) >= len(maps):
+        raise ValueError(
+            f"`feat_indices` names the map {max(indices)}, but the backbone (or neck) hands out {len(maps)}: expected "
+            f"indices in 0..{len(maps) - 1}, got {list(indices)}."
+        )
+    levels = [maps[index] for index in indices]
+    for _ in range(extra_levels):
+        height, width = spatial_size(levels[-1])
+        levels.append(max_pool_to(levels[-1], ((height + 1) // 2, (width + 1) // 2)))
+    return levels
+
+
+def level_of(in_index: int, num_maps: int, feat_indices: Sequence[int] | None = None) -> int:
+    """The self-teacher's level that holds the student's map ``in_index``.
+
+    A negative index counts from the end of the student's maps, as in mmseg. With ``feat_indices`` these are as many as
+    it names, or as its greatest index asks for.
+
+    Raises:
+        ValueError: the self-teacher does not receive that map.
+
+    >>> level_of(-1, 3), level_of(0, 3, (2, 1, 0)), level_of(-1, 3, (0, 2, 1))
+    (2, 2, 1)
+    """
+    indices = list(range(num_maps)) if feat_indices is None else list(feat_indices)
+    count = max(len(indices), max(indices) + 1)
+    index = in_index + count if in_index < 0 else in_index
+    if index not in indices:
+        raise ValueError(
+            f"`in_index` must be a level in 0..{count - 1} that the self-teacher receives (indices {indices}), got "
+            f"{in_index}. Name it in `feat_indices`, with its channels in the neck's `in_channels`, or give the "
+            "self-teacher a `head` that reads another."
+        )
+    return indices.index(index)
+
+
+def first_of(table: dict[str, Any], head_type: type) -> Any:
+    """What a table says of a class or of the nearest of its bases, by name; None where it names none of them.
+
+    Names, because a module of mmseg may need packages that are not installed.
+
+    >>> first_of({"int": "a number"}, bool)
+    'a number'
+    """
+    return next((table[base.__name__] for base in head_type.__mro__ if base.__name__ in table), None)
+
+
+def loss_and_logits(
+    head: nn.Module, inputs: Sequence[Any], data_samples: SampleList, train_cfg: Any, test_cfg: Any
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A head's own training loss, and the logits of the semantic map that it predicts; ``forward`` runs once.
+
+    Only where ``forward`` gives no map (PointRend classifies points), the head's ``predict`` is run beside it.
+
+    Args:
+        head: of mmseg; a stage of a cascade too.
+        inputs: what its ``loss`` takes before the samples: the maps and, behind a first stage, the last one's output.
+        data_samples: ground truth, ``gt_sem_seg`` [1, H, W] each.
+        train_cfg: of the segmentor.
+        test_cfg: of the segmentor.
+
+    Returns:
+        The losses, and logits [B, K, H, W] with the graph that made them.
+    """
+    with record_calls(head, "forward") as outputs:
+        losses = head.loss(*inputs, data_samples, train_cfg)
+    logits = semantic_logits(head, outputs[0]) if outputs else None
+    if logits is None:
+        size = data_samples[0].gt_sem_seg.data.shape[-2:]
+        logits = head.predict(*inputs, [{"img_shape": torch.Size(size)}] * len(data_samples), test_cfg)
+    return losses, logits
+
+
+def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
+    """The logits [B, K, H, W] of the map that ``head.predict`` would make of an output of ``head.forward``.
+
+    Mask classification gives the logarithm of its class scores, so that a softmax makes them probabilities.
+
+    Returns:
+        None where the output holds no such map.
+    """
+    where = first_of(_CLASSES_AND_MASKS, type(head))
+    if where is not None:
+        return mask_class_logits(output[where[0]][-1], output[where[1]][-1])
+    if not isinstance(output, Tensor):
+        output = output[first_of(_PREDICTED, type(head)) or 0]
+    is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] == head.out_channels
+    return output if is_map else None
+
+
+def mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Log of the class scores that mask classification gives to each position (MaskFormer, Section 3.4).
+
+    Args:
+        class_logits: of each query, [B, Q, K + 1]; the last class is "no object".
+        mask_logits: of each query, [B, Q, H, W].
+
+    Returns:
+        [B, K, H, W]: ``log(sum_q softmax(class_logits)_k * sigmoid(mask_logits))``.
+
+    >>> import torch
+    >>> classes, masks = torch.tensor([[[9.0, -9.0, -9.0]]]), torch.full((1, 1, 1, 1), 9.0)
+    >>> mask_class_logits(classes, masks).softmax(1).flatten().round().tolist()
+    [1.0, 0.0]
+    """
+    scores = torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
+    return scores.clamp(min=_LEAST_SCORE).log()
+
+
+@contextmanager
+def early_losses(head: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """For the length of the block, ``head.loss_by_feat`` keeps nothing but the gradient in the head's own logits.
+
+    mmseg up-samples the logits to the size of the labels, and its losses keep a map of that size for the backward pass.
+    Values and gradients are the same without. Left as they are: outputs that are no single tensor, and losses with
+    weights of their own to train.
+
+    Args:
+        head: a decode head of mmseg.
+        wanted: False does nothing.
+    """
+    has_weights = any(parameter.requires_grad for parameter in loss_parameters(head))
+    if not wanted or has_weights:
+        yield
+        return
+    loss_by_feat = head.loss_by_feat
+
+    def early(output: Any, *args: Any) -> dict[str, Tensor]:  # of samples and, in PointRend, of points
+        if not isinstance(output, Tensor):
+            return loss_by_feat(output, *args)
+        return differentiate_immediately(lambda logits: loss_by_feat(logits, *args), output)
+
+    vars(head)["loss_by_feat"] = early
+    try:
+        yield
+    finally:
+        del vars(head)["loss_by_feat"]
+
+
+def loss_parameters(head: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a head's loss functions; mmseg's own have none."""
+    losses = [module for name, module in head.named_modules() if name.split(".")[0].startswith("loss")]
+    return [parameter for module in losses for parameter in module.parameters(recurse=False)]
