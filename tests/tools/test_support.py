@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from frskd_plugin.commands import run, support
+from tests.support import conftest
 from tests.support.steps import Unsupported, check_finite, check_gradients, smallest_fit, smallest_model
 from tests.support.test_timm import test_segmentor as try_segmentor
 
@@ -90,17 +91,10 @@ def test_broken_promises_of_a_step_are_told() -> None:
 
 
 def test_the_page_of_the_families_tells_what_does_not_run() -> None:
-    conftest = pytest.importorskip("tests.support.conftest")
     facts = {"kind": "family", "image": 64, "channels": [8, 16], "teacher_head": "FCNHead"}
     rows = [
         {**facts, "family": "fcn", "config": "fcn_r18.py", "plain": "ok", "result": "ok"},
-        {
-            **facts,
-            "family": "ann",
-            "config": "ann_r50.py",
-            "plain": "ok",
-            "result": "2 parameters get no gradient: a, b",
-        },
+        {**facts, "family": "ann", "config": "ann_r50.py", "plain": "ok", "result": "2 parameters get no gradient"},
         {"kind": "family", "family": "ccnet", "config": "cc.py", "plain": "RuntimeError: no ops", "result": "-"},
     ]
     text = conftest.page("mmseg", rows, "frskd support mmseg")
