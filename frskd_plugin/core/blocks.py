@@ -50,7 +50,7 @@ Size = tuple[int, int]
 
 
 def fast_layout(feat: Tensor) -> Tensor:
-    """The map in the layout in which 1x1 and depthwise convolutions are fast.
+    """Return the map in the layout in which 1x1 and depthwise convolutions are fast.
 
     On a CPU that is channels_last: the self-teacher takes about two thirds of the time, conversion included. Elsewhere
     the map stays as the caller chose.
@@ -62,7 +62,7 @@ def fast_layout(feat: Tensor) -> Tensor:
 
 
 def common_layout(feats: Sequence[Tensor]) -> torch.memory_format:
-    """channels_last where all maps [B, C, H, W] have it and one of them is not in the ordinary layout too.
+    """Return channels_last where all maps [B, C, H, W] have it and one of them is not in the ordinary layout too.
 
     >>> common_layout([torch.rand(1, 2, 3, 3)])
     torch.contiguous_format
@@ -73,7 +73,7 @@ def common_layout(feats: Sequence[Tensor]) -> torch.memory_format:
 
 
 def spatial_size(feat: Tensor) -> Size:
-    """Height and width of a map [B, C, H, W]."""
+    """Return height and width of a map [B, C, H, W]."""
     return feat.shape[-2], feat.shape[-1]
 
 
@@ -119,7 +119,7 @@ def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
 
 
 def resize_bilinear(feat: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """A map [B, C, h, w] at ``size``, bilinear, up or down, as segmentation resizes its logits."""
+    """Resize a map [B, C, h, w] to ``size``, bilinear, up or down, as segmentation resizes its logits."""
     return F.interpolate(feat, size, mode="bilinear", align_corners=align_corners)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +95,7 @@ def record_calls(owner: object, name: str) -> Iterator[list[Any]]:
 
 
 DEFAULT_CHANNELS = 3
+PROBE_BATCH = 2
 
 
 def image_channels(network: nn.Module, default: int = DEFAULT_CHANNELS) -> int:
@@ -113,6 +114,21 @@ def image_channels(network: nn.Module, default: int = DEFAULT_CHANNELS) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return default
+
+
+def probe_images(network: nn.Module, size: Sequence[int]) -> Tensor:
+    """Return `PROBE_BATCH` random images, the same at each call, on the device and in the dtype of a network.
+
+    Args:
+        network: its first floating-point parameter tells device and dtype.
+        size: channels, height and width.
+
+    >>> probe_images(nn.Conv2d(3, 8, 3).double(), (3, 4, 5)).dtype
+    torch.float64
+    """
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    images = torch.randn(PROBE_BATCH, *size, generator=torch.Generator().manual_seed(0))
+    return images.to(parameter.device, parameter.dtype)
 
 
 @contextmanager

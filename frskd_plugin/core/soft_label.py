@@ -297,21 +297,13 @@ class SoftLabelLoss(nn.Module):
             kind = "sigmoid" if student_logits.shape[1] == 1 else "softmax"
         form = (self.temperature, self.variant)
         foreground = kind == "sigmoid" and self.normalize == "foreground"
+        teacher_corners = align_corners if teacher_align_corners is None else teacher_align_corners
         if size is not None and not foreground:  # a mean over the positions, which can be taken piece by piece
-            return resized_soft_label_loss(
-                student_logits,
-                teacher_logits,
-                size,
-                *form,
-                align_corners,
-                teacher_align_corners=teacher_align_corners,
-                soft_label=kind,
-                valid=valid,
-            )
+            both = (student_logits, teacher_logits)
+            return resized_soft_label_loss(*both, size, *form, align_corners, None, teacher_corners, kind, valid)
         if size is not None:
             _check_maps(student_logits, teacher_logits, size, valid)
             student_logits = resize_bilinear(student_logits, size, align_corners)
-            teacher_corners = align_corners if teacher_align_corners is None else teacher_align_corners
             teacher_logits = resize_bilinear(teacher_logits.detach(), size, teacher_corners)
         if kind == "sigmoid":
             return binary_soft_label_loss(student_logits, teacher_logits, *form, self.normalize, valid)
@@ -341,25 +333,25 @@ _MEAN_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def _softened(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
-    """Logits over T in ``dtype``, a masked class's -inf as a finite number: 0 * inf would be NaN in a divergence."""
+    """Return logits over T in ``dtype``, a masked class's -inf as a finite number: 0 * inf would be NaN."""
     least = torch.finfo(dtype).min * min(temperature, 1.0) / 2
     return logits.to(dtype).clamp(min=least) / temperature
 
 
 def _log_outcomes(logits: Tensor) -> Tensor:
-    """Logarithms of both outcomes [2, ...] of each logit."""
+    """Return the logarithms of both outcomes [2, ...] of each logit."""
     return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)])
 
 
 def _positions(logits: Tensor, valid: Tensor | None) -> Tensor | int:
-    """Number of positions of logits [B, K, ...] that count, at least 1 of the valid ones."""
+    """Count the positions of logits [B, K, ...], of the valid ones at least 1."""
     return logits.numel() // logits.shape[1] if valid is None else valid.sum().clamp(min=1)
 
 
 def _divergence(
     student: Tensor, teacher: Tensor, temperature: float, variant: str, divisor: Tensor | int, valid: Tensor | None
 ) -> Tensor:
-    """KL divergence of log-probabilities, summed over all valid positions, over the divisor."""
+    """Return the KL divergence of log-probabilities, summed over all valid positions, over the divisor."""
     given, target = (teacher, student) if variant == "equations" else (student, teacher)
     if valid is None:
         total = F.kl_div(given, target, reduction="sum", log_target=True)
@@ -379,14 +371,10 @@ def _of_image(
     valid: Tensor | None,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one image, [1, K, h, w] each, and its gradient in the student's logits, zeros where not needed.
-
-    The loss is the mean over the positions or, where some of them do not count, the sum over the others.
-
-    Bilinear interpolation goes axis by axis: the heights at once, the widths, which make the maps large, by pieces.
-    """
+    """Return the loss of one image, a mean (with ``valid`` a sum) over its positions, and the student's gradient."""
     height, width = size
     corners, teacher_corners = align_corners
+    # bilinear interpolation goes axis by axis: the heights at once, the widths, which make the maps large, by pieces
     dtype = torch.promote_types(student.dtype, torch.float32)
     # in NCHW whatever came: a softmax over channels_last maps of few classes is slow
     student, teacher = student.to(dtype).contiguous(), teacher.to(dtype).contiguous()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 StudentForward = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 # (logits [B, K], targets) -> scalar; targets are labels [B] or soft labels [B, K]
 Criterion = Callable[[Tensor, Tensor], Tensor]
+# what a method gives: scalars ``loss_*`` and logits ``output`` [B, K], with a teacher also ``teacher_output``
+Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,7 @@ class Method(nn.Module):
         """
         self.progress = (float(epoch), float(max_epochs))
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return the terms of the loss, whose names begin with ``loss_``, and the student's logits as ``output``.
 
         Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative, check_one_of
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
 SQUEEZE = 4  # the bottleneck's inner width is a quarter of the last map's
@@ -149,10 +149,8 @@ class BYOT(Method):
             for i in range(len(channels) - 1)
         )
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """Weighted ``loss_ce, loss_early_ce, loss_kd, loss_feat``, the last three summed over the early stages."""
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return weighted ``loss_ce, loss_early_ce, loss_kd, loss_feat``, the last three summed over early stages."""
         feats, logits = student(images)
         deepest = feats[-1].mean(dim=(2, 3)).detach()
         pooled, early = zip(*(head(feat) for head, feat in zip(self.heads, feats, strict=False)), strict=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label, ignored_label
 
 
@@ -37,16 +37,10 @@ class CSKD(Method):
         self.weight = check_not_negative("weight", weight)
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """``loss_ce`` of the first half and the weighted ``loss_kd``; ``output`` of both halves.
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return ``loss_ce`` of the first half and the weighted ``loss_kd``; ``output`` of both halves.
 
-        Args:
-            student: the forward pass.
-            images: [2 B, C, H, W].
-            targets: labels [2 B].
-            criterion: the loss of logits against targets.
+        Images are [2 B, C, H, W] and targets labels [2 B].
 
         Raises:
             ValueError: the halves of the batch are not of the same classes, or (on a CPU) some have no label.

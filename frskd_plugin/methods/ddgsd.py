@@ -6,7 +6,7 @@ from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
 
@@ -42,16 +42,10 @@ class DDGSD(Method):
         self.mean_weight = check_not_negative("mean_weight", mean_weight)
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """``loss_ce`` of both views, the weighted ``loss_kd`` and ``loss_mean``; ``output`` is of the first view.
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return ``loss_ce`` of both views, the weighted ``loss_kd`` and ``loss_mean``; ``output`` of the first view.
 
-        Args:
-            student: the forward pass.
-            images: [B, 2, C, H, W].
-            targets: labels [B] or soft labels [B, K], of both views alike.
-            criterion: the loss of logits against targets.
+        Images are [B, 2, C, H, W]; targets, labels [B] or soft labels [B, K], are those of both views.
 
         Raises:
             ValueError: there are not two views.

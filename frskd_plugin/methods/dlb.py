@@ -6,7 +6,7 @@ from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
 
@@ -49,16 +49,10 @@ class DLB(Method):
             self._before = None
         super().set_progress(epoch, max_epochs)
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """``loss_ce`` of the whole batch and the weighted ``loss_kd``, which is 0 where nothing was kept.
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return ``loss_ce`` of the whole batch and the weighted ``loss_kd``, which is 0 where nothing was kept.
 
-        Args:
-            student: the forward pass.
-            images: [2 B, C, H, W].
-            targets: labels [2 B] or soft labels [2 B, K].
-            criterion: the loss of logits against targets.
+        Images are [2 B, C, H, W], targets labels [2 B] or soft labels [2 B, K].
 
         Raises:
             ValueError: an odd batch, or one whose first half has other targets than the last one's second half.

@@ -15,15 +15,17 @@ from frskd_plugin.core.feature_losses import REDUCTIONS, AttentionTransferLoss, 
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.preactivations import forward_with_preactivations
 from frskd_plugin.core.self_teacher import SelfTeacher
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
+
+_logger = logging.getLogger(__name__)
 
 AUTO_WIDTHS = (2, 1)  # the paper's choice first
 CHANNEL_STEP = 8  # limits to the channels are multiples of this
 
 
 def teacher_share(student: StudentInfo, width: int, max_channels: int | None = None, **settings: Any) -> float:
-    """A self-teacher's multiply-accumulates as a share of the student's, both for one image.
+    """Return a self-teacher's multiply-accumulates as a share of the student's, both for one image.
 
     Args:
         student: the network.
@@ -94,8 +96,6 @@ def width_within(
         )
     return 1, low * CHANNEL_STEP
 
-
-_logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_SHARE = 0.75
 # feature losses by name, and the beta that goes with the scale of each: the reference's own examples
@@ -186,10 +186,8 @@ class FRSKD(Method):
         self.width, self.max_channels = chosen, max_channels
         _tell_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """Weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output`` [B, K]."""
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output``."""
         feats, logits, maps = self.run_student(student, images)
         refined_feats, teacher_logits = self.self_teacher(feats)  # not detached: its loss trains the trunk too
         if logits.shape != teacher_logits.shape:
@@ -250,7 +248,7 @@ def _check_reduction(reduction: str, feature_loss: str | nn.Module, beta: float 
 
 
 def _tell_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:
-    """Say what was chosen, or that a choice is a dear one; at WARNING, which is seen without any set-up of logging."""
+    """Log what was chosen, or that a choice is costly; at WARNING, which is seen without any set-up of logging."""
     if auto:
         limit = "" if max_channels is None else f", at most {max_channels} channels a level"
         _logger.warning("FRSKD: width='auto' chose width=%s%s: %.2f of the student's MACs", width, limit, share)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.frskd import FRSKD
 from frskd_plugin.methods.sla_sd import (
     ROTATIONS,
@@ -59,10 +59,8 @@ class FRSKDSLA(FRSKD):
         """See `Method.reset_classifier`: the joint heads belong to the old classes."""
         Method.reset_classifier(self, num_classes)
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """FRSKD's terms, ``loss_joint_ce``, ``loss_teacher_joint_ce`` and the weighted ``loss_sla_kd``.
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return FRSKD's terms, ``loss_joint_ce``, ``loss_teacher_joint_ce`` and the weighted ``loss_sla_kd``.
 
         The joint classifiers always learn by the plain cross-entropy.
 
@@ -101,7 +99,7 @@ class FRSKDSLA(FRSKD):
     def _run_both(
         self, student: StudentForward, images: Tensor
     ) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, ...], Tensor]:
-        """The student's maps, logits and maps for the feature loss; refined maps and the self-teacher's logits."""
+        """Return the student's maps, logits and maps for the feature loss, refined maps, the self-teacher's logits."""
         feats, logits, maps = self.run_student(student, images)
         return feats, logits, maps, *self.self_teacher(feats)
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative, check_one_of
+from frskd_plugin.core.dry_run import probe_images
 from frskd_plugin.core.feature_losses import AttentionTransferLoss, HintLoss, OverhaulLoss
 from frskd_plugin.core.preactivations import find_map_norms, forward_with_preactivations, normalise
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
 # feature losses and their usual weights: FitNet's in later comparisons, attention transfer's and overhaul's own
 FEATURE_BETAS = {"none": 0.0, "hint": 100.0, "attention": 1000.0, "overhaul": 1e-3}
-PROBE_BATCH = 2
 
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel of images in 0..1
 
@@ -104,8 +104,13 @@ class KD(Method):
         for name, values in zip(("image_scale", "image_shift"), change or (None, None), strict=True):
             buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
-        images = _probe_images(teacher, student.input_size)
-        channels = _check_fit(student, *_run_quietly(teacher, images), compare_maps=self.kind != "none")
+        if any(module.training for module in teacher.modules()):
+            raise ValueError(
+                "The teacher must be in eval mode: its batch statistics would follow the student's images."
+            )
+        images = probe_images(teacher, student.input_size)
+        with torch.no_grad():
+            channels = _check_fit(student, *teacher(images), compare_maps=self.kind != "none")
         self.feature_loss = self._make_feature_loss(student.in_channels, channels, images)
 
     @property
@@ -140,10 +145,8 @@ class KD(Method):
             self._teacher = _Shared((copy.deepcopy(teacher)._apply(fn, recurse),))
         return super()._apply(fn, recurse)
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """Weighted ``loss_ce, loss_kd`` and, with a feature loss, ``loss_feat``; logits ``output, teacher_output``."""
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return weighted ``loss_ce, loss_kd`` and, with a feature loss, ``loss_feat``; see `Method.forward`."""
         teacher_maps, teacher_logits = self._run_teacher(images)
         if self.kind == "overhaul":
             _, logits, maps = forward_with_preactivations(student, images)
@@ -191,20 +194,6 @@ def _teacher_change(
     if any(values is None or len(values) != channels for values in (*own, *wanted)):
         return None
     return renormalisation(own, wanted)
-
-
-def _probe_images(teacher: nn.Module, size: Sequence[int]) -> Tensor:
-    parameter = next((p for p in teacher.parameters() if p.is_floating_point()), torch.empty(0))
-    images = torch.randn(PROBE_BATCH, *size, generator=torch.Generator().manual_seed(0))
-    return images.to(parameter.device, parameter.dtype)
-
-
-def _run_quietly(teacher: nn.Module, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-    if any(module.training for module in teacher.modules()):
-        raise ValueError("The teacher must be in eval mode: its batch statistics would follow the student's images.")
-    with torch.no_grad():
-        feats, logits = teacher(images)
-    return feats, logits
 
 
 def _check_fit(student: StudentInfo, feats: Sequence[Tensor], logits: Tensor, compare_maps: bool) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave_out_ignored, soft_loss, soft_targets
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
+from frskd_plugin.methods.targets import choose_soft_label, soft_loss
 
 
 class LabelSmoothing(Method):
@@ -29,13 +29,9 @@ class LabelSmoothing(Method):
         self.smoothing = float(smoothing)
         self.soft_label = choose_soft_label(soft_label, student)
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """See `Method.forward`; soft labels are smoothed too."""
         _, logits = student(images)
-        outcomes = logits.shape[1] if self.soft_label == "softmax" else 2
-        ignored = ignored_label(criterion)
-        smoothed = (1 - self.smoothing) * soft_targets(targets, logits, ignored) + self.smoothing / outcomes
-        smoothed = leave_out_ignored(smoothed, targets, ignored)
-        return {"loss_ce": soft_loss(criterion, logits, smoothed), "output": logits}
+        share = self.smoothing / (logits.shape[1] if self.soft_label == "softmax" else 2)
+        loss = soft_loss(criterion, logits, targets, lambda y: (1 - self.smoothing) * y + share)
+        return {"loss_ce": loss, "output": logits}

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative, check_positive_int
+from frskd_plugin.core.dry_run import evaluating, probe_images
 from frskd_plugin.core.frskd_loss import scheduled_weight, sigmoid_rampup, weighted
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
 TOLERANCE = 1e-4
@@ -86,7 +87,7 @@ def _refusal(name: str, reason: str) -> str:
 
 
 def _record(network: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor, Tensor]:
-    """Every run of every module, in the order of their beginning; the last map; the logits."""
+    """Return every run of every module, in the order of their beginning, the last map and the logits."""
     calls: list[_Call] = []
     open_calls: list[_Call] = []
     names = {module: name for name, module in network.named_modules() if name}
@@ -119,7 +120,7 @@ def _size(*values: object) -> tuple[int, int] | None:
 
 
 def _candidates(calls: Sequence[_Call], final: tuple[int, int]) -> list[_Call]:
-    """Calls that make the lowest resolution of the one before it, outermost and earliest first."""
+    """Return the calls that make the lowest resolution of the one before it, outermost and earliest first."""
 
     def area(size: tuple[int, int] | None) -> int:
         return 0 if size is None else size[0] * size[1]
@@ -142,22 +143,18 @@ def _cut(branch: nn.Module, calls: Sequence[_Call], stage: _Call) -> None:
 
 def _difference(branch: nn.Module, shared: Tensor, logits: Tensor) -> str | None:
     """Describe what is wrong with a branch's logits; None where they are the network's."""
-    modes = [(module, module.training) for module in branch.modules()]
-    branch.eval()
     try:
-        found = run_branch(branch, shared)
+        with evaluating(branch):
+            found = run_branch(branch, shared)
     except Exception as error:  # whatever a model raises when an identity stands where it expects a layer
         return f"{type(error).__name__}: {error}"
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if found.shape != logits.shape or not torch.allclose(found, logits, rtol=TOLERANCE, atol=TOLERANCE):
         return "the logits differ"
     return None
 
 
 def run_branch(branch: nn.Module, shared: Tensor) -> Tensor:
-    """Logits [B, K] of the shared map [B, C, H, W]."""
+    """Return the logits [B, K] of the shared map [B, C, H, W]."""
     return branch.forward_head(branch.forward_features(shared))
 
 
@@ -189,7 +186,7 @@ def reinitialise(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def watch_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While it is entered, the list gets what the module is given; nothing of the module remains changed."""
+    """Collect what a module is given during the block; nothing of the module remains changed."""
     given: list[Tensor] = []
     # an in-place module must not change what the branches read
     handle = module.register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
@@ -197,9 +194,6 @@ def watch_input(module: nn.Module) -> Iterator[list[Tensor]]:
         yield given
     finally:
         handle.remove()
-
-
-PROBE_BATCH = 2
 
 
 class Gate(nn.Module):
@@ -272,9 +266,7 @@ class ONE(Method):
         self.rampup_epochs = float(rampup_epochs)
         self._weight_now = scheduled_weight(0.0)
         self.set_progress(*self.progress)
-        parameter = next(p for p in student.module.parameters() if p.is_floating_point())
-        images = torch.randn(PROBE_BATCH, *student.input_size, generator=torch.Generator().manual_seed(0))
-        stage = find_last_stage(student.module, images.to(parameter.device, parameter.dtype))
+        stage = find_last_stage(student.module, probe_images(student.module, student.input_size))
         self.last_stage = stage.name
         # The one module of the student that is kept, to read its input. A tuple hides it from nn.Module, and copies and
         # pickles of the whole model keep it the very module of their own student.
@@ -291,10 +283,10 @@ class ONE(Method):
         super().set_progress(epoch, max_epochs)
         self._weight_now.fill_(self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs))
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """``loss_ce, loss_branch_ce, loss_ensemble_ce`` and the weighted ``loss_kd``; ``output``, ``teacher_output``.
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return ``loss_ce, loss_branch_ce, loss_ensemble_ce`` and the weighted ``loss_kd``; see `Method.forward`.
+
+        ``teacher_output`` is that of the ensemble.
 
         Raises:
             RuntimeError: the student no longer runs the stage that the method was built on.

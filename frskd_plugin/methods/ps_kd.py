@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.frskd_loss import scheduled_weight
-from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo
-from frskd_plugin.methods.targets import choose_soft_label, ignored_label, leave_out_ignored, soft_loss, soft_targets
+from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
+from frskd_plugin.methods.targets import choose_soft_label, soft_loss
 
 
 class PredictionStore(nn.Module):
@@ -53,22 +53,14 @@ class PredictionStore(nn.Module):
         else:
             self.register_buffer("begun", torch.zeros((), dtype=torch.uint8))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse a table of another training set; one saved before shapes were is taken by its size."""
         shape, bits = state_dict.setdefault(f"{prefix}shape", self.shape), state_dict.get(f"{prefix}bits")
         saved = [*bits.shape[:1], bits.shape[1] // 2] if bits is not None and bits.ndim == 2 else shape.tolist()
         own = [self.num_samples, self.num_classes]
         if saved != own or shape.tolist() != saved:
             # begins as torch's own message does, which names the key to whoever sorts what does not fit
+            *_, error_msgs = rest
             error_msgs.append(
                 f"size mismatch for {prefix}shape: PS-KD's predictions of the checkpoint are for num_samples="
                 f"{saved[0]} images and {saved[1]} classes, torch.Size({saved}), this run has num_samples="
@@ -76,9 +68,7 @@ class PredictionStore(nn.Module):
                 f"of the checkpoint, or leave its predictions out."
             )
             return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: they map the file themselves, and do not read it into memory."""
@@ -218,15 +208,10 @@ class PSKD(Method):
         targets: Tensor,
         criterion: Criterion,
         index: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``loss_ce`` against the mixed targets.
+    ) -> Terms:
+        """Return ``loss_ce`` against the mixed targets; see `Method.forward`.
 
-        Args:
-            student: the forward pass.
-            images: [B, C, H, W].
-            targets: labels [B] or soft labels [B, K].
-            criterion: the loss of logits against soft labels.
-            index: place of each sample in the training set, int64 [B].
+        ``index`` is the place of each sample in the training set, int64 [B].
 
         Raises:
             ValueError: no index, or one outside of the training set.
@@ -238,14 +223,8 @@ class PSKD(Method):
             )
         _, logits = student(images)
         before = self.predictions.read(index).to(logits.device)
-        ignored = ignored_label(criterion)
-        mixed = mixed_targets(soft_targets(targets, logits, ignored), before, self._alpha_now)
-        mixed = leave_out_ignored(mixed, targets, ignored)
-        self.predictions.write(index, _probabilities(logits.detach().float(), self.soft_label))
-        return {"loss_ce": soft_loss(criterion, logits, mixed), "output": logits}
-
-
-def _probabilities(logits: Tensor, soft_label: str) -> Tensor:
-    if soft_label == "softmax":
-        return logits.softmax(dim=1)
-    return logits.sigmoid().clamp(min=LEAST_PROBABILITY)
+        z = logits.detach().float()
+        now = z.softmax(dim=1) if self.soft_label == "softmax" else z.sigmoid().clamp(min=LEAST_PROBABILITY)
+        loss = soft_loss(criterion, logits, targets, lambda y: mixed_targets(y, before, self._alpha_now))
+        self.predictions.write(index, now)
+        return {"loss_ce": loss, "output": logits}

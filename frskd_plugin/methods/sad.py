@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 
 
 def spatial_attention(feat: Tensor, size: Sequence[int]) -> Tensor:
@@ -74,10 +74,8 @@ class SAD(Method):
         super().set_progress(epoch, max_epochs)
         self.has_started = self.progress[0] >= self.start_epoch
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """``loss_ce`` and the weighted ``loss_attention``, which is 0 and not computed before the start epoch."""
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return ``loss_ce`` and the weighted ``loss_attention``; before the start epoch that is 0 and not computed."""
         feats, logits = student(images)
         attention = logits.new_zeros(())
         if self.weight and self.has_started:

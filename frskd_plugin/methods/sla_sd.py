@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
-from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo
+from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label, ignored_label
 
 ROTATIONS = 4
 
 
 def rotate_images(images: Tensor) -> Tensor:
-    """Each image in its four rotations, counter-clockwise, [B, C, S, S] -> [4 B, C, S, S].
+    """Return each image in its four rotations, counter-clockwise, [B, C, S, S] -> [4 B, C, S, S].
 
     Raises:
         ValueError: the images are not square.
@@ -118,10 +118,8 @@ class SLASD(Method):
         self.soft_label_loss = SoftLabelLoss(temperature)
         self.joint_head = JointHead(student.in_channels[-1], student.num_classes)
 
-    def forward(
-        self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion
-    ) -> dict[str, Tensor]:
-        """``loss_ce, loss_joint_ce`` and the weighted ``loss_kd``. The joint one is always the plain cross-entropy.
+    def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
+        """Return ``loss_ce, loss_joint_ce`` (always the plain cross-entropy) and the weighted ``loss_kd``.
 
         Raises:
             ValueError: the images are not square.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -216,18 +217,26 @@ def leave_out_ignored(soft: Tensor, targets: Tensor, ignored: int) -> Tensor:
     return soft * (labelled * (len(targets) / labelled.sum().clamp(min=1))).to(soft.dtype).unsqueeze(1)
 
 
-def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
-    """Call the criterion on soft labels [B, K] that the method has made.
+def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the criterion of the logits against changed targets, without the images that have no label.
+
+    Args:
+        criterion: the loss of logits against soft labels.
+        logits: [B, K].
+        targets: labels [B] or soft labels [B, K].
+        change: what the method makes of the targets as distributions (`soft_targets`), [B, K] -> [B, K].
 
     Raises:
         ValueError: the criterion takes labels only.
     """
+    ignored = ignored_label(criterion)
+    soft = leave_out_ignored(change(soft_targets(targets, logits, ignored)), targets, ignored)
     try:
-        return criterion(logits, targets)
+        return criterion(logits, soft)
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if not _takes_labels(criterion, logits, targets):
+        if not _takes_labels(criterion, logits, soft):
             raise  # it fails on something else
         raise ValueError(
             f"The method hands soft labels [B, K] to the criterion, and {name_of(criterion)} failed on them ({error}): "

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frskd_plugin.core.dry_run import evaluating, image_channels
+from frskd_plugin.core.dry_run import PROBE_BATCH, evaluating, image_channels, probe_images
 
-PROBE_BATCH = 2
 DEFAULT_INPUT_SIZE = (3, 224, 224)
 NUM_PLAIN_MAPS = 4  # as many levels as the usual pyramid, taken from a model whose maps all have one stride
 # The two passes do the same arithmetic and agree to the last bit where kernels are deterministic; CUDA's need not be.
@@ -76,7 +75,7 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
     if getattr(model, "num_classes", None) == 0:
         raise ValueError(f"{name} has no classifier (num_classes=0): create it with the number of your classes.")
     size = _input_size(model, input_size)
-    images = _random_images(model, size)
+    images = probe_images(model, size)
     with evaluating(model):
         try:
             logits = model(images)
@@ -110,13 +109,6 @@ def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int
         raise ValueError(f"`input_size` must be (channels, height, width), e.g. (3, 32, 32), got {input_size!r}.")
     channels, height, width = input_size
     return channels, height, width
-
-
-def _random_images(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
-    """Images on the model's device; the caller's random numbers stay as they are."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(PROBE_BATCH, *size, generator=generator).to(parameter.device, parameter.dtype)
 
 
 def _check_logits(name: str, logits: Tensor, split_logits: Tensor) -> None:
