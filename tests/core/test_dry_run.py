@@ -1,15 +1,16 @@
-"""Tools of a dry run: image channels, random numbers, order of maps."""
+"""Tools of a dry run: image channels, random numbers, cost of a forward pass."""
 
 from __future__ import annotations
+
+import gc
+import weakref
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from frskd_plugin.core.checks import check_order
-from frskd_plugin.core.dry_run import forked_rng, image_channels
-from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
+from frskd_plugin.core.dry_run import count_forward, forked_rng, image_channels
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -34,11 +35,31 @@ def test_a_block_has_random_numbers_of_its_own():
     assert torch.initial_seed() == 7
 
 
-@pytest.mark.parametrize("sizes", [(8, 16, 4), (4, 8, 16)])
-def test_maps_out_of_order_are_refused(sizes):
-    feats = [torch.rand(2, 8, size, size) for size in sizes]
-    order = sorted(range(3), key=lambda i: -sizes[i])
-    with pytest.raises(ValueError, match=rf"highest resolution first, got 8x8|got 4x4.*order \[{order[0]}, "):
-        SelfTeacherNeck([8, 8, 8], width=1)(feats)
-    check_order([feats[i] for i in order], "neck")
-    check_order([feats[0], feats[0]], "neck")  # plain ViT: all of one size
+class Mark:
+    """Something that a weak reference can point to."""
+
+
+def test_counts_what_is_still_kept_when_the_block_ends():
+    network = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid())
+    with count_forward(network) as cost:
+        freed = network(torch.rand(7, 3)).sum()
+        del freed
+        result = network(torch.rand(2, 3)).sum()
+    assert cost.macs == 9 * 3 * 5
+    assert cost.kept == (2 * 3 + 2 * 5) * 4  # the input of the linear layer, the output of the sigmoid
+    result.backward()
+    assert network[0].weight.grad is not None
+
+
+def test_the_graph_is_freed_with_its_result():
+    """Sigmoid keeps its output: a counter that held it with its history would keep the whole graph for ever."""
+    x = torch.rand(2, 3, requires_grad=True)
+    with count_forward(nn.Identity()):
+        hidden = x.sigmoid()
+        mark = hidden.grad_fn.metadata["mark"] = Mark()  # lives as long as this node of the graph
+        result = hidden.sum()
+    mark = weakref.ref(mark)
+    assert mark() is not None
+    del hidden, result
+    gc.collect()
+    assert mark() is None

@@ -1,8 +1,9 @@
-"""Distillation losses: the authors' numbers, independent formulas of Eq. 3 and 4, gradients, bad input."""
+"""Distillation losses: the authors' numbers, independent formulas of Eq. 3, gradients, bad input."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,13 +15,11 @@ from frskd_plugin.core import (
     FRSKDLoss,
     HintLoss,
     OverhaulLoss,
-    SelfTeacherNeck,
     SoftLabelLoss,
     attention_map,
     attention_transfer_loss,
     overhaul_margin,
     sigmoid_rampup,
-    soft_label_loss,
 )
 from frskd_plugin.core.frskd_loss import distill_factor
 from tests.helpers.reference import DATA, assert_close, numbered
@@ -41,13 +40,16 @@ def leaf(arrays, name):
 
 
 @pytest.mark.parametrize("temperature", [1, 4])
-def test_soft_label_equals_reference(temperature):
-    arrays = load("kd_loss")
-    student, teacher = leaf(arrays, "student"), leaf(arrays, "teacher")
+@pytest.mark.parametrize(
+    ("file", "s", "t", "prefix"), [("kd_loss", "student", "teacher", ""), ("seg_loss", "logits_s", "logits_t", "kd.")]
+)
+def test_soft_label_equals_reference(file, s, t, prefix, temperature):
+    arrays = load(file)
+    student, teacher = leaf(arrays, s), leaf(arrays, t)
     loss = SoftLabelLoss(temperature)(student, teacher)
     loss.backward()
-    assert_close(loss, arrays[f"T{temperature}.loss"], TOL)
-    assert_close(student.grad, arrays[f"T{temperature}.grad_student"], TOL)
+    assert_close(loss, arrays[f"{prefix}T{temperature}.loss"], TOL)
+    assert_close(student.grad, arrays[f"{prefix}T{temperature}.grad_{s}"], TOL)
     assert teacher.grad is None
 
 
@@ -78,12 +80,8 @@ def load_regressors(loss, arrays):
         conv, bn = regressor.children()
         with torch.no_grad():
             conv.weight.copy_(torch.from_numpy(arrays[f"p.reg.{i}.conv.weight"]))
-            for name, tensor in bn_tensors(bn).items():
+            for name, tensor in zip(("weight", "bias", "mean", "var"), bn.state_dict().values(), strict=False):
                 tensor.copy_(torch.from_numpy(arrays[f"p.reg.{i}.bn.{name}"]))
-
-
-def bn_tensors(bn):
-    return {"weight": bn.weight, "bias": bn.bias, "mean": bn.running_mean, "var": bn.running_var}
 
 
 def check_regression_loss(loss, arrays, mode, beta, refined_feats):
@@ -119,14 +117,10 @@ def test_hint_equals_reference(mode):
 
 
 def reference_norms(arrays):
-    norms = []
-    while f"bn.{len(norms)}.weight" in arrays:
-        weight = arrays[f"bn.{len(norms)}.weight"]
-        norm = nn.BatchNorm2d(len(weight)).double()
-        with torch.no_grad():
-            norm.weight.copy_(torch.from_numpy(weight))
-            norm.bias.copy_(torch.from_numpy(arrays[f"bn.{len(norms)}.bias"]))
-        norms.append(norm)
+    norms = [nn.BatchNorm2d(channels).double() for channels in (16, 32, 64)]
+    for i, norm in enumerate(norms):
+        affine = {name: torch.from_numpy(arrays[f"bn.{i}.{name}"]) for name in ("weight", "bias")}
+        norm.load_state_dict(affine, strict=False)
     return norms
 
 
@@ -155,12 +149,6 @@ def test_overhaul_margins_frozen_or_current():
 
 def test_segmentation_losses_equal_reference():
     arrays = load("seg_loss")
-    for temperature in (1, 4):
-        logits_s, logits_t = leaf(arrays, "logits_s"), leaf(arrays, "logits_t")
-        loss = soft_label_loss(logits_s, logits_t, temperature)
-        loss.backward()
-        assert_close(loss, arrays[f"kd.T{temperature}.loss"], TOL)
-        assert_close(logits_s.grad, arrays[f"kd.T{temperature}.grad_logits_s"], TOL)
     feats, refined_feats = leaves(arrays, "feat_s"), leaves(arrays, "feat_t")
     for i, level in enumerate(AttentionTransferLoss().levels(feats, refined_feats)):
         assert_close(level, arrays[f"att.level.{i}"], TOL)
@@ -197,14 +185,6 @@ def test_warmup_equals_reference():
         distill_factor(0, 60, 40)
 
 
-def test_equations_soft_label():
-    """Eq. 4: KL(student || teacher) of softened predictions, batch mean, no temperature factor."""
-    student, teacher = torch.randn(3, 7, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
-    p, q = (np.exp(x / 2) / np.exp(x / 2).sum(1, keepdims=True) for x in (student.numpy(), teacher.numpy()))
-    expected = (p * (np.log(p) - np.log(q))).sum(1).mean()
-    assert soft_label_loss(student, teacher, 2.0, "equations").item() == pytest.approx(expected, rel=1e-12)
-
-
 def test_equations_attention():
     """Eq. 3: L2 norm of the difference of the normalised maps, batch mean, sum over levels."""
     feats = [torch.randn(3, 4, 5, 5, dtype=torch.float64), torch.randn(3, 8, 2, 2, dtype=torch.float64)]
@@ -227,28 +207,50 @@ def test_agreeing_maps_have_no_loss_and_no_nan(variant):
 def test_gradients_by_finite_differences():
     feat = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     refined = torch.rand(2, 6, 4, 4, dtype=torch.float64)
-    logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    for variant in ("published", "equations"):
-        assert torch.autograd.gradcheck(lambda x, v=variant: attention_transfer_loss(x, refined, v), (feat,))
-        assert torch.autograd.gradcheck(
-            lambda x, v=variant: soft_label_loss(x, logits.detach() + 1e-1, 3, v), (logits,)
-        )
+    for settings in ({"variant": "published"}, {"variant": "equations"}, {"reduction": "batchmean"}):
+        loss = partial(attention_transfer_loss, refined_feat=refined, **settings)
+        assert torch.autograd.gradcheck(loss, (feat,))
 
 
 def test_half_precision_maps_cannot_overflow():
     feat = torch.full((1, 64, 2, 2), 6e4, dtype=torch.float16)
     feat[0, :, 0, 0] = 0
-    assert attention_map(feat).dtype == torch.float32
-    torch.testing.assert_close(attention_map(feat), torch.tensor([[0.0, 1.0, 1.0, 1.0]]) / 3**0.5)
-
-
-def test_autocast_computes_in_float32():
-    logits, other = torch.randn(4, 10), torch.randn(4, 10)
-    feat, refined = torch.randn(4, 8, 4, 4), torch.randn(4, 8, 4, 4)
-    expected = soft_label_loss(logits, other), attention_transfer_loss(feat, refined)
     with torch.autocast("cpu", torch.bfloat16):
-        actual = soft_label_loss(logits, other), attention_transfer_loss(feat, refined)
-    assert all(a.dtype == torch.float32 and torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+        assert attention_map(feat).dtype == torch.float32
+        torch.testing.assert_close(attention_map(feat), torch.tensor([[0.0, 1.0, 1.0, 1.0]]) / 3**0.5)
+
+
+def test_doubling_the_resolution_keeps_batchmean_and_quarters_mean():
+    feat, refined = torch.randn(3, 4, 5, 7).double(), torch.randn(3, 6, 5, 7).double()
+    large = [x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3) for x in (feat, refined)]
+    for form, factor in (
+        (("published", "batchmean"), 1),
+        (("published", "mean"), 0.25),
+        (("equations", "mean"), 1),
+        (("equations", "batchmean"), 1),
+    ):
+        small = attention_transfer_loss(feat, refined, *form)
+        torch.testing.assert_close(attention_transfer_loss(*large, *form), factor * small, rtol=1e-12, atol=0)
+
+
+def test_batchmean_equals_an_independent_formula_and_mean_times_the_positions():
+    """Compare with 2 - 2 cos of the pooled maps, of which each has a norm of 1."""
+    feats = [torch.randn(3, 4, *size, dtype=torch.float64) for size in ((6, 6), (3, 2))]
+    refined = [torch.rand(3, 9, *feat.shape[2:], dtype=torch.float64) for feat in feats]
+    mean, batchmean = (AttentionTransferLoss(reduction=r).levels(feats, refined) for r in ("mean", "batchmean"))
+    for feat, target, of_mean, found in zip(feats, refined, mean, batchmean, strict=True):
+        a, b = ((x.numpy() ** 2).mean(1).reshape(3, -1) for x in (feat, target))
+        cos = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+        assert found.item() == pytest.approx((2 - 2 * cos).mean(), rel=1e-12)
+        assert found.item() == pytest.approx(of_mean.item() * a.shape[1], rel=1e-12)
+
+
+def test_configs_reach_the_reduction():
+    registry = pytest.importorskip("mmengine.registry", reason="configs need mmengine")
+    loss = registry.MODELS.build({"type": "FRSKDLoss", "beta": 0.5, "feature_reduction": "batchmean"})
+    feats, refined, logits = [torch.rand(3, 4, 8, 8)], [torch.rand(3, 4, 8, 8)], torch.zeros(3, 2)
+    expected = 0.5 * attention_transfer_loss(feats[0], refined[0], reduction="batchmean")
+    torch.testing.assert_close(loss(logits, logits, feats, refined)["loss_feat"], expected)
 
 
 def test_factor_scales_and_switches_off():
@@ -272,14 +274,13 @@ def test_factor_scales_and_switches_off():
     [
         (lambda: FRSKDLoss(alpha=-1), "`alpha` weighs a loss and must be >= 0, got -1"),
         (lambda: FRSKDLoss(beta=-0.5), "`beta` weighs a loss and must be >= 0, got -0.5"),
-        (lambda: FRSKDLoss(temperature=0), "`temperature` divides the logits and must be > 0, got 0"),
-        (lambda: FRSKDLoss(variant="paper"), "`variant` must be one of 'published', 'equations', got 'paper'"),
+        (lambda: AttentionTransferLoss(reduction="sum"), "`reduction` must be one of 'mean', 'batchmean'"),
         (lambda: HintLoss([8, 16], [16]), "must have the same levels"),
-        (lambda: OverhaulLoss([8], [nn.BatchNorm2d(4)], margins="fresh"), "`margins` must be one of"),
         (
-            lambda: soft_label_loss(torch.zeros(2, 3), torch.zeros(2, 4)),
-            r"must have one shape, got \[2, 3\] and \[2, 4\]",
+            lambda: FRSKDLoss(feature_loss=HintLoss([4], [8]), feature_reduction="batchmean"),
+            "belongs to the attention transfer, got `feature_loss=HintLoss`",
         ),
+        (lambda: OverhaulLoss([8], [nn.BatchNorm2d(4)], margins="fresh"), "`margins` must be one of"),
         (
             lambda: attention_transfer_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)),
             r"must agree in B, H and W, got \[2, 3, 4, 4\] and \[2, 3, 2, 2\]",
@@ -297,8 +298,3 @@ def test_bad_input(build, message):
 def test_maps_of_another_batch_or_size_are_never_broadcast(make, shape):
     with pytest.raises(ValueError, match=r"level 0 must agree in B, H and W, got \[2, 4, 4, 4\] of the student and"):
         make()([torch.rand(2, 4, 4, 4)], [torch.rand(shape)])
-
-
-def test_levels_of_another_batch_are_refused():
-    with pytest.raises(ValueError, match=r"SelfTeacherNeck takes the feature maps of one batch, got \[2, 1\] images"):
-        SelfTeacherNeck([4, 8], width=1)([torch.rand(2, 4, 4, 4), torch.rand(1, 8, 2, 2)])

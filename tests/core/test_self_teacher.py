@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
-from frskd_plugin.core.blocks import ConvBNReLU, UpsampleConv, batch_norm, max_pool_to, subsample_to, upsample_to
+from frskd_plugin.core.blocks import (
+    ConvBNReLU,
+    UpsampleConv,
+    batch_norm,
+    common_layout,
+    max_pool_to,
+    subsample_to,
+    upsample_to,
+)
 from tests.core.equations import refined_maps
 from tests.helpers.model_tester import ModelTester
 
@@ -22,51 +30,28 @@ def make_feats(channels, sizes, batch=2, dtype=torch.float32):
     return [torch.randn(batch, c, *size, dtype=dtype) for c, size in zip(channels, sizes, strict=True)]
 
 
-class NeckTester(ModelTester):
+MODELS = {
+    "published": lambda: SelfTeacherNeck(CHANNELS),
+    "equations": lambda: SelfTeacherNeck(CHANNELS, variant="equations"),
+    "repeated": lambda: SelfTeacherNeck(CHANNELS, repeat=3, depth=1),
+    "constant width": lambda: SelfTeacherNeck(CHANNELS, channels=16, repeat=2),
+    "segmentor's": lambda: SelfTeacherNeck(CHANNELS, channels=16, repeat=2, variant="efficientdet", end_level=0),
+    "segmentor's, published": lambda: SelfTeacherNeck(CHANNELS, channels=16, variant="published_seg", end_level=0),
+    "classifier's": lambda: SelfTeacher(CHANNELS, num_classes=10),
+    "pyramid": lambda: BiFPN(CHANNELS, channels=16, num_levels=5, repeat=2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestNecks(ModelTester):
     sizes = (16, 23)
+
+    @pytest.fixture(autouse=True)
+    def choose(self, name):
+        self.make_model = MODELS[name]
 
     def make_inputs(self, size):
         return (make_feats(CHANNELS, [size, (size + 1) // 2, (size + 3) // 4]),)
-
-
-class TestPublished(NeckTester):
-    def make_model(self):
-        return SelfTeacherNeck(CHANNELS)
-
-
-class TestEquations(NeckTester):
-    def make_model(self):
-        return SelfTeacherNeck(CHANNELS, variant="equations")
-
-
-class TestRepeatedScaled(NeckTester):
-    def make_model(self):
-        return SelfTeacherNeck(CHANNELS, repeat=3, depth=1)
-
-
-class TestConstantWidth(NeckTester):
-    def make_model(self):
-        return SelfTeacherNeck(CHANNELS, channels=16, repeat=2)
-
-
-class TestSegmentorsTeacher(NeckTester):
-    def make_model(self):
-        return SelfTeacherNeck(CHANNELS, channels=16, repeat=2, variant="efficientdet", end_level=0)
-
-
-class TestSegmentorsPublishedTeacher(NeckTester):
-    def make_model(self):
-        return SelfTeacherNeck(CHANNELS, channels=16, repeat=2, variant="published_seg", end_level=0)
-
-
-class TestClassifiersTeacher(NeckTester):
-    def make_model(self):
-        return SelfTeacher(CHANNELS, num_classes=10)
-
-
-class TestPyramid(NeckTester):
-    def make_model(self):
-        return BiFPN(CHANNELS, channels=16, num_levels=5, repeat=2)
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -228,21 +213,42 @@ def test_one_convolution_makes_both_laterals():
 def test_pyramid_is_p2_to_p7_by_default():
     neck = BiFPN([24, 40, 112, 320], channels=16)
     maps = neck(make_feats([24, 40, 112, 320], [32, 16, 8, 4]))
-    assert [tuple(m.shape[1:]) for m in maps] == [
-        (16, 32, 32),
-        (16, 16, 16),
-        (16, 8, 8),
-        (16, 4, 4),
-        (16, 2, 2),
-        (16, 1, 1),
-    ]
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, size, size) for size in (32, 16, 8, 4, 2, 1)]
 
 
-def test_inputs_stay_whole_with_inplace_activations():
-    feats = make_feats([16] * 3, [8, 4, 2])
-    kept = copy.deepcopy(feats)
-    BiFPN([16] * 3, channels=16, repeat=1)(feats)
-    assert all(torch.equal(a, b) for a, b in zip(feats, kept, strict=True))
+@pytest.mark.parametrize("variant", ["efficientdet", "published"])
+def test_bifpn_trains_in_either_layout_and_keeps_it(variant):
+    """It works in channels_last inside, on a CPU; what goes out has the layout of what came in."""
+    torch.manual_seed(0)
+    neck = BiFPN([6, 6, 6], channels=6, repeat=2, variant=variant).double().train()
+    feats, twin = make_feats([6, 6, 6], [8, 4, 2], dtype=torch.float64), copy.deepcopy(neck)
+    plain = [feat.clone().requires_grad_() for feat in feats]
+    last = [feat.contiguous(memory_format=torch.channels_last).requires_grad_() for feat in feats]
+    expected, actual = neck(plain), twin(last)
+    assert all(feat.is_contiguous() for feat in expected)
+    assert all(feat.is_contiguous(memory_format=torch.channels_last) for feat in actual)
+    sum(feat.square().sum() for feat in expected).backward()
+    sum(feat.square().sum() for feat in actual).backward()
+    for a, e in zip((*actual, *(x.grad for x in last)), (*expected, *(x.grad for x in plain)), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(feats, plain, strict=True))  # nothing is changed in place
+
+
+def test_bifpn_in_training_computes_what_it_does_in_evaluation():
+    """Without batch statistics both modes are one function; only the layout inside differs."""
+    neck = BiFPN([6, 6], channels=6, repeat=2).double().train()
+    for module in neck.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    feats = make_feats([6, 6], [6, 3], dtype=torch.float64)
+    for a, e in zip(neck(feats), neck.eval()(feats), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-14)
+
+
+def test_common_layout():
+    one, other = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert common_layout([one, other]) is common_layout([one]) is torch.contiguous_format
+    assert common_layout([other, torch.rand(2, 3, 1, 1)]) is torch.channels_last
 
 
 def test_bfloat16_autocast_trains():
@@ -256,64 +262,45 @@ def test_bfloat16_autocast_trains():
 FEATS = make_feats(CHANNELS, [8, 4, 2])
 
 
+def neck(*args, **settings):
+    return SelfTeacherNeck(*args or [CHANNELS], **settings)
+
+
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "message"),
     [
-        (lambda: SelfTeacherNeck([64]), ValueError, r"at least 2 levels, highest resolution first, got \[64\]"),
+        (lambda: neck([64]), r"at least 2 levels, highest resolution first, got \[64\]"),
+        (lambda: neck(64), r"must list the channels of each level, e.g. \[64, 128, 256, 512\], got 64"),
+        (lambda: neck([8, 0]), r"`in_channels\[1\]` must be >= 1, got 0"),
+        (lambda: neck(width=0), "`width` must be >= 1, got 0"),
+        (lambda: neck(width=1.5), "`width` must be an int >= 1, got 1.5"),
+        (lambda: neck(depth=0), "`depth` must be >= 1, got 0"),
+        (lambda: neck(repeat=0), "`repeat` must be >= 1, got 0"),
+        (lambda: neck(channels="wide"), "`channels` must be an int >= 1, got 'wide'"),
+        (lambda: neck(variant="paper"), "`variant` must be one of 'published', 'equations'"),
+        (lambda: neck(max_channels=0), "`max_channels` must be >= 1, got 0"),
+        (lambda: neck(channels=8, max_channels=8), "leave `max_channels` out"),
+        (lambda: neck(end_level=3), r"`end_level` must be a level in 0..2"),
+        (lambda: neck(variant="efficientdet"), "give `channels` as an int"),
+        (lambda: neck(channels=8, variant="efficientdet", depth=2), "leave `depth`"),
+        (lambda: neck(end_level=0).output_norms(), "ends at level 0"),
+        (lambda: SelfTeacher(CHANNELS, num_classes=0), "`num_classes` must be >= 1, got 0"),
+        (lambda: BiFPN(CHANNELS, num_levels=2), r"`num_levels` \(2\) is smaller than the number of maps \(3\)"),
+        (lambda: neck()(FEATS[:2]), r"built for 3 feature maps .* got 2"),
+        (lambda: neck()(FEATS[0]), "takes a list of feature maps .* got Tensor"),
+        (lambda: neck()([*FEATS[:2], FEATS[2].flatten(2)]), r"map 2 must be \[B, C, H, W\], got shape \[2, 32, 4\]"),
+        (lambda: neck()([*FEATS[:2], FEATS[2].transpose(1, 3)]), r"map 2 must have 32 channels, got 2 .*\(NCHW\)"),
         (
-            lambda: SelfTeacherNeck(64),
-            TypeError,
-            r"must list the channels of each level, e.g. \[64, 128, 256, 512\], got 64",
+            lambda: neck()([FEATS[0], *(f[:1] for f in FEATS[1:])]),
+            r"takes the .* maps of one batch, got \[2, 1, 1\] im",
         ),
-        (lambda: SelfTeacherNeck([8, 0]), ValueError, r"`in_channels\[1\]` must be >= 1, got 0"),
-        (lambda: SelfTeacherNeck(CHANNELS, width=0), ValueError, "`width` must be >= 1, got 0"),
-        (lambda: SelfTeacherNeck(CHANNELS, width=1.5), TypeError, "`width` must be an int >= 1, got 1.5"),
-        (lambda: SelfTeacherNeck(CHANNELS, depth=0), ValueError, "`depth` must be >= 1, got 0"),
-        (lambda: SelfTeacherNeck(CHANNELS, repeat=0), ValueError, "`repeat` must be >= 1, got 0"),
-        (lambda: SelfTeacherNeck(CHANNELS, channels="wide"), TypeError, "`channels` must be an int >= 1, got 'wide'"),
-        (
-            lambda: SelfTeacherNeck(CHANNELS, variant="paper"),
-            ValueError,
-            "`variant` must be one of 'published', 'equations'",
-        ),
-        (lambda: SelfTeacherNeck(CHANNELS, max_channels=0), ValueError, "`max_channels` must be >= 1, got 0"),
-        (lambda: SelfTeacherNeck(CHANNELS, channels=8, max_channels=8), ValueError, "leave `max_channels` out"),
-        (lambda: SelfTeacherNeck(CHANNELS, end_level=3), ValueError, r"`end_level` must be a level in 0..2"),
-        (lambda: SelfTeacherNeck(CHANNELS, variant="efficientdet"), ValueError, "give `channels` as an int"),
-        (lambda: SelfTeacherNeck(CHANNELS, channels=8, variant="efficientdet", depth=2), ValueError, "leave `depth`"),
-        (lambda: SelfTeacherNeck(CHANNELS, end_level=0).output_norms(), ValueError, "ends at level 0"),
-        (lambda: SelfTeacher(CHANNELS, num_classes=0), ValueError, "`num_classes` must be >= 1, got 0"),
-        (
-            lambda: BiFPN(CHANNELS, num_levels=2),
-            ValueError,
-            r"`num_levels` \(2\) is smaller than the number of maps \(3\)",
-        ),
-        (lambda: SelfTeacherNeck(CHANNELS)(FEATS[:2]), ValueError, r"built for 3 feature maps .* got 2"),
-        (lambda: SelfTeacherNeck(CHANNELS)(FEATS[0]), TypeError, "takes a list of feature maps .* got Tensor"),
-        (
-            lambda: SelfTeacherNeck(CHANNELS)([FEATS[0], FEATS[1], FEATS[2].flatten(2)]),
-            ValueError,
-            r"feature map 2 must be \[B, C, H, W\], got shape \[2, 32, 4\]",
-        ),
-        (
-            lambda: SelfTeacherNeck(CHANNELS)([FEATS[0], FEATS[1], FEATS[2].permute(0, 2, 3, 1)]),
-            ValueError,
-            r"feature map 2 must have 32 channels, got 2 .*\(NCHW\)",
-        ),
-        (
-            lambda: BiFPN([8, 16], channels=8)(make_feats([8, 16], [4, 2], batch=1)),
-            ValueError,
-            r"BiFPN, pyramid: feature map 2 has a single value per channel \(shape \[1, 8, 1, 1\]\)",
-        ),
-        (
-            lambda: SelfTeacherNeck([8, 16])([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)]),
-            ValueError,
-            r"feature map 1 has a single value per channel \(shape \[1, 16, 1, 1\]\)",
-        ),
+        (lambda: neck([8, 8])([torch.rand(2, 8, s, s) for s in (4, 8)]), r"highest .* got 4x4, 8x8.*order \[1, 0\] "),
+        (lambda: BiFPN([8, 16], 8)(make_feats([8, 16], [4, 2], 1)), r"BiFPN, pyramid: feature map 2 .* \[1, 8, 1, 1\]"),
+        (lambda: neck([8, 16])(make_feats([8, 16], [2, 1], 1)), r"map 1 has a single value .* \[1, 16, 1, 1\]"),
     ],
 )
-def test_bad_input(call, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_input(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
 
 

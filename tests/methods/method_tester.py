@@ -2,6 +2,8 @@
 
 class TestBYOT(MethodTester):
     method = "byot"
+
+Further forms of a method, which treat their targets alike, inherit from `FormTester`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def check_terms(losses, expected):
         assert losses[name].item() == pytest.approx(float(torch.as_tensor(value).detach()), rel=1e-10, abs=1e-14), name
 
 
-class MethodTester:
+class FormTester:
     method = ""
     settings: dict = {}
     lr = 0.02
@@ -148,6 +150,8 @@ class MethodTester:
         torch.manual_seed(5)
         return model(*args, **extra)["loss"].item()
 
+
+class MethodTester(FormTester):
     def test_student_is_untouched(self):
         student = make_student()
         before = copy.deepcopy(student.state_dict())

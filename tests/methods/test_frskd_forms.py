@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import frskd_plugin
-from frskd_plugin.core import HintLoss, OverhaulLoss
+from frskd_plugin.core import HintLoss, OverhaulLoss, attention_transfer_loss
 from frskd_plugin.core.preactivations import forward_with_preactivations
 from frskd_plugin.methods.sla_sd import aggregate_logits, joint_targets, rotate_images
 from tests.helpers.published_student import published_student
 from tests.helpers.reference import DATA, assert_close, grads, load_reference, numbered
-from tests.methods.method_tester import CLASSES, SIZE, MethodTester, fake_student, make_double, wrap
+from tests.methods.method_tester import CLASSES, SIZE, FormTester, MethodTester, fake_student, make_double, wrap
 
 TOL = 2e-7  # float64 against numbers stored as float32
 
 
-class TestHint(MethodTester):
+class TestHint(FormTester):
     method = "frskd"
     settings = {"feature_loss": "hint"}
     lr = 0.001
@@ -32,7 +32,7 @@ class TestHint(MethodTester):
         assert isinstance(loss, HintLoss) and loss.refined_channels == [16, 32, 64]
 
 
-class TestOverhaul(MethodTester):
+class TestOverhaul(FormTester):
     method = "frskd"
     settings = {"feature_loss": "overhaul"}
     lr = 0.001
@@ -64,7 +64,7 @@ class TestOverhaul(MethodTester):
         torch.testing.assert_close(torch.autograd.grad((before**2).sum(), conv.weight)[0], expected)
 
 
-class TestConstantWidth(MethodTester):
+class TestConstantWidth(FormTester):
     method = "frskd"
     settings = {"channels": 24, "repeat": 2}
 
@@ -73,12 +73,25 @@ class TestConstantWidth(MethodTester):
         assert neck.out_channels == [24, 24, 24] and len(neck.layers) == 2
 
 
+class TestBatchmean(FormTester):
+    method = "frskd"
+    settings = {"feature_reduction": "batchmean", "beta": 1.5}
+
+    def test_each_level_weighs_by_its_number_of_positions(self):
+        info, feats, logits = fake_student()  # levels of 8 x 8 and 4 x 4
+        method = make_double(self.method, info, feature_reduction="batchmean", beta=0.25)
+        refined, _ = method.self_teacher(feats)
+        levels = [attention_transfer_loss(f, g) for f, g in zip(feats, refined, strict=True)]
+        losses = method(lambda _: (feats, logits), None, torch.tensor([0, 1, 2, 3]), F.cross_entropy)
+        torch.testing.assert_close(losses["loss_feat"], 0.25 * (64 * levels[0] + 16 * levels[1]), rtol=1e-12, atol=0)
+
+
 class TestFRSKDSLA(MethodTester):
     method = "frskd_sla"
     lr = 0.005
 
 
-class TestFRSKDSLAInOnePass(MethodTester):
+class TestFRSKDSLAInOnePass(FormTester):
     method = "frskd_sla"
     settings = {"single_pass": True}
     lr = 0.005
@@ -163,16 +176,19 @@ def test_sla_step_equals_reference(mode):
     losses["loss"].backward()
 
     distill = losses["loss_kd"] + losses["loss_feat"]
-    assert_close(losses["loss"], arrays[f"{mode}.loss.total"], TOL)
-    assert_close(distill, arrays[f"{mode}.loss.distill"], TOL)
-    assert_close(losses["loss"] - distill, arrays[f"{mode}.loss.sla"], TOL)
-    assert_close(losses["output"], arrays[f"{mode}.logits_s"], TOL)
-    assert_close(losses["teacher_output"], arrays[f"{mode}.logits_t"], TOL)
-    assert_close(method.joint_head.weight.grad, arrays[f"{mode}.grad.fc_student.weight"], TOL)
-    assert_close(method.teacher_joint_head.weight.grad, arrays[f"{mode}.grad.fc_teacher.weight"], TOL)
-    assert_close(student.stem.weight.grad, arrays[f"{mode}.grad.student.stem.weight"], TOL)
-    assert_close(student.fc.weight.grad, arrays[f"{mode}.grad.student.fc.weight"], TOL)
-    assert_close(method.self_teacher.head.weight.grad, arrays[f"{mode}.grad.teacher.head.weight"], TOL)
+    for name, found in {
+        "loss.total": losses["loss"],
+        "loss.distill": distill,
+        "loss.sla": losses["loss"] - distill,
+        "logits_s": losses["output"],
+        "logits_t": losses["teacher_output"],
+        "grad.fc_student.weight": method.joint_head.weight.grad,
+        "grad.fc_teacher.weight": method.teacher_joint_head.weight.grad,
+        "grad.student.stem.weight": student.stem.weight.grad,
+        "grad.student.fc.weight": student.fc.weight.grad,
+        "grad.teacher.head.weight": method.self_teacher.head.weight.grad,
+    }.items():
+        assert_close(found, arrays[f"{mode}.{name}"], TOL, name)
     teacher_grads = grads(method.self_teacher)
     for found, stored in (
         ({name: p.grad for name, p in student.named_parameters()}, norms["student"]),
@@ -187,13 +203,23 @@ def test_sla_step_equals_reference(mode):
         assert_close(student.group3.bn.running_var, arrays["train.after.group3.bn.var"], TOL)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"feature_loss": "fit"}, "`feature_loss` must be one of 'attention', 'hint', 'overhaul', got 'fit'"),
+        ({"feature_loss": "hint", "beta": 0}, "'hint'` has weights of its own, which `beta=0` leaves without training"),
+        ({"channels": 64, "width": "auto"}, "`channels=64` sets the width of every level: leave `width='auto'` out"),
+        ({"feature_loss": "hint", "beta": 1.0, "feature_reduction": "batchmean"}, "='attention'`, got 'hint'"),
+        ({"feature_reduction": "batchmean"}, r"needs a `beta` of its own.*beta=100 / 64 for 8x8"),
+        ({"feature_reduction": "sum"}, "`feature_reduction` must be one of 'mean', 'batchmean'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        wrap("frskd", **settings)
+
+
 def test_refusals():
-    with pytest.raises(ValueError, match="`feature_loss` must be one of 'attention', 'hint', 'overhaul', got 'fit'"):
-        wrap("frskd", feature_loss="fit")
-    with pytest.raises(ValueError, match="'hint'` has weights of its own, which `beta=0` leaves without training"):
-        wrap("frskd", feature_loss="hint", beta=0)
-    with pytest.raises(ValueError, match="`channels=64` sets the width of every level: leave `width='auto'` out"):
-        wrap("frskd", channels=64, width="auto")
     with pytest.raises(TypeError, match="'frskd_sla' has no setting 'betta'; its settings are: .*single_pass.*feature"):
         wrap("frskd_sla", betta=1)
     with pytest.raises(ValueError, match="need square images"):

@@ -144,11 +144,6 @@ class TestKD(MethodTester):
         torch.testing.assert_close(model.teacher_logits(images), expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(model.teacher_logits(images), plain(images), atol=1e-3)
 
-    def test_users_teacher_stays_as_it_is(self):
-        teacher = make_teacher().train()
-        wrap("kd", teacher=teacher).double()
-        assert teacher.training and all(p.requires_grad and p.dtype == torch.float32 for p in teacher.parameters())
-
     def test_teacher_by_name_and_file(self, tmp_path):
         teacher = make_teacher().eval()
         torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
@@ -156,41 +151,43 @@ class TestKD(MethodTester):
         images = torch.randn(2, *SIZE)
         assert torch.equal(model.method.teacher(images)[1], teacher(images))
 
-    def test_a_module_with_maps_and_logits_is_taken_as_it_is(self):
-        teacher = FrozenTeacher(make_teacher(), input_size=SIZE)
-        assert wrap("kd", teacher=teacher).method.teacher is teacher
+    def test_users_teacher_stays_as_it_is_and_a_module_with_maps_and_logits_is_taken(self):
+        teacher = make_teacher().train()
+        wrap("kd", teacher=teacher).double()
+        assert teacher.training and all(p.requires_grad and p.dtype == torch.float32 for p in teacher.parameters())
+        frozen = FrozenTeacher(make_teacher(), input_size=SIZE)
+        assert wrap("kd", teacher=frozen).method.teacher is frozen
 
-    def test_refusals(self):
-        with pytest.raises(TypeError, match="'kd' needs the setting 'teacher'"):
-            wrap("kd")
-        with pytest.raises(ValueError, match="'wrn_16_2' has no weights: give checkpoint=FILE"):
-            wrap("kd", teacher={"model_name": "wrn_16_2"})
-        with pytest.raises(TypeError, match=r"`teacher` must be a trained timm model .*got 'resnet34'"):
-            wrap("kd", teacher="resnet34")
-        with pytest.raises(ValueError, match=r"the student's 5 classes, its logits are \[2, 7\]"):
-            wrap("kd", teacher=make_teacher(7))
-        with pytest.raises(ValueError, match="compares maps of one size"):
-            other = timm.create_model("resnet18", num_classes=CLASSES)
-            wrap("kd", teacher=other, feature_loss="attention")
-        with pytest.raises(ValueError, match="'attention'` with `beta=0` trains nothing"):
-            wrap("kd", teacher=make_teacher(), feature_loss="attention", beta=0)
 
-    def test_teacher_in_train_mode_is_refused(self):
-        class Handmade(nn.Module):
-            def forward(self, images):
-                return [images], images.mean((2, 3))
+class Pooled(nn.Module):
+    """A teacher whose maps no batch normalisation makes."""
 
-        with pytest.raises(ValueError, match="The teacher must be in eval mode"):
-            wrap("kd", teacher=Handmade().train())
+    def forward(self, images):
+        return [F.adaptive_avg_pool2d(images, s) for s in (16, 8, 4)], images.new_zeros(len(images), CLASSES)
 
-    def test_overhaul_needs_batch_normalisation(self):
-        class Plain(nn.Module):
-            def forward(self, images):
-                sizes = [16, 8, 4]
-                return [F.adaptive_avg_pool2d(images, s) for s in sizes], images.new_zeros(len(images), CLASSES)
 
-        with pytest.raises(ValueError, match=r"the teacher's maps \[0, 1, 2\] have none"):
-            wrap("kd", teacher=Plain().eval(), feature_loss="overhaul")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (lambda: {}, "'kd' needs the setting 'teacher'"),
+        (lambda: {"teacher": {"model_name": "wrn_16_2"}}, "'wrn_16_2' has no weights: give checkpoint=FILE"),
+        (lambda: {"teacher": "resnet34"}, r"`teacher` must be a trained timm model .*got 'resnet34'"),
+        (lambda: {"teacher": make_teacher(7)}, r"the student's 5 classes, its logits are \[2, 7\]"),
+        (
+            lambda: {"teacher": timm.create_model("resnet18", num_classes=CLASSES), "feature_loss": "attention"},
+            "compares maps of one size",
+        ),
+        (
+            lambda: {"teacher": make_teacher(), "feature_loss": "attention", "beta": 0},
+            "'attention'` with `beta=0` trains nothing",
+        ),
+        (lambda: {"teacher": Pooled().train()}, "The teacher must be in eval mode"),
+        (lambda: {"teacher": Pooled().eval(), "feature_loss": "overhaul"}, r"the teacher's maps \[0, 1, 2\] have none"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        wrap("kd", **settings())
 
 
 def normalised(images, mean, std):
@@ -219,13 +216,8 @@ MAP_NORMS = {
     # stages of one block, whose shortcut is normalised last
     "test_resnet": ["bn1", "layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn3", "layer4.0.bn2"],
     "resnet26d": ["bn1", "layer1.1.bn3", "layer2.1.bn3", "layer3.1.bn3", "layer4.1.bn3"],
-    "regnety_002": [
-        "stem.bn",
-        "s1.b1.conv3.bn",
-        "s2.b1.conv3.bn",
-        "s3.b4.conv3.bn",
-        "s4.b7.conv3.bn",
-    ],  # BatchNormAct2d
+    # BatchNormAct2d
+    "regnety_002": ["stem.bn", "s1.b1.conv3.bn", "s2.b1.conv3.bn", "s3.b4.conv3.bn", "s4.b7.conv3.bn"],
     "densenet121": ["features.norm0", *(f"features.transition{i}.norm takes" for i in (1, 2, 3)), "features.norm5"],
     "seresnet18": ["bn1", None, None, None, None],  # rescaled by a gate behind the norm
     "test_convnext": [None] * 4,
