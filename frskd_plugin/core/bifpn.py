@@ -208,7 +208,7 @@ class BiFPN(nn.Module):
         check_batch_statistics(maps, self.training, f"{type(self).__name__}, pyramid")
         if not self.training:
             return self._fuse(maps)
-        # a third of the time on a CPU; whoever comes behind finds the layout that was handed in
+        # a third of the time on a CPU; what goes out has the layout of what came in
         layout = common_layout(feats)
         return tuple(feat.contiguous(memory_format=layout) for feat in self._fuse([fast_layout(feat) for feat in maps]))
 

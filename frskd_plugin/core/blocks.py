@@ -203,7 +203,7 @@ class SeparableConvBN(nn.Sequential):
 class FusionNode(nn.Module):
     """A node of the fusion graph: fast normalized fusion, then ``depth`` separable convolutions (Conv of Eq. 2).
 
-    The maps arrive multiplied by their `coefficients`: whoever makes one can do that for less. ReLU stands between the
+    The maps arrive multiplied by their `coefficients`, which costs less where they are made. ReLU stands between the
     convolutions and not after the last: the node hands out a pre-activation.
 
     Args:

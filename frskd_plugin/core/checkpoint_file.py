@@ -268,7 +268,7 @@ def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
 
 
 def _log_buffer(log_history: Any, count_history: Any, max_length: Any) -> Any:
-    """Return mmengine's own where it is loaded, for whoever needs one has loaded it; else what is in it."""
+    """Return mmengine's own buffer where its module is loaded, which users of a buffer have done; else the content."""
     module = sys.modules.get(_HISTORY_BUFFER)
     content = {"log_history": log_history, "count_history": count_history, "max_length": max_length}
     return content if module is None else module.HistoryBuffer(**content)

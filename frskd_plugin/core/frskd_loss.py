@@ -127,7 +127,7 @@ class FRSKDLoss(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Tell whether any term is computed at present."""
+        """True while any term is computed."""
         return self._computes and self.alpha + self.beta > 0
 
     def forward(

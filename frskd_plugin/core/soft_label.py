@@ -46,7 +46,7 @@ CPU_PIECE_BYTES, PIECE_BYTES = 2**21, 2**26
 
 
 def criterion_soft_label(criterion: Any) -> str | None:
-    """Tell how a criterion turns logits into probabilities: 'softmax', 'sigmoid', or None where that is not known.
+    """Return how a criterion turns logits into probabilities: 'softmax', 'sigmoid', or None where that is not known.
 
     Known are the criteria of torch and timm, partial ones too, and those with an attribute ``use_sigmoid`` (OpenMMLab).
 

@@ -96,7 +96,7 @@ class Method(nn.Module):
         self.progress = (0.0, 1.0)
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """Tell the method how far training is; whoever trains calls it at the start of each epoch, also after a resume.
+        """Set how far training is; a training loop calls this at the start of each epoch, also after a resume.
 
         Args:
             epoch: epochs trained so far.

@@ -184,7 +184,7 @@ class FRSKD(Method):
                 "leave `feature_loss` out for FRSKD\\F."
             )
         self.width, self.max_channels = chosen, max_channels
-        _tell_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
+        _log_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output``."""
@@ -247,7 +247,7 @@ def _check_reduction(reduction: str, feature_loss: str | nn.Module, beta: float 
         )
 
 
-def _tell_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:
+def _log_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:
     """Log what was chosen, or that a choice is costly; at WARNING, which is seen without any set-up of logging."""
     if auto:
         limit = "" if max_channels is None else f", at most {max_channels} channels a level"

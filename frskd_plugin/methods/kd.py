@@ -51,9 +51,9 @@ class KD(Method):
     """``CE(z) + alpha T^2 KL(sg teacher || z) + beta L_F``.
 
     The teacher stays in eval mode and gets no gradient. It is no submodule: optimizers, DDP, checkpoints and
-    ``train()`` do not see it. So a checkpoint is no larger for it, and whoever resumes builds the same method again,
-    with the same teacher. Copies of the model, such as an EMA, share it. ``to()`` moves it along: the model then holds
-    a teacher of its own, and whoever shared it keeps theirs.
+    ``train()`` do not see it. So a checkpoint is no larger for it, and a resumed run builds the same method again, with
+    the same teacher. Copies of the model, such as an EMA, share it. ``to()`` moves it along: the model then holds a
+    teacher of its own, and its copies keep theirs.
 
     The teacher sees images that are normalised as it was trained, see ``student_mean``.
 
@@ -110,7 +110,8 @@ class KD(Method):
             )
         images = probe_images(teacher, student.input_size)
         with torch.no_grad():
-            channels = _check_fit(student, *teacher(images), compare_maps=self.kind != "none")
+            feats, logits = teacher(images)
+        channels = _check_fit(student, feats, logits, compare_maps=self.kind != "none")
         self.feature_loss = self._make_feature_loss(student.in_channels, channels, images)
 
     @property

@@ -82,14 +82,14 @@ def test_equal_logits_cost_nothing_and_pull_nowhere(pair, kind, variant):
 @kinds
 @variants
 def test_gradient_by_finite_differences_and_none_for_the_teacher(kind, variant):
-    student, teacher = logits(2, 3).requires_grad_(), logits(4, 3, seed=1).requires_grad_()
+    student, teacher = logits(2, 2)[:1].requires_grad_(), logits(3, 2, seed=1)[:1].requires_grad_()
     loss = partial(FORMULAS[kind], temperature=2.0, variant=variant)
-    same = logits(2, 3, seed=1).requires_grad_()
+    same = logits(2, 2, seed=1)[:1].requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, same.detach()), (student,))
     loss(student, same).backward()
     if kind != "foreground":  # a mean over the positions, by pieces
         of = dict(soft_label="softmax" if kind == "softmax" else "sigmoid", variant=variant, rows=2)
-        resized = partial(resized_soft_label_loss, size=(5, 6), temperature=2.0, **of)
+        resized = partial(resized_soft_label_loss, size=(3, 4), temperature=2.0, **of)
         assert torch.autograd.gradcheck(lambda x: resized(x, teacher.detach()), (student,))
         resized(student, teacher).backward()
     assert same.grad is None and teacher.grad is None and student.grad.any()
