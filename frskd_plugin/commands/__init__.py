@@ -126,9 +126,9 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         return _stopped(name, stop)
     except Exception as error:
-        stop = asked_to_stop(error)
-        if stop is not None:
-            return _stopped(name, stop())
+        asked = asked_to_stop(error)
+        if asked is not None:
+            return _stopped(name, asked())
         if debug:
             traceback.print_exc()
         else:
