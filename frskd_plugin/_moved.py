@@ -135,6 +135,11 @@ MOVED = {
     "frskd_plugin.mmengine.sync_statistics_hook": "frskd_plugin.mmengine.hooks",
     "frskd_plugin.mmengine.channels_last_hook": "frskd_plugin.mmengine.hooks",
     "frskd_plugin.mmengine.compile_hook": "frskd_plugin.mmengine.hooks",
+    "frskd_plugin.mmengine.atomic_write": "frskd_plugin.mmengine.checkpoint_hook",
+    "frskd_plugin.mmengine.atomic_checkpoint_hook": "frskd_plugin.mmengine.checkpoint_hook",
+    "frskd_plugin.mmengine.safe_loading": "frskd_plugin.mmengine.resume",
+    "frskd_plugin.mmengine.json_log": "frskd_plugin.commands.json_log",
+    "frskd_plugin.mmengine.without_pretrained": "frskd_plugin.mmengine.config_tools",
 }
 
 

@@ -442,8 +442,7 @@ def _build_config(
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
 
-    from frskd_plugin.mmengine.config_tools import explained_build, override, read_config
-    from frskd_plugin.mmengine.without_pretrained import without_pretrained
+    from frskd_plugin.mmengine.config_tools import explained_build, override, read_config, without_pretrained
 
     config = read_config(path)
     override(config, cfg_options or {})

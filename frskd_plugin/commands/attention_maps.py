@@ -28,11 +28,10 @@ from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
 from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid, refine
 from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
-from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier
+from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier, without_pretrained
 from frskd_plugin.mmengine.export import TEACHER_PREFIX
 from frskd_plugin.mmengine.resume import load_checkpoint
 from frskd_plugin.mmengine.stored_config import add_allow_imports, stored_config
-from frskd_plugin.mmengine.without_pretrained import without_pretrained
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import frskd_plugin
 from frskd_plugin.commands.config import locate_config
-from frskd_plugin.mmengine.json_log import LOGS, json_lines
+from frskd_plugin.commands.json_log import LOGS, json_lines
 
 SCENES, VAL_SCENES, SCENE_SIZE = 160, 24, "80x96"
 CROP = "(80,96)"

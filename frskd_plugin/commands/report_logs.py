@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from frskd_plugin.commands.json_log import LOGS, PLACES, is_number, json_lines, parse_json
 from frskd_plugin.mmengine.hooks import RESULT_NAME
-from frskd_plugin.mmengine.json_log import LOGS, PLACES, is_number, json_lines, parse_json
 
 # how the metrics of this package call the self-teacher's scores
 TEACHER_PREFIXES = ("teacher_", "self_teacher.")

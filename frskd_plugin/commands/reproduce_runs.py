@@ -16,11 +16,11 @@ from typing import Any
 
 import frskd_plugin
 from frskd_plugin.commands.config import locate_config
+from frskd_plugin.commands.json_log import LOGS, json_lines
 from frskd_plugin.commands.reproduce_plan import Run, flat
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.hooks import RESULT_NAME, best_entry
-from frskd_plugin.mmengine.json_log import LOGS, json_lines
 from frskd_plugin.mmengine.resume import resume_state
 from frskd_plugin.version import __version__
 

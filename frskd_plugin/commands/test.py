@@ -13,7 +13,7 @@ import frskd_plugin  # noqa: F401  registers the components, also for configs wi
 from frskd_plugin.commands.config import add_common_options, open_data, prepare_config
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
-from frskd_plugin.mmengine.safe_loading import safe_loading
+from frskd_plugin.mmengine.resume import safe_loading
 from frskd_plugin.mmengine.safety_hooks import WeightsFitHook
 
 

@@ -19,8 +19,7 @@ from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.config_tools import explained_build
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
 from frskd_plugin.mmengine.registration import versions_text
-from frskd_plugin.mmengine.resume import refuse_to_start_over, remove_run
-from frskd_plugin.mmengine.safe_loading import safe_loading
+from frskd_plugin.mmengine.resume import refuse_to_start_over, remove_run, safe_loading
 from frskd_plugin.mmengine.safety_hooks import guard_training
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.metadata
 import importlib.util
@@ -104,7 +105,7 @@ def check_version(config: Config, name: str = "the config") -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Leading release numbers: '1.2.0rc1' -> (1, 2, 0)."""
+    """Return the leading release numbers: '1.2.0rc1' -> (1, 2, 0)."""
     release = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(number) for number in release.group().split(".")) if release else ()
 
@@ -161,7 +162,7 @@ def _check_setting(config: Config, key: str, value: Any) -> None:
 
 
 def set_data_root(config: Any, data_root: str | Path) -> int:
-    """Set the `data_root` of a config's data sets; returns how many there were.
+    """Set the `data_root` of a config's data sets, and return how many there were.
 
     Data sets of different roots, such as ``VOCdevkit/VOC2007`` and ``VOCdevkit/VOC2012``, keep their places below the
     folder that they share: that folder is what ``data_root`` replaces. Other parts of a config with a key of that name
@@ -211,7 +212,7 @@ def _inside(path: Any, folder: Path) -> bool:
 
 
 def _dicts(value: Any, in_data: bool = False) -> Iterator[tuple[Any, bool]]:
-    """The config and every dict in it, at any depth, and whether it belongs to a data set or its loader."""
+    """Yield the config and every dict in it, at any depth, and whether it belongs to a data set or its loader."""
     if isinstance(value, (dict, Config)):
         yield value, in_data
         for key, item in value.items():
@@ -222,7 +223,7 @@ def _dicts(value: Any, in_data: bool = False) -> Iterator[tuple[Any, bool]]:
 
 
 def is_classifier(config: Config) -> bool:
-    """Whether a config trains a classifier of this package.
+    """Tell whether a config trains a classifier of this package.
 
     >>> is_classifier(Config(dict(model=dict(type="TimmClassifier"))))
     True
@@ -266,7 +267,32 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 
 def _refuses_key(error: TypeError) -> bool:
-    """Whether the argument that nobody knows stands in the config of a component that was being built."""
+    """Tell whether the argument that nobody knows stands in the config of a component that was being built."""
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     building = (frame.f_locals.get("cfg") for frame in _frames(error) if frame.f_code.co_filename.endswith(_BUILDERS))
     return name is not None and any(isinstance(cfg, dict) and name[1] in cfg for cfg in building)
+
+
+# settings that name weights: of timm and mmseg, of `TimmFeatureExtractor`, of ``timm.create_model``
+_WEIGHTS = ("pretrained", "checkpoint", "checkpoint_path")
+
+
+def without_pretrained(config: Any) -> tuple[Any, bool]:
+    """Return a copy of a model's config that loads and downloads nothing, and whether that made a difference.
+
+    >>> without_pretrained(dict(backbone=dict(pretrained=True)))
+    ({'backbone': {'pretrained': False}}, True)
+    """
+    config, changed = copy.deepcopy(config), False
+    if isinstance(config, dict):
+        for key, value in config.items():
+            pretrained_init = key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
+            if value and (key in _WEIGHTS or pretrained_init):
+                config[key], changed = (False if value is True else None), True
+            else:
+                config[key], inside = without_pretrained(value)
+                changed = changed or inside
+    elif isinstance(config, (list, tuple)):
+        pairs = [without_pretrained(item) for item in config]
+        config, changed = type(config)(item for item, _ in pairs), any(inside for _, inside in pairs)
+    return config, changed

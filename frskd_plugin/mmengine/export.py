@@ -1,4 +1,4 @@
-"""Takes the plain student out of a checkpoint trained with FRSKD, with the config that loads it."""
+"""Take the plain student out of a checkpoint trained with FRSKD, with the config that loads it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _EXTRA_SETTINGS = {
 
 
 class ExportedStudent(NamedTuple):
-    """What `export_student` wrote.
+    """Files that `export_student` wrote.
 
     Attributes:
         path: the file with the weights.
@@ -139,7 +139,7 @@ def _save(content: dict[str, Any], target: Path) -> None:
 def student_checkpoint(
     checkpoint: dict[str, Any], name: str = "the checkpoint", allow_imports: bool = False
 ) -> tuple[dict[str, Any], Config]:
-    """The student's checkpoint (`state_dict` and `meta`) and plain config from a loaded FRSKD checkpoint.
+    """Return the student's checkpoint (`state_dict` and `meta`) and plain config from a loaded FRSKD checkpoint.
 
     Raises:
         ValueError: it has no weights of a self-teacher, or does not hold its config.
@@ -160,7 +160,7 @@ def student_checkpoint(
 
 
 def plain_config(config: Config) -> Config:
-    """The config of the plain student: no method, no hooks of it, and stock components wherever there are such.
+    """Return the config of the plain student: no method, no hooks of it, and stock components wherever there are such.
 
     What only this package has (a BiFPN, a timm backbone, a data set) stays, and then so does its `custom_imports`.
     """
@@ -187,7 +187,7 @@ def _is_ours(hook: dict[str, Any] | None) -> bool:
 
 
 def _stock(value: Any) -> Any:
-    """A copy of a config in which our types are replaced by the stock ones that they extend."""
+    """Return a copy of a config in which our types are replaced by the stock ones that they extend."""
     if isinstance(value, (list, tuple)):
         return type(value)(_stock(item) for item in value)
     if not isinstance(value, dict):
@@ -209,7 +209,7 @@ def _own_types() -> set[str]:
 
 
 def _any_dict(value: Any, test: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether `test` holds for a dict at any depth."""
+    """Tell whether `test` holds for a dict at any depth."""
     if isinstance(value, dict):
         return test(value) or any(_any_dict(item, test) for item in value.values())
     return isinstance(value, (list, tuple)) and any(_any_dict(item, test) for item in value)

@@ -34,7 +34,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
     "HOOKS": {
         "DistillWarmupHook": "frskd_plugin.mmengine.hooks",
-        "AtomicCheckpointHook": "frskd_plugin.mmengine.atomic_checkpoint_hook",
+        "AtomicCheckpointHook": "frskd_plugin.mmengine.checkpoint_hook",
         "StepSeedHook": "frskd_plugin.mmengine.seeding",
         "CompileHook": "frskd_plugin.mmengine.hooks",
         "ChannelsLastHook": "frskd_plugin.mmengine.hooks",

@@ -1,19 +1,75 @@
-"""Finds the checkpoint from which a run goes on, and reads checkpoints without running code from them."""
+"""Find the checkpoint from which a run goes on, and read checkpoints without running code from them."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import re
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint
+
+
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Let every loader of mmengine (files, URLs, model zoos) go through `read_checkpoint`, for a block.
+
+    mmengine's loaders try ``weights_only=True`` first, and then, or at once, without.
+    """
+    safe = OrderedDict((prefix, _safe(loader)) for prefix, loader in CheckpointLoader._schemes.items())
+    with _replaced(CheckpointLoader, "_schemes", safe):
+        yield
+
+
+def safe_runner(runner: Any) -> None:
+    """Make a runner read its checkpoints with `safe_loading`, whoever has built it."""
+    load = runner.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        with safe_loading():
+            return load(*args, **kwargs)
+
+    runner.load_checkpoint = load_checkpoint
+
+
+def _safe(loader: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(loader)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        with _replaced(torch, "load", _torch_load):
+            return loader(*args, **kwargs)
+
+    return load
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _torch_load(file: Any, map_location: Any = None, **unused: Any) -> Any:
+    content = read_checkpoint(file, map_location)
+    if isinstance(content, dict) and isinstance(content.get("meta"), dict):
+        content["meta"].pop("config", None)  # text of old mmcv, which `Runner.resume` would execute
+    return content
+
 
 LAST_CHECKPOINT = "last_checkpoint"
 RUN_NAME = "run.json"
@@ -37,7 +93,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def find_resume_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a training run; None where there is none and the run starts from the beginning.
+    """Return the newest whole checkpoint of a training run; None where there is none and the run starts anew.
 
     A damaged one is reported with its name and the one before it is taken.
 
@@ -49,7 +105,7 @@ def find_resume_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """As `find_resume_checkpoint`, with the checkpoint's `meta` (seed, epoch, iteration) beside the path."""
+    """Find as `find_resume_checkpoint` does, with the checkpoint's `meta` (seed, epoch, iteration) beside the path."""
     found, refused = newest_checkpoint(work_dir)
     if found is not None and refused:
         refused.append(f"Resuming from {found[0].name} instead.")
@@ -113,7 +169,7 @@ def remove_run(work_dir: str | Path) -> None:
 
 
 def read_run(work_dir: str | Path) -> dict[str, Any]:
-    """The record of the run that trains in a folder: its ``run_id`` and the step it was ``validated`` at.
+    """Return the record of the run that trains in a folder: its ``run_id`` and the step it was ``validated`` at.
 
     It is empty where there is none, and for one that is damaged: the checkpoints hold the id too.
     """
@@ -125,7 +181,7 @@ def read_run(work_dir: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_files(folder: Path) -> dict[Path, int]:
-    """The numbered checkpoints in a folder, ``epoch_3.pth`` and the like, with their number."""
+    """Return the numbered checkpoints in a folder, ``epoch_3.pth`` and the like, with their number."""
     matches = {path: _NUMBERED.fullmatch(path.name) for path in folder.glob("*.pth") if os.path.isfile(path)}
     return {path: int(found["step"]) for path, found in matches.items() if found and not _is_best(path)}
 
@@ -152,7 +208,7 @@ def _load_whole(path: Path) -> dict[str, Any]:
 
 
 def _candidates(work_dir: Path) -> list[Path]:
-    """Checkpoints that the run of a folder may go on from, newest first.
+    """List the checkpoints that the run of a folder may go on from, newest first.
 
     `last_checkpoint` says of which kind they are (``epoch_``, ``iter_``), and where they lie if not in the folder
     itself. Where it is damaged or gone, times tell which is the newest.
@@ -189,7 +245,7 @@ def _time(path: Path) -> int:
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
-    """What `last_checkpoint` names; in `work_dir` itself where it is there, for the folder may have been moved.
+    """Return the file that `last_checkpoint` names; in `work_dir` itself if it is there: the folder may have moved.
 
     None where the file is missing, or cannot be one of mmengine: a folder, binary, blank, the name of a best score's.
     """

@@ -1,4 +1,4 @@
-"""Reads configs that a run has stored, in its checkpoints and its work folder, without executing them.
+"""Read configs that a run has stored, in its checkpoints and its work folder, without executing them.
 
 A config file is Python, and so is its text in a checkpoint. The user's own configs are run as ever; of a text that
 came with a file only data is taken. Data may still lead somewhere: a registry of mmengine that does not know a ``type``
@@ -172,7 +172,7 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 class _NotDataError(Exception):
-    """A node of a config's text that is no data."""
+    """Part of a config's text that is no data."""
 
 
 def _value(node: ast.expr, names: dict[str, Any]) -> Any:

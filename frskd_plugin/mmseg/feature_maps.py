@@ -15,8 +15,7 @@ from mmseg.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_plugin.core.dry_run import forked_rng, image_channels
-from frskd_plugin.mmengine.config_tools import explained_build
-from frskd_plugin.mmengine.without_pretrained import without_pretrained
+from frskd_plugin.mmengine.config_tools import explained_build, without_pretrained
 from frskd_plugin.mmseg.student_outputs import flat_maps, select_maps
 
 DEFAULT_IMAGE_SIZE = (512, 512)

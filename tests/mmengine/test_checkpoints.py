@@ -21,7 +21,7 @@ from torch import nn
 from frskd_plugin.core import atomic_write as atomic_write_module
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine import resume
-from frskd_plugin.mmengine.atomic_checkpoint_hook import AtomicCheckpointHook, _share_gradients
+from frskd_plugin.mmengine.checkpoint_hook import AtomicCheckpointHook, _share_gradients
 from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
     find_resume_checkpoint,
@@ -29,8 +29,8 @@ from frskd_plugin.mmengine.resume import (
     refuse_to_start_over,
     remove_run,
     resume_state,
+    safe_loading,
 )
-from frskd_plugin.mmengine.safe_loading import safe_loading
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_mmseg import tiny_config
 
@@ -194,6 +194,29 @@ def test_what_a_killed_run_left_is_made_up_and_removed(data_root: Path, run_fold
     left = {path.name for path in run_folder.glob("*.pth")} - {"rank_0.pth"}
     assert left == {"epoch_3.pth", "epoch_4.pth", "best_mIoU_epoch_2.pth", remembered.name}
     assert remembered.name in best and not list(run_folder.glob(".*.tmp"))
+
+
+def test_files_outside_of_the_folder_are_never_removed(
+    data_root: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint says what is to be removed when there is a better or a newer one, and may come from anyone."""
+    own = run_folder / "inner" / "run"
+    (own / "epoch_..").mkdir(parents=True)
+    outside = run_folder / "inner" / "victim.pth"
+    outside.touch()
+    checkpoint = load_checkpoint(run_folder / "epoch_4.pth")
+    info = checkpoint["message_hub"]["runtime_info"]
+    info |= {"best_ckpt": "..", "keep_ckpt_ids": ["../../victim", 1, 2, 3, 4]}
+    torch.save(checkpoint, own / "epoch_4.pth")
+    for step in (1, 2, 3):
+        (own / f"epoch_{step}.pth").touch()
+    monkeypatch.setattr(AtomicCheckpointHook, "rule_map", {"less": lambda new, best: True})  # every score is the best
+    config = tiny_config(data_root, epochs=5, workers=0)
+    config.default_hooks.checkpoint.rule = "less"
+    train(config, own, resume=True)
+    assert outside.is_file()
+    left = {path.name for path in own.glob("*.pth")} - {"rank_0.pth"}
+    assert left == {"epoch_4.pth", "epoch_5.pth", "best_mIoU_epoch_5.pth"}
 
 
 def test_gradients_accumulated_at_the_end_of_an_epoch_are_kept(data_root: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from mmseg.registry import MODELS
 
 from frskd_plugin.check import segmentation_batch
 from frskd_plugin.commands.support import mmseg_configs, names
+from frskd_plugin.mmengine.config_tools import without_pretrained
 from frskd_plugin.mmengine.export import student_checkpoint
-from frskd_plugin.mmengine.without_pretrained import without_pretrained
 from frskd_plugin.mmseg.convert import frskd_config
 from tests.support.steps import BATCH, LR, Unsupported, check_finite, check_gradients, check_same_logits, describe
 

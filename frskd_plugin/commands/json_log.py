@@ -1,4 +1,4 @@
-"""Reads the JSON logs that mmengine's LocalVisBackend writes, one object a line."""
+"""Read the JSON logs that mmengine's LocalVisBackend writes, one object a line."""
 
 from __future__ import annotations
 

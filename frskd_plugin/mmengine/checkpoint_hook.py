@@ -1,4 +1,4 @@
-"""A `CheckpointHook` after which there always is a whole checkpoint to go on from."""
+"""Checkpoints of a run: written atomically, so that there always is a whole one to go on from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
 from frskd_plugin.core.atomic_write import atomic_write, temporary_files
-from frskd_plugin.mmengine.atomic_write import BACKEND_NAME
 from frskd_plugin.mmengine.hooks import unwrap_model
 from frskd_plugin.mmengine.resume import (
     BEST_FILES,
@@ -31,8 +31,23 @@ from frskd_plugin.mmengine.resume import (
     last_checkpoint,
     load_checkpoint,
     read_run,
+    safe_runner,
 )
-from frskd_plugin.mmengine.safe_loading import safe_runner
+
+BACKEND_NAME = "frskd_atomic"
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's file backend for local paths whose writes are atomic (`backend_args=dict(backend='frskd_atomic')`)."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        atomic_write(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        atomic_write(filepath, obj.encode(encoding))
+
+
+register_backend(BACKEND_NAME, AtomicLocalBackend, force=True)
 
 PARTIAL_GRADIENTS = "partial_gradients"
 
@@ -102,6 +117,9 @@ class AtomicCheckpointHook(CheckpointHook):
         is_local = "://" not in str(self.out_dir or runner.work_dir)
         if self.file_client_args is None and self.backend_args is None and is_local:
             self.backend_args = dict(backend=BACKEND_NAME)
+        info = runner.message_hub.runtime_info
+        if "keep_ckpt_ids" in info:  # it comes from a file, and names what is removed
+            info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if isinstance(step, int)]
         super().before_train(runner)
         run = [read_run(runner.work_dir)]
         broadcast_object_list(run)  # the main process knows: on other machines the folder may not be there
@@ -135,14 +153,17 @@ class AtomicCheckpointHook(CheckpointHook):
             atomic_write(Path(runner.work_dir) / RUN_NAME, json.dumps(run).encode())
 
     def _move_best(self, runner: Any) -> None:
-        """Look for the best checkpoints here: in a copied folder, what is remembered is the file of the other run."""
+        """Look for the best checkpoints in this folder alone: what a checkpoint remembers may be any path.
+
+        In a copied folder it is the file of the other run. The remembered file is removed when there is a better one.
+        """
         if not self.save_best:
             return
         paths = self._best_paths()
         for key, path in paths.items():
-            if path:
-                paths[key] = self.file_backend.join_path(self.out_dir, Path(path).name)
-                runner.message_hub.update_info(f"best_ckpt_{key}" if key else "best_ckpt", paths[key])
+            name = Path(path).name if isinstance(path, str) else ""
+            paths[key] = self.file_backend.join_path(self.out_dir, name) if name.startswith("best_") else None
+            runner.message_hub.update_info(f"best_ckpt_{key}" if key else "best_ckpt", paths[key])
         self._remember_best(paths)
 
     def _remove_left_over(self, step: int) -> None:
@@ -204,7 +225,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step)))
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
-        """As mmengine's, but the previous best file goes only when the new one is whole.
+        """Do as mmengine does, but remove the previous best file only when the new one is whole.
 
         mmengine removes the file it remembers before it writes; so it is made to forget it for that long. Scores are
         stored as Python numbers: with numpy's, checkpoints could not be read with `weights_only=True`.
@@ -227,7 +248,7 @@ class AtomicCheckpointHook(CheckpointHook):
                     self._remove(path)
 
     def _best_paths(self) -> dict[str, str | None]:
-        """The best checkpoint of each score; where there is one score, its name is left out."""
+        """Return the best checkpoint of each score; where there is one score, its name is left out."""
         return {"": self.best_ckpt_path} if hasattr(self, "best_ckpt_path") else dict(self.best_ckpt_path_dict)
 
     def _remember_best(self, paths: dict[str, str | None]) -> None:
@@ -244,19 +265,19 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def _step(runner: Any) -> int:
-    """Epochs that the runner has trained, or iterations where its loop counts those."""
+    """Return the epochs that the runner has trained, or iterations where its loop counts those."""
     return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
 
 
 def _validation_is_due(runner: Any) -> bool:
-    """Whether mmengine validates after the step that the runner has reached."""
+    """Tell whether mmengine validates after the step that the runner has reached."""
     loop, step = runner.train_loop, _step(runner)
     last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
     return runner.val_loop is not None and step >= loop.val_begin and (step % loop.val_interval == 0 or step == last)
 
 
 def _accumulating(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters with a gradient that no optimizer step has used yet: mmengine sets it to None after the step."""
+    """Return parameters with a gradient that no optimizer step has used: mmengine sets it to None after the step."""
     return [(name, p) for name, p in unwrap_model(model).named_parameters() if p.grad is not None]
 
 
@@ -284,7 +305,7 @@ def _remove_temporary_files(work_dir: Path) -> None:
 
 
 def _explained(error: OSError, name: str, work_dir: str) -> OSError:
-    """`error` with what to do about it; an error that was explained already is given back as it is."""
+    """Return `error` with what to do about it; one that was explained already, as it is."""
     if getattr(error, "explained", False):
         return error
     last = last_checkpoint(Path(work_dir))
