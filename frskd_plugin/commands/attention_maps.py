@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
+from frskd_plugin.export import load_strictly
 from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid, refine
 from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
 from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier, without_pretrained
@@ -142,6 +143,7 @@ class TrainedNetwork(abc.ABC):
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], config: Config, weights: dict[str, Tensor]) -> None:
+        self.path = path
         self.config = config
         self.run = path.resolve().parent.name
         unit, key = ("iteration", "iter") if _counts_iterations(config) else ("epoch", "epoch")
@@ -203,7 +205,7 @@ class TrainedClassifier(TrainedNetwork):
             settings["method"] = dict(name="baseline")  # `update` would keep the other method's settings
             weights = {key: value for key, value in weights.items() if key.startswith(STUDENT_PREFIX)}
         model = MODELS.build(settings)
-        _load(model, weights)
+        load_strictly(model, weights, self.path)
         return model, model.network.method.self_teacher.neck if has_teacher else None
 
     @torch.no_grad()
@@ -232,7 +234,7 @@ class TrainedSegmentor(TrainedNetwork):
     def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
         """See `TrainedNetwork.build`."""
         model = revert_sync_batchnorm(MODELS.build(without_pretrained(self.config.model)[0]))
-        _load(model, weights)
+        load_strictly(model, weights, self.path)
         has_teacher = any(key.startswith(TEACHER_PREFIX) for key in weights)
         return model, model.self_teacher.neck if has_teacher else None
 
@@ -282,24 +284,7 @@ def open_checkpoint(path: str | Path, allow_imports: bool = False) -> TrainedNet
             f"{path} is of a model of type {model.get('type')!r}; expected a checkpoint of a TimmClassifier, or of a "
             f"segmentor of mmseg (FRSKDEncoderDecoder, EncoderDecoder)"
         )
-    try:
-        return kind(path, meta, config, checkpoint["state_dict"])
-    except _MisfitError as error:
-        raise ValueError(f"{path}: its weights do not fit the config that it holds: {error}") from error
-
-
-class _MisfitError(Exception):
-    """Weights of another network."""
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load all weights; unlike ``strict=True`` of torch, say in one line what does not fit."""
-    try:
-        missing, unknown = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # of shapes; its first line names the class alone
-        raise _MisfitError(str(error).splitlines()[-1].strip()) from error
-    if missing or unknown:
-        raise _MisfitError(f"{len(missing)} are missing, {len(unknown)} are unknown ({[*missing, *unknown][0]}, ...)")
+    return kind(path, meta, config, checkpoint["state_dict"])
 
 
 def _counts_iterations(config: Config) -> bool:
