@@ -67,7 +67,7 @@ SIDE = 32
 
 
 class ImageArrays(NamedTuple):
-    """A whole set: images uint8 [N, 3, H, W], targets int64 [N], and the names of the classes."""
+    """Whole set: images uint8 [N, 3, H, W], targets int64 [N], and the names of the classes."""
 
     images: Tensor
     targets: Tensor
@@ -104,7 +104,7 @@ def load_cifar100(
 
 
 def find_archive_folder(data_root: str | Path, split: str) -> Path | None:
-    """The folder of the python archive's files, or None where ``data_root`` holds image folders.
+    """Return the folder of the python archive's files, or None where ``data_root`` holds image folders.
 
     Raises:
         FileNotFoundError: It holds neither; says what is expected.
@@ -123,7 +123,7 @@ def find_archive_folder(data_root: str | Path, split: str) -> Path | None:
 
 
 def first_of_each_class(arrays: ImageArrays, images_per_class: int) -> ImageArrays:
-    """The first images of each class, in the order of the set.
+    """Return the first images of each class, in the order of the set.
 
     Raises:
         ValueError: The number is not positive, or a class has fewer images.
@@ -222,7 +222,7 @@ class Cifar100Dataset(Dataset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Names of the classes, as OpenMMLab's data sets give them."""
+        """Return the names of the classes, as OpenMMLab's data sets give them."""
         return {"classes": tuple(self.classes)}
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What a complete set looks like on disk.
+    """Complete set as it lies on disk.
 
     Args:
         num_classes: number of classes.
@@ -111,7 +111,7 @@ IMAGE_SETS = {
 
 
 def how_to_prepare(data_root: str | Path, name: str = "NAME") -> str:
-    """The sentence with which an error about a missing or incomplete set ends.
+    """Return the sentence with which an error about a missing or incomplete set ends.
 
     Example:
         >>> how_to_prepare("data/birds", "cub200")
@@ -145,7 +145,7 @@ STANDARD_TRANSFORMS: dict[str, dict[str, list[dict[str, Any]]]] = {
 
 
 def standard_transforms(name: str, train: bool) -> list[dict[str, Any]]:
-    """The paper's transforms of a data set, as dicts of a new list.
+    """Return the paper's transforms of a data set, as dicts of a new list.
 
     Raises:
         ValueError: The data set is none of the paper's.
@@ -160,7 +160,7 @@ def standard_transforms(name: str, train: bool) -> list[dict[str, Any]]:
 
 
 def build_transforms(transforms: Transforms) -> Callable[[Any], Any]:
-    """One callable of a transform, of several in a row, or of None (which leaves the image as it is).
+    """Build one callable of a transform, of several in a row, or of None (which leaves the image as it is).
 
     A transform is a callable or a dict with its class in ``torchvision.transforms.v2`` as ``type``. Its other keys are
     arguments, of which ``interpolation`` may be a name such as 'bicubic', and ``transforms`` a list of dicts again.
@@ -204,7 +204,7 @@ def _build(item: TransformItem) -> Callable[[Any], Any]:
 
 
 def _transform_class(name: Any) -> type:
-    """The transform of torchvision with this name."""
+    """Return the transform of torchvision with this name."""
     known = [n for n in dir(v2) if inspect.isclass(getattr(v2, n)) and issubclass(getattr(v2, n), torch.nn.Module)]
     if name in known:
         return getattr(v2, name)
@@ -214,7 +214,7 @@ def _transform_class(name: Any) -> type:
 
 
 def to_uint8(image: Any) -> Tensor:
-    """The image that left the transforms as a uint8 tensor [3, H, W].
+    """Return the image that left the transforms as a uint8 tensor [3, H, W].
 
     Raises:
         TypeError: It is no uint8 image, say because the transforms normalise it.
@@ -234,7 +234,7 @@ SPLITS = ("train", "val", "test")
 
 
 def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageFolder:
-    """The images and classes of ``data_root/split``, in the order of class and file name; no image is read.
+    """Open the images and classes of ``data_root/split``, in the order of class and file name; no image is read.
 
     Args:
         name: of the data set in `frskd_plugin.data.image_folder`, for error messages.
@@ -281,7 +281,7 @@ def check_complete(
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """The image in a file, in RGB.
+    """Read the image in a file, in RGB.
 
     Raises:
         ValueError: Names the file that cannot be decoded, or has more than 8 bits a channel.
@@ -304,13 +304,13 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def has_deep_pixels(image: Image.Image) -> bool:
-    """Say whether an open image, not loaded yet, has integers of more than 8 bits or floats in its file."""
+    """Tell whether an open image, not loaded yet, has integers of more than 8 bits or floats in its file."""
     raw_modes = [str(part[3][0] if isinstance(part[3], tuple) else part[3]) for part in image.tile]
     return image.mode[0] in "IF" or any(";16" in mode for mode in raw_modes)
 
 
 class ImageFolderDataset(Dataset):
-    """The images of ``data_root/split/<class>/<image>``, classes in alphabetical order.
+    """Images of ``data_root/split/<class>/<image>``, classes in alphabetical order.
 
     Args:
         data_root: folder that holds the splits.
@@ -351,7 +351,7 @@ class ImageFolderDataset(Dataset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Names of the classes, as OpenMMLab's data sets give them."""
+        """Return the names of the classes, as OpenMMLab's data sets give them."""
         return {"classes": tuple(self.classes)}
 
     def __len__(self) -> int:

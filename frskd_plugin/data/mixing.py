@@ -42,7 +42,7 @@ def mixup(images: Tensor, lam: float, index: Tensor) -> Tensor:
 
 
 def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[Box, float]:
-    """The box (row0, row1, column0, column1) of about a share ``1 - lam`` of the image, and the ``lam`` that is left.
+    """Return a box (row0, row1, column0, column1) of about a share ``1 - lam`` of the image, and the ``lam`` left.
 
     Sizes are truncated and halved, so that an odd size gives a box of one pixel less; the box is clipped at the
     borders, and the second value is the share of the image that lies outside the clipped box.
@@ -68,7 +68,7 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
 
 
 def cutmix(images: Tensor, box: Box, index: Tensor) -> Tensor:
-    """Copies of the images with the box taken from their partners.
+    """Return copies of the images with the box taken from their partners.
 
     Args:
         images: [B, C, H, W], of any type.
@@ -82,7 +82,7 @@ def cutmix(images: Tensor, box: Box, index: Tensor) -> Tensor:
 
 
 def mixed_targets(targets: Tensor, index: Tensor, lam: float, num_classes: int) -> Tensor:
-    """Soft targets ``lam * y + (1 - lam) * y[index]``.
+    """Return soft targets ``lam * y + (1 - lam) * y[index]``.
 
     Args:
         targets: labels [B], or soft targets [B, K], which keep their type.
@@ -169,7 +169,7 @@ class CutMix:
 
 
 def draw_beta(alpha: float, generator: torch.Generator | None = None) -> float:
-    """A number from Beta(alpha, alpha) that follows from torch's random state.
+    """Draw a number from Beta(alpha, alpha) that follows from torch's random state.
 
     `torch.distributions.Beta` takes no generator, so numpy draws it from a seed that torch draws.
     """
@@ -178,7 +178,7 @@ def draw_beta(alpha: float, generator: torch.Generator | None = None) -> float:
 
 
 def draw_partners(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A random permutation [B] of the batch on its device, drawn on the CPU: the host never waits for a GPU."""
+    """Draw a random permutation [B] of the batch on its device, drawn on the CPU: the host never waits for a GPU."""
     return torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
 
 

@@ -29,7 +29,7 @@ Pass = tuple[int, int, int]
 
 
 def draw_crops(count: int, padding: int, seed: int, epoch: int, draw: int = 0) -> Tensor:
-    """Crop and flip of every image of a pass: (top, left, flip), each a number, as int64 [N, 3].
+    """Draw crop and flip of every image of a pass: (top, left, flip) as int64 [N, 3].
 
     ``top`` and ``left`` lie in 0..2 * padding, ``flip`` is 0 or 1. The numbers follow from the seed and the epoch alone
     (and from ``draw``, where a pass needs several crops of an image) and are drawn on the CPU: they are the same on
@@ -49,7 +49,7 @@ def draw_crops(count: int, padding: int, seed: int, epoch: int, draw: int = 0) -
 
 
 def mirrored_canvas(images: Tensor, padding: int) -> Tensor:
-    """Each image [H, W] on a black canvas [H + 2p, 2W + 3p], its mirror image to the right of it.
+    """Lay each image [H, W] on a black canvas [H + 2p, 2W + 3p], its mirror image to the right of it.
 
     Any crop of the padded image, flipped or not, is then a window [H, W] of the canvas. It holds more than twice
     the bytes of the images (456 MB for the 50000 of CIFAR-100), and makes a batch in one operation instead of four.
@@ -62,7 +62,7 @@ def mirrored_canvas(images: Tensor, padding: int) -> Tensor:
 
 
 def crop_windows(canvas: Tensor, index: Tensor, crops: Tensor, size: Sequence[int]) -> Tensor:
-    """The crops of a batch: equal to torchvision's `crop` of the padded image at (top, left), and `hflip` after it.
+    """Cut the crops of a batch: equal to torchvision's `crop` of the padded image at (top, left), and `hflip` after it.
 
     Args:
         canvas: [N, C, H + 2p, 2W + 3p] of `mirrored_canvas`.
@@ -81,7 +81,7 @@ def crop_windows(canvas: Tensor, index: Tensor, crops: Tensor, size: Sequence[in
 
 
 class TensorImages:
-    """A map-style data set of small images that lies on one device as a whole and hands out batches.
+    """Map-style data set of small images that lies on one device as a whole and hands out batches.
 
     In training, indices that carry ``epoch`` and ``seed`` (`frskd_plugin.mmengine.SeededSampler` makes them), and maybe
     a ``draw``, take crop and flip from these and the index alone. A plain int draws from torch's global generator.
@@ -128,23 +128,23 @@ class TensorImages:
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Names of the classes, as OpenMMLab's data sets give them."""
+        """Return the names of the classes, as OpenMMLab's data sets give them."""
         return {"classes": self.classes}
 
     @property
     def targets(self) -> Tensor:
-        """The label of each image, int64 [N]."""
+        """Return the label of each image, int64 [N]."""
         return self._targets
 
     def __len__(self) -> int:
         return len(self._targets)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One sample: inputs uint8 [C, H, W] and its target."""
+        """Return one sample: inputs uint8 [C, H, W] and its target."""
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: inputs uint8 [B, C, H, W] and targets int64 [B], new tensors on the data set's device.
+        """Return a batch: inputs uint8 [B, C, H, W] and targets int64 [B], new tensors on the data set's device.
 
         Raises:
             ValueError: A worker process of a loader asks for images that lie on another device than the CPU.
@@ -162,7 +162,7 @@ class TensorImages:
         return {"inputs": inputs, "targets": self._targets[index]}
 
     def _crops_of(self, indices: Sequence[Any], index: Tensor) -> Tensor:
-        """Crop and flip [B, 3] of the indices, which say in which pass they were drawn, or do not."""
+        """Return crop and flip [B, 3] of indices, those of their pass or, for plain ints, new ones."""
         if not all(hasattr(i, "epoch") for i in indices):
             high = 2 * self.padding + 1
             draws = [torch.randint(bound, index.shape) for bound in (high, high, 2)]
@@ -179,7 +179,7 @@ class TensorImages:
         return crops
 
     def _table(self, key: Pass) -> Tensor:
-        """Crops [N, 3] of all images; a batch of an endless sampler may lie in two epochs, with two draws of each."""
+        """Return crops [N, 3] of all images; an endless sampler's batch may lie in two epochs, with two draws of each."""
         if key not in self._crops:
             latest = dict(list(self._crops.items())[-3:])
             self._crops = {**latest, key: draw_crops(len(self), self.padding, *key).to(self.device)}
@@ -224,7 +224,7 @@ class TensorCifar100(TensorImages):
 
 
 def take_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The collate function of a loader whose data set hands out whole batches: nothing is left to do."""
+    """Collate for a loader whose data set hands out whole batches: nothing is left to do."""
     return batch
 
 
