@@ -179,7 +179,7 @@ class TensorImages:
         return crops
 
     def _table(self, key: Pass) -> Tensor:
-        """Return crops [N, 3] of all images; an endless sampler's batch may lie in two epochs, with two draws of each."""
+        """Return crops [N, 3] of all images; a batch may lie in two epochs, with two draws of each."""
         if key not in self._crops:
             latest = dict(list(self._crops.items())[-3:])
             self._crops = {**latest, key: draw_crops(len(self), self.padding, *key).to(self.device)}
