@@ -137,7 +137,7 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
 
     Raises:
         TypeError: if it is not a list or tuple of tensors.
-        ValueError: if their number, rank or channels disagree.
+        ValueError: if their number, rank, channels, batch or order disagree.
     """
     if not isinstance(feats, list | tuple) or not all(isinstance(feat, Tensor) for feat in feats):
         raise TypeError(f"{owner} takes a list of feature maps [B, C, H, W], got {type(feats).__name__}.")
@@ -162,15 +162,11 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
     if any(feat.shape[0] != feats[0].shape[0] for feat in feats):
         batches = [feat.shape[0] for feat in feats]
         raise ValueError(f"{owner} takes the feature maps of one batch, got {batches} images at the levels.")
-    check_order(feats, owner)
+    _check_order(feats, owner)
 
 
-def check_order(feats: Sequence[Tensor], owner: str) -> None:
-    """Check that feature maps [B, C_i, H_i, W_i] come highest resolution first; equal sizes may follow each other.
-
-    Raises:
-        ValueError: naming the sizes and the order in which the maps should come.
-    """
+def _check_order(feats: Sequence[Tensor], owner: str) -> None:
+    """Refuse maps that do not come highest resolution first; equal sizes may follow each other."""
     sizes = [(feat.shape[2], feat.shape[3]) for feat in feats]
     areas = [height * width for height, width in sizes]
     if any(before < after for before, after in zip(areas, areas[1:], strict=False)):

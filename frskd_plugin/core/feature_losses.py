@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -136,23 +136,18 @@ def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) 
             )
 
 
-def init_regressor(conv: nn.Conv2d) -> None:
-    """Initial values N(0, 2 / C_out) of a 1x1 regressor (reference section 11)."""
-    nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
-
-
-def check_regressor_channels(
-    in_channels: Sequence[int], refined_channels: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Both channel lists, checked.
-
-    Raises:
-        ValueError: if they do not name the same number of levels.
-    """
+def _make_regressors(
+    in_channels: Sequence[int], refined_channels: Sequence[int], make: Callable[[int, int], nn.Module]
+) -> nn.ModuleList:
+    """Make a regressor for each level, its 1x1 convolution from N(0, 2 / C_out) (reference section 11)."""
     student, teacher = check_in_channels(in_channels, 1), check_in_channels(refined_channels, 1)
     if len(student) != len(teacher):
         raise ValueError(f"Student and self-teacher must have the same levels, got channels {student} and {teacher}.")
-    return student, teacher
+    regressors = nn.ModuleList(make(c, d) for c, d in zip(student, teacher, strict=True))
+    for conv in regressors.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
+    return regressors
 
 
 class HintLoss(nn.Module):
@@ -168,12 +163,8 @@ class HintLoss(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], refined_channels: Sequence[int]) -> None:
         super().__init__()
-        self.in_channels, self.refined_channels = check_regressor_channels(in_channels, refined_channels)
-        self.regressors = nn.ModuleList(
-            ConvBNReLU(c, d) for c, d in zip(self.in_channels, self.refined_channels, strict=True)
-        )
-        for regressor in self.regressors:
-            init_regressor(regressor.conv)
+        self.regressors = _make_regressors(in_channels, refined_channels, ConvBNReLU)
+        self.in_channels, self.refined_channels = list(in_channels), list(refined_channels)
 
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
         """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
@@ -231,6 +222,10 @@ def overhaul_loss(regressed: Tensor, refined_feat: Tensor, margin: Tensor) -> Te
     return ((regressed - target).square() * counted).sum() / regressed.shape[0]
 
 
+def _conv_bn(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
 class OverhaulLoss(nn.Module):
     """Overhaul distillation between pre-activations; level i of n weighs ``2^-(n-1-i)``.
 
@@ -247,16 +242,11 @@ class OverhaulLoss(nn.Module):
     def __init__(self, in_channels: Sequence[int], norms: Sequence[nn.Module], margins: str = "published") -> None:
         super().__init__()
         refined_channels = [norm.num_features for norm in norms]
-        self.in_channels, self.refined_channels = check_regressor_channels(in_channels, refined_channels)  # type: ignore
+        self.regressors = _make_regressors(in_channels, refined_channels, _conv_bn)  # type: ignore[arg-type]
+        self.in_channels, self.refined_channels = list(in_channels), refined_channels
         self.margins = check_one_of("margins", margins, MARGIN_FORMS)
         # they belong to the self-teacher: a tuple hides them from nn.Module
         self.norms = tuple(norms) if self.margins == "current" else ()
-        self.regressors = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, d, 1, bias=False), nn.BatchNorm2d(d))
-            for c, d in zip(self.in_channels, self.refined_channels, strict=True)
-        )
-        for regressor in self.regressors:
-            init_regressor(regressor[0])
         for level, norm in enumerate(norms):
             self.register_buffer(f"margin{level}", overhaul_margin(norm.weight, norm.bias))
 
