@@ -77,11 +77,7 @@ class MapNorm:
 
 
 class _NormTrace(ReLUInputs):
-    """Follows which batch normalisation made each tensor, and which one takes it first.
-
-    A sum of a branch and a shortcut is made by what made the longer of the two. Every other function makes something
-    new.
-    """
+    """Follow which batch normalisation made each tensor, and which one takes it first."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -89,8 +85,8 @@ class _NormTrace(ReLUInputs):
         self._names = {id(m.weight): name for name, m in modules if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)}
         self._alive: list[Tensor] = []  # so that ids stay unique
         self._length: dict[int, int] = {}  # functions on the longest way to a tensor
-        self._makers: dict[int, str] = {}
-        self._before_relu: dict[int, str] = {}
+        self._makers: dict[int, str | None] = {}
+        self._before_relu: dict[int, str | None] = {}
         self._takers: dict[int, str] = {}
 
     def __torch_function__(
@@ -105,11 +101,7 @@ class _NormTrace(ReLUInputs):
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
                 self._alive.append(x)
-                self._length[id(x)] = length
-                for table, value in ((self._makers, maker), (self._before_relu, before)):
-                    table.pop(id(x), None)
-                    if value is not None:
-                        table[id(x)] = value
+                self._length[id(x)], self._makers[id(x)], self._before_relu[id(x)] = length, maker, before
         return result
 
     def _maker(self, func: Callable[..., Any], inputs: list[Tensor]) -> str | None:
@@ -118,7 +110,7 @@ class _NormTrace(ReLUInputs):
             if name is not None:
                 self._takers.setdefault(id(inputs[0]), name)
             return name
-        if func.__name__ in _SUMS and len(inputs) == 2:
+        if func.__name__ in _SUMS and len(inputs) == 2:  # a branch and a shortcut: what made the longer one
             lengths = [self._length.get(id(x), 0) for x in inputs]
             longest = [x for x, length in zip(inputs, lengths, strict=True) if length == max(lengths)]
             return self._makers.get(id(longest[0])) if len(longest) == 1 else None
