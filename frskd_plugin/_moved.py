@@ -13,6 +13,10 @@ from types import CodeType, ModuleType
 
 # Old module -> new module. A package that is gone has a line of its own only where one module took its place.
 MOVED = {
+    "frskd_plugin.timm.cifar_classifier": "frskd_plugin.timm.cifar_networks",
+    "frskd_plugin.timm.cifar_resnet": "frskd_plugin.timm.cifar_networks",
+    "frskd_plugin.timm.cifar_wrn": "frskd_plugin.timm.cifar_networks",
+    "frskd_plugin.timm.cifar_wrn_published": "frskd_plugin.timm.cifar_networks",
     "frskd_plugin.core.early_gradient": "frskd_plugin.core.immediate_gradient",
     "frskd_plugin.core.schedule": "frskd_plugin.core.frskd_loss",
     "frskd_plugin.core.forward_cost": "frskd_plugin.core.dry_run",
@@ -84,11 +88,11 @@ MOVED = {
     "frskd_plugin.methods.rotation": "frskd_plugin.methods.sla_sd",
     "frskd_plugin.mmengine.command_line": "frskd_plugin.commands.config",
     "frskd_plugin.deploy.command": "frskd_plugin.commands.export_model",
-    "frskd_plugin.timm.cifar_cfg": "frskd_plugin.timm.cifar_classifier",
+    "frskd_plugin.timm.cifar_cfg": "frskd_plugin.timm.cifar_networks",
     "frskd_plugin.timm.create": "frskd_plugin.timm.feature_extractor",
     "frskd_plugin.timm.distilled_model": "frskd_plugin.timm.wrap",
     "frskd_plugin.timm.feature_indices": "frskd_plugin.timm.probe",
-    "frskd_plugin.timm.wrn_settings": "frskd_plugin.timm.cifar_classifier",
+    "frskd_plugin.timm.wrn_settings": "frskd_plugin.timm.cifar_networks",
     "frskd_plugin.mmseg.frskdify_command": "frskd_plugin.commands.convert",
     "frskd_plugin.report.__main__": "frskd_plugin.commands.report",
     "frskd_plugin.report.charts": "frskd_plugin.commands.report_charts",

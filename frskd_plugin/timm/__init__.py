@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frskd_plugin.timm import cifar_resnet, cifar_wrn, cifar_wrn_published  # noqa: F401  (registers the models)
+from frskd_plugin.timm import cifar_networks  # noqa: F401  (registers the models)
 from frskd_plugin.timm.feature_extractor import TimmFeatureExtractor
 
 __all__ = ["TimmFeatureExtractor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from frskd_plugin.timm.cifar_wrn_published import WideResNetPublished
+from frskd_plugin.timm.cifar_networks import WideResNetPublished
 
 
 def published_state(step: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:

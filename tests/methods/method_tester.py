@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import frskd_plugin
 from frskd_plugin.core import FRSKDLoss
 from frskd_plugin.methods import StudentInfo, make_method, method_settings
-from frskd_plugin.timm.cifar_wrn import WideResNet
+from frskd_plugin.timm.cifar_networks import WideResNet
 from tests.helpers.model_tester import without_gradient
 
 CLASSES = 5

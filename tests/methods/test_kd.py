@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import frskd_plugin
 from frskd_plugin.core.preactivations import find_map_norms, forward_with_preactivations
 from frskd_plugin.methods.kd import KD
-from frskd_plugin.timm.cifar_classifier import CIFAR_MEAN, CIFAR_STD
+from frskd_plugin.timm.cifar_networks import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.methods.method_tester import CLASSES, SIZE, MethodTester, ce, check_terms, kl, make_student, wrap
 

@@ -23,7 +23,7 @@ from frskd_plugin.data.tensor_images import TensorImages
 from frskd_plugin.mmengine.classifier import ImagePreprocessor, TopKAccuracyMetric, top_k_hits
 from frskd_plugin.mmengine.method_data import MethodDataset
 from frskd_plugin.mmengine.seeding import SeededDataset
-from frskd_plugin.timm.cifar_classifier import CIFAR_MEAN, CIFAR_STD
+from frskd_plugin.timm.cifar_networks import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder

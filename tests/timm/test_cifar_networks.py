@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_plugin.timm  # noqa: F401  (registers the networks)
-from frskd_plugin.timm.cifar_wrn import WideResNet
-from frskd_plugin.timm.cifar_wrn_published import WideResNetPublished
+from frskd_plugin.timm.cifar_networks import WideResNet, WideResNetPublished
 from tests.helpers.model_tester import ModelTester
 from tests.helpers.published_student import published_state, published_student
 from tests.helpers.reference import DATA, assert_close
