@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import json
+import itertools
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from frskd_plugin.commands.arguments import check_device, positive_int, whole_number
 from frskd_plugin.commands.config import add_import_option, import_modules
 from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios, total_text
-from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Run, Scale, Table, checksum, plan_cell, plan_table
-from frskd_plugin.commands.reproduce_runs import Machine, Store, Trainer, read_json, training_command, write_json
+from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Scale, Table, checksum, plan_cell, plan_table
+from frskd_plugin.commands.reproduce_runs import Store, Trainer, read_json, training_command, write_json
 from frskd_plugin.commands.reproduce_text import draw, markdown, scores_of
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.methods import method_class, method_names
 
 PUBLISHED = Path("docs/results")
 COSTS_NAME = "costs.json"
-# settings that do not change what a step computes, unless they are 0
-WEIGHTS = ("alpha", "beta")
 EPILOG = """\
 DATA holds a folder for each data set: cifar100, tinyimagenet, cub200, mit67, dogs, stanford40, imagenet, VOCdevkit
 (tools/prepare_data.py and tools/prepare_voc.py make them).
@@ -90,23 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing of a table and write it; see `EPILOG` for the exit status."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        return reproduce(args)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt as stop:
-        parser.exit(int(str(stop) or 130), f"{parser.prog}: stopped; the same command goes on from here\n")
-
-
-def reproduce(args: argparse.Namespace) -> int:
-    """Do what `main` does, with its errors as exceptions.
+    """Run what is missing of a table and write it; see `EPILOG` for the exit status.
 
     Raises:
         ValueError: a name that the table does not have, a device that is not there, or no ``--data``.
     """
+    args = build_parser().parse_args(argv)
     session = make_session(args)
     costs = session.costs(args.cost_steps if args.cost else 0)
     if args.dry_run:
@@ -114,15 +97,12 @@ def reproduce(args: argparse.Namespace) -> int:
         return 0
     failures: dict[str, str] = {}
     if args.data is not None:
+        make_command = functools.partial(training_command, store=session.store, data=args.data.resolve())
+        threads = args.threads or threads_for(args.jobs)
         trainer = Trainer(
-            session.store,
-            Machine(args.device, args.jobs, args.threads or threads_for(args.jobs)),
-            functools.partial(training_command, store=session.store, data=args.data.resolve()),
-            on_done=lambda run: session.write(costs),
-            say=functools.partial(print, flush=True),
+            session.store, make_command, args.device, args.jobs, threads, on_done=lambda run: session.write(costs)
         )
-        with ends_like_ctrl_c():
-            failures = trainer.train(session.runs())
+        failures = trainer.train([run for run, _ in plan_table(session.table, session.scale, session.seeds).values()])
     print(session.write(costs))
     print(f"written: {session.store.out / session.file_stem}.md")
     if args.publish:
@@ -136,14 +116,13 @@ def make_session(args: argparse.Namespace) -> Session:
     """Take the table, its scale and its folders from the command line.
 
     Raises:
-        ValueError: see `reproduce`.
+        ValueError: see `main`.
     """
     whole = TABLES[args.table]
     import_modules(args.imports)
     if args.imports and not whole.is_segmentation:
         names = [name for name in method_names() if not method_class(name).__module__.startswith("frskd_plugin.")]
-        own = [Row(name, name, name, imports=tuple(args.imports)) for name in names]
-        whole = dataclasses.replace(whole, rows=[*whole.rows, *own])
+        whole = replace(whole, rows=[*whole.rows, *(Row(n, n, n, imports=tuple(args.imports)) for n in names)])
     table = whole.chosen(args.datasets, args.models, args.methods)
     if args.data is None and not args.dry_run and args.table != "table6":
         raise ValueError("--data is missing: the folder that holds a folder for each data set (--dry-run needs none).")
@@ -151,33 +130,19 @@ def make_session(args: argparse.Namespace) -> Session:
         raise ValueError(f"--data: {args.data} is not a folder; expected one that holds a folder for each data set.")
     for device in args.device:
         check_device(device)
-    kinds = {torch.device(device).type for device in args.device}
-    if len(kinds) > 1:
+    kind, *others = {torch.device(device).type for device in args.device}
+    if others:
         raise ValueError(
             f"--device: expected devices of one kind, got {' '.join(args.device)}; a table has runs of one."
         )
-    arguments = [*(["--amp-dtype", args.amp_dtype] if args.amp_dtype else [])]
-    arguments += [f"--{name}" for name in ("channels-last", "compile") if getattr(args, name.replace("-", "_"))]
-    paper_epochs = plan_cell(table, table.rows[0], table.columns[0], Scale(), 0, "cpu").epochs
+    arguments = ["--amp-dtype", args.amp_dtype] if args.amp_dtype else []
+    arguments += ["--channels-last"] * args.channels_last + ["--compile"] * args.compile
+    paper_epochs = plan_cell(table, table.rows[0], table.columns[0], Scale()).epochs
     epochs = None if args.epochs == paper_epochs else args.epochs
-    scale = Scale(epochs, args.images_per_class, tuple(args.cfg_options), tuple(arguments))
+    scale = Scale(epochs, args.images_per_class, tuple(args.cfg_options), tuple(arguments), kind)
     seeds = tuple(dict.fromkeys(table.seeds if args.seeds is None else args.seeds))
     store = Store(args.work_dir, args.out or args.work_dir / "results", None if args.out else PUBLISHED)
     return Session(table, whole, scale, seeds, store, args.device[0])
-
-
-@contextmanager
-def ends_like_ctrl_c() -> Iterator[None]:
-    """Let a polite kill of this process end its trainings too."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def threads_for(jobs: int) -> int | None:
@@ -192,37 +157,20 @@ def threads_for(jobs: int) -> int | None:
 
 @dataclass(frozen=True)
 class Session:
-    """One call of the tool.
+    """One call of the tool."""
 
-    Attributes:
-        table: the part of a table that is run; the file shows its columns and all rows.
-        whole: the whole table.
-        scale: of the runs.
-        seeds: of the runs.
-        store: folders.
-        device: where steps are timed; its kind belongs to the runs.
-    """
-
-    table: Table
-    whole: Table
-    scale: Scale
+    table: Table  # the part that is run; the file shows its columns and all rows
+    whole: Table  # the whole table
+    scale: Scale  # of the runs
     seeds: tuple[int, ...]
     store: Store
-    device: str
-
-    def plan(self, table: Table, row: Row, column: Column, seed: int = 0) -> Run:
-        """Plan the run behind a cell."""
-        return plan_cell(table, row, column, self.scale, seed, self.device.partition(":")[0])
-
-    def runs(self) -> list[Run]:
-        """Return every run, teachers before their students."""
-        return plan_table(self.table, self.scale, self.seeds, self.device.partition(":")[0])
+    device: str  # where steps are timed
 
     @property
     def shown(self) -> Table:
         """The table of the file: all rows, and beside the chosen columns those in which another call has run some."""
         columns = [c for c in self.whole.columns if c in self.table.columns or self._has_records(c)]
-        return dataclasses.replace(self.whole, columns=columns)
+        return replace(self.whole, columns=columns)
 
     @property
     def file_stem(self) -> str:
@@ -237,7 +185,7 @@ class Session:
     def write(self, costs: Mapping[str, StepCost], out: Path | None = None) -> str:
         """Write the Markdown file, and Figure 4's picture; returns the text."""
         table, out, extra = self.shown, out or self.store.out, []
-        scores = scores_of(table, self.scale, self.store, self.device.partition(":")[0])
+        scores = scores_of(table, self.scale, self.store)
         if table.name == "fig4":
             title = f"{len(self.seeds)} seeds" + ("" if self.scale.is_paper else f", reduced: {self.file_stem}")
             draw(table, scores, title, out / f"{self.file_stem}.png")
@@ -250,12 +198,11 @@ class Session:
     def publish(self, costs: Mapping[str, StepCost], folder: Path) -> Path:
         """Write the table into another folder too, with the records and the costs that it shows; returns its file."""
         self.write(costs, folder)
-        for row in self.whole.rows:
-            for column in self.shown.columns:
-                for file in self.store.record_files(self.plan(self.whole, row, column)):
-                    if file.parent.parent != folder:
-                        atomic_write(folder / "runs" / file.name, file.read_bytes())
-        known = {self._cost_key(model): dataclasses.asdict(cost) for model, cost in costs.items()}
+        for row, column in itertools.product(self.whole.rows, self.shown.columns):
+            for file in self.store.record_files(plan_cell(self.whole, row, column, self.scale)):
+                if file.parent.parent != folder:
+                    atomic_write(folder / "runs" / file.name, file.read_bytes())
+        known = {self._cost_key(model): asdict(cost) for model, cost in costs.items()}
         if known:
             write_json(folder / COSTS_NAME, read_json(folder / COSTS_NAME) | known)
         return folder / f"{self.file_stem}.md"
@@ -273,8 +220,8 @@ class Session:
         for column in {column.model: column for column in reversed(self.table.columns)}.values():
             key, rows = self._cost_key(column.model), self.whole.rows
             if repeat and not {row.key for row in rows} <= set(known.get(key, {}).get("ratios", {})):
-                runs = {row.key: self.plan(self.whole, row, column) for row in rows}
-                known[key] = own[key] = dataclasses.asdict(_measure(runs, repeat, self.device))
+                runs = {row.key: plan_cell(self.whole, row, column, self.scale) for row in rows}
+                known[key] = own[key] = asdict(measure(runs, repeat, self.device))
                 write_json(file, own)
             if key in known:
                 costs[column.model] = StepCost(**known[key])
@@ -282,12 +229,10 @@ class Session:
 
     def describe(self, costs: Mapping[str, StepCost], jobs: int) -> list[str]:
         """Write lines about what would be run, and how long it would take."""
-        cells = [(row, column, seed) for seed in self.seeds for column in self.table.columns for row in self.table.rows]
-        keys = {self.plan(self.table, *cell).name: cell[0].key for cell in cells}
         lines, missing = [], []
-        for run in self.runs():
+        for run, key in plan_table(self.table, self.scale, self.seeds).values():
             done = self.store.read(run) is not None
-            seconds = estimate_seconds(run, keys.get(run.name, "baseline"), costs)
+            seconds = estimate_seconds(run, key, costs)
             missing += [seconds] if seconds is not None and not done else []
             time = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
             lines.append(f"{'done' if done else 'to do'}  {run.name}{time}")
@@ -300,21 +245,7 @@ class Session:
 
     def _has_records(self, column: Column) -> bool:
         try:
-            runs = [self.plan(self.whole, row, column) for row in self.whole.rows]
+            runs = [plan_cell(self.whole, row, column, self.scale) for row in self.whole.rows]
         except ValueError:  # the scale does not fit this data set
             return False
         return any(map(self.store.record_files, runs))
-
-
-def _measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
-    """Time the steps of one network; rows whose steps are the same are measured once."""
-    signatures = {key: _signature(run) for key, run in runs.items()}
-    first = {signature: key for key, signature in reversed(signatures.items())}
-    cost = measure({key: run for key, run in runs.items() if first[signatures[key]] == key}, repeat, device)
-    return dataclasses.replace(cost, ratios={key: cost.ratios[first[s]] for key, s in signatures.items()})
-
-
-def _signature(run: Run) -> str:
-    """Write what a step computes."""
-    settings: dict[str, Any] = {k: bool(v) if k in WEIGHTS else v for k, v in run.settings.items()}
-    return json.dumps([run.method or run.config, settings], sort_keys=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import classification_batch
-from frskd_plugin.commands.reproduce_plan import IMAGES_PER_CLASS, TEACHER_OF, Run, read_leaf
+from frskd_plugin.commands.reproduce_plan import FOR_ALL, IMAGES_PER_CLASS, TABLES, TEACHER_OF, Run, read_leaf
 from frskd_plugin.commands.training_step import (
     SEGMENTORS,
     StepSettings,
@@ -21,10 +24,10 @@ from frskd_plugin.commands.training_step import (
     interleaved_medians,
     segmentation_steps,
 )
+from frskd_plugin.core.blocks import Downsample, FusionNode, Upsample, UpsampleConv
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.data.image_folder import IMAGE_SETS
 from frskd_plugin.methods import method_class
-from frskd_plugin.timm.probe import probe_student
 from frskd_plugin.timm.wrap import wrap
 
 # images in a step on a CPU: so many that the ratio is that of the recipe's batch, in bearable time
@@ -33,23 +36,17 @@ SMALL_IMAGE = 64  # pixels of a side
 # images of VOC 2007 and 2012 trainval with a segmentation, and of VOC 2007 test
 VOC_IMAGES = (3335, 210)
 TEACHER_FACTOR = 2.0  # ResNet34's multiply-accumulates over ResNet18's, with maps of any size
+WEIGHTS = ("alpha", "beta")  # settings that do not change what a step computes, unless they are 0
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of a network's training steps.
+    """Seconds of a network's training steps."""
 
-    Attributes:
-        batch: images in a step; of methods with views or partners, those without them.
-        plain: seconds of the plain network's step.
-        forward: seconds of its forward pass alone.
-        ratios: row's key -> its step over the plain one.
-    """
-
-    batch: int
-    plain: float
-    forward: float
-    ratios: Mapping[str, float]
+    batch: int  # images in a step; of methods with views or partners, those without them
+    plain: float  # seconds of the plain network's step
+    forward: float  # seconds of its forward pass alone
+    ratios: Mapping[str, float]  # row's key -> its step over the plain one
 
 
 def method_step(run: Run, batch: int, device: str) -> TrainingStep:
@@ -72,7 +69,7 @@ def method_step(run: Run, batch: int, device: str) -> TrainingStep:
 
 
 def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
-    """Time the steps of the network that all runs share, in turn.
+    """Time the steps of the network that all runs share, in turn; equal steps are timed once.
 
     Args:
         runs: row's key -> its run.
@@ -82,11 +79,13 @@ def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
     Raises:
         ImportError: it is a segmentor, and mmsegmentation is not installed.
     """
+    signatures = {key: step_signature(run) for key, run in runs.items()}
+    different = {signatures[key]: run for key, run in runs.items()}
     first = next(iter(runs.values()))
     torch.manual_seed(0)
     if first.model in SEGMENTORS:
         plain, frskd, batch = segmentation_steps(first.model, StepSettings(device=device))
-        steps = {"baseline": plain, "frskd": frskd}
+        steps = {signatures["baseline"]: plain, signatures["frskd"]: frskd}
         forward_pass, warmup = plain.loss, 1
     else:
         small = timm.get_pretrained_cfg(first.model).input_size[-1] <= SMALL_IMAGE
@@ -94,12 +93,19 @@ def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
         if device.startswith("cuda"):
             batch = read_leaf(first.config).train_dataloader.batch_size
         plain = method_step(Run(first.config, first.data, first.model, "baseline"), batch, device)
-        steps = {key: method_step(run, batch, device) for key, run in runs.items()}
+        steps = {signature: method_step(run, batch, device) for signature, run in different.items()}
         forward_pass, warmup = functools.partial(plain.network.student, plain.inputs[0]), 2
     plain_s, forward_s, *seconds = interleaved_medians(
         [plain, torch.no_grad()(forward_pass), *steps.values()], repeat, warmup
     )
-    return StepCost(batch, plain_s, forward_s, {key: s / plain_s for key, s in zip(steps, seconds, strict=True)})
+    times = dict(zip(steps, seconds, strict=True))
+    return StepCost(batch, plain_s, forward_s, {key: times[s] / plain_s for key, s in signatures.items()})
+
+
+def step_signature(run: Run) -> str:
+    """Write what decides the cost of a step."""
+    settings: dict[str, Any] = {k: bool(v) if k in WEIGHTS else v for k, v in run.settings.items()}
+    return json.dumps([run.method or run.config, settings], sort_keys=True)
 
 
 def images_of(run: Run) -> tuple[int, int]:
@@ -146,183 +152,80 @@ def total_text(seconds: Sequence[float], jobs: int) -> str:
     return f"{hours:.1f} h of training{together} (from a few steps on random images; data loading is not in it)"
 
 
-# --- Table 6's sizes. This package computes the same graph with fewer operations (it projects before it up-samples,
-# and reads a map once for two laterals): counting what it runs would not give the paper's numbers, so both are counted.
+# --- Table 6's sizes
 
-CHANNELS, SIZES, NUM_CLASSES = (32, 64, 128), (32, 16, 8), 100  # the maps of WRN-16-2
+CHANNELS, SIZES = (32, 64, 128), (32, 16, 8)  # the maps of WRN-16-2
 DEPTH = 2  # separable convolutions a node: what the paper's ratios belong to
-# settings of `SelfTeacher` for the rows of Table 6
-TEACHERS: dict[str, dict[str, Any]] = {
-    "bifpn_128": {"channels": 128},
-    "bifpn_256": {"channels": 256},
-    "bifpnc_128": {"width": 1},
-    "bifpnc_256": {"width": 2},
+UNUSED_PARAMS = 256  # of a batch norm that the authors' WRN owns and never uses
+
+
+class Count(NamedTuple):
+    """A network's trainable parameters and what it computes for one image, or the same over another network's."""
+
+    params: float
+    macs: float  # multiply-accumulates of convolutions and linear layers
+    operations: float  # these, and the `OPERATIONS`
+
+    def over(self, other: Count) -> Count:
+        """Divide each number by the other's."""
+        return Count(*(ours / theirs for ours, theirs in zip(self, other, strict=True)))
+
+
+# (module's input, its output) -> operations, beside multiply-accumulates, by the rule with which the paper's FLOPs come
+# out. The ReLU behind a fusion node is no layer of the authors' code: there it costs nothing, and is taken off again.
+OPERATIONS: dict[type[nn.Module], Callable[[Tensor, Tensor], int]] = {
+    nn.BatchNorm2d: lambda x, y: 2 * x.numel(),
+    Downsample: lambda x, y: x.numel(),  # max-pooling
+    Upsample: lambda x, y: x.shape[1] * y[0, 0].numel(),  # before a projection
+    FusionNode: lambda x, y: -y.numel(),
 }
 
 
-@dataclass
-class Count:
-    """A running count for one image, by the rule with which the paper's FLOPs come out.
-
-    Attributes:
-        params: trainable parameters.
-        macs: multiply-accumulates of convolutions and linear layers.
-        others: 2 for each element that enters a batch normalisation, 1 for each that enters a ReLU layer or leaves an
-            up-sampling or enters a max-pooling; a ReLU that is no layer of its own costs nothing.
-    """
-
-    params: int = 0
-    macs: int = 0
-    others: int = 0
-
-    @property
-    def operations(self) -> int:
-        """All of them."""
-        return self.macs + self.others
-
-    def conv(self, c_in: int, c_out: int, size: int, kernel: int = 1, groups: int = 1) -> None:
-        """Add a convolution without bias, to a map of ``size`` x ``size``."""
-        weights = c_in // groups * c_out * kernel**2
-        self.params += weights
-        self.macs += weights * size**2
-
-    def norm(self, channels: int, size: int) -> None:
-        """Add a batch normalisation."""
-        self.params += 2 * channels
-        self.others += 2 * channels * size**2
-
-    def pointwise(self, channels: int, size: int) -> None:
-        """Add a ReLU layer, a max-pooling (of such a map) or an up-sampling (to such a map)."""
-        self.others += channels * size**2
-
-    def conv_norm_relu(self, c_in: int, c_out: int, size: int) -> None:
-        """Add a 1x1 convolution, batch normalisation, ReLU."""
-        self.conv(c_in, c_out, size)
-        self.norm(c_out, size)
-        self.pointwise(c_out, size)
-
-    def linear(self, c_in: int, c_out: int) -> None:
-        """Add a fully connected layer: a convolution of one pixel, with a bias."""
-        self.conv(c_in, c_out, 1)
-        self.params += c_out
-
-    def node(self, inputs: int, channels: int, size: int, depth: int) -> None:
-        """Add a fusion by one scalar for each input, and separable convolutions with ReLU between them."""
-        self.params += inputs
-        self.others += inputs + (depth - 1) * channels * size**2  # the scalars go through a ReLU layer too
-        for _ in range(depth):
-            self.conv(channels, channels, size, kernel=3, groups=channels)
-            self.conv(channels, channels, size)
-            self.norm(channels, size)
+def count(network: nn.Module, inputs: Any) -> Count:
+    """Count a network on the inputs of one image: a ReLU costs 1 an element, other layers what `OPERATIONS` says."""
+    layers: list[int] = []
+    for module in network.eval().modules():
+        if cost := OPERATIONS.get(type(module)):
+            module.register_forward_hook(lambda _, x, y, cost=cost: layers.append(cost(x[0], y)))
+    relus = dict.fromkeys((torch.ops.aten.relu, torch.ops.aten.relu_), lambda x, *_, **__: math.prod(x))
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=relus) as counter:
+        network(inputs)
+    relu = sum(counter.get_flop_counts()["Global"].get(operator, 0) for operator in relus)
+    macs = (counter.get_total_flops() - relu) // 2
+    return Count(sum(p.numel() for p in network.parameters()), macs, macs + relu + sum(layers))
 
 
-def count_wide_resnet(channels: Sequence[int] = CHANNELS, size: int = 32, num_classes: int = NUM_CLASSES) -> Count:
-    """Count the authors' WRN of two blocks a group, with the batch norm that it owns and never uses."""
-    count, width = Count(), 16
-    count.conv(3, width, size, kernel=3)
-    for c in channels:
-        before, size = size, size if c == channels[0] else size // 2
-        count.pointwise(width, before)
-        count.conv(width, c, size)  # the shortcut
-        for index in range(2):
-            count.conv(c if index else width, c, size, kernel=3)
-            count.norm(c, size)
-            count.pointwise(c, size)
-            count.conv(c, c, size, kernel=3)
-            if not index:
-                count.pointwise(c, size)
-        count.norm(c, size)
-        width = c
-    count.pointwise(width, size)  # the ReLU before the classifier; those on the other maps are no layers
-    count.linear(width, num_classes)
-    count.params += 2 * width
-    return count
-
-
-def count_self_teacher(
-    channels: Sequence[int] = CHANNELS,
-    sizes: Sequence[int] = SIZES,
-    *,
-    width: int | None = None,
-    constant: int | None = None,
-    depth: int = DEPTH,
-    num_classes: int = NUM_CLASSES,
-) -> Count:
-    """Count the authors' self-teacher.
-
-    Args:
-        channels: of the student's maps, highest resolution first.
-        sizes: height of each map.
-        width: BiFPNc with ``width`` times these channels; or
-        constant: BiFPN of that many channels at every level.
-        depth: separable convolutions a node.
-        num_classes: of its classifier.
-
-    Raises:
-        ValueError: not just one of ``width`` and ``constant`` is given.
-    """
-    if (width is None) == (constant is None):
-        raise ValueError(f"give either `width` (BiFPNc) or `constant` (BiFPN), got {width} and {constant}.")
-    out = [constant or c * (width or 1) for c in channels]
-    count, top = Count(), len(out) - 1
-    for i, (c, d, size) in enumerate(zip(channels, out, sizes, strict=True)):
-        count.conv_norm_relu(c, d, size)  # the top-down path's lateral
-        if i < top:
-            count.pointwise(out[i + 1], size)  # up-sampled before it is projected
-            if width:
-                count.conv_norm_relu(out[i + 1], d, size)
-            count.node(2, d, size, depth)
-        if i > 0:
-            count.conv_norm_relu(c, d, size)  # the bottom-up path's lateral
-            count.pointwise(out[i - 1], sizes[i - 1])  # max-pooled before it is projected
-            if width:
-                count.conv_norm_relu(out[i - 1], d, size)
-            count.node(2 if i == top else 3, d, size, depth)
-    count.linear(out[-1], num_classes)
-    return count
-
-
-@dataclass(frozen=True)
-class Ratios:
-    """Self-teacher over classifier.
-
-    Attributes:
-        params: parameters.
-        macs: convolutions and linear layers alone.
-        operations: all operations, which is what the paper prints.
-        own_params: of this package's self-teacher and its standard WRN-16-2.
-        own_macs: multiply-accumulates that this package's self-teacher executes.
-    """
-
-    params: float
-    macs: float
-    operations: float
-    own_params: float
-    own_macs: float
+def authors_self_teacher(*args: Any, **settings: Any) -> SelfTeacher:
+    """Build a self-teacher that computes as the authors' does: it up-samples before it projects."""
+    teacher = SelfTeacher(*args, rectify_input=False, **settings)
+    for layer in teacher.neck.layers:
+        for level, module in layer.td_resize.items():
+            if isinstance(module, UpsampleConv):
+                conv = module.project.conv
+                layer.td_resize[level] = Upsample("nearest", conv.in_channels, conv.out_channels, project=True)
+    return teacher
 
 
 @functools.cache
-def table6_ratios() -> dict[str, Ratios]:
-    """Count the rows of Table 6.
+def table6_ratios() -> dict[str, tuple[Count, Count]]:
+    """Count the rows of Table 6, self-teacher over classifier: the authors' networks, and those of this package.
 
-    >>> ratios = table6_ratios()["bifpnc_256"]
-    >>> f"{ratios.params:.2f} {ratios.operations:.2f}"
+    Ours give the same results in fewer operations.
+
+    >>> authors, ours = table6_ratios()["bifpnc_256"]
+    >>> f"{authors.params:.2f} {authors.operations:.2f}"
     '0.59 0.68'
     """
-    student = timm.create_model("wrn_16_2", num_classes=NUM_CLASSES)
-    student_macs, student_params = probe_student(student).macs, sum(p.numel() for p in student.parameters())
-    classifier = count_wide_resnet()
     ratios = {}
-    for key, settings in TEACHERS.items():
-        teacher = count_self_teacher(width=settings.get("width"), constant=settings.get("channels"))
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            own = SelfTeacher(CHANNELS, NUM_CLASSES, **settings).eval()
-            own([torch.empty(1, c, size, size) for c, size in zip(CHANNELS, SIZES, strict=True)])
-        ratios[key] = Ratios(
-            teacher.params / classifier.params,
-            teacher.macs / classifier.macs,
-            teacher.operations / classifier.operations,
-            sum(p.numel() for p in own.parameters()) / student_params,
-            counter.get_total_flops() // 2 / student_macs,
-        )
+    with torch.device("meta"):
+        image = torch.empty(1, 3, 32, 32)
+        feats = [torch.empty(1, c, size, size) for c, size in zip(CHANNELS, SIZES, strict=True)]
+        ours, authors = (count(timm.create_model(name), image) for name in ("wrn_16_2", "wrn_16_2_published"))
+        authors = authors._replace(params=authors.params + UNUSED_PARAMS)
+        for row in TABLES["table6"].rows:
+            settings = {"depth": DEPTH, **(row.settings or {"width": FOR_ALL["width"]})}
+            ratios[row.key] = (
+                count(authors_self_teacher(CHANNELS, 100, **settings), feats).over(authors),
+                count(SelfTeacher(CHANNELS, 100, **settings), feats).over(ours),
+            )
     return ratios

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,29 +34,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """A method with its settings.
+    """A method with its settings."""
 
-    Attributes:
-        key: short name, for the command line.
-        label: as the paper names it.
-        method: name of the method.
-        settings: what differs from the method's defaults, or from the data set's own weights of FRSKD.
-        epochs: settings that count epochs of the paper's schedule, and shrink with it.
-        recipe: end of the config's name: 'mixup', 'cutmix' or nothing.
-        has_teacher: a pretrained network teaches.
-        ratios: of Table 6, self-teacher over classifier: parameters, FLOPs.
-        imports: modules that register the method, where it is a user's own.
-    """
-
-    key: str
-    label: str
+    key: str  # short name, for the command line
+    label: str  # as the paper names it
     method: str
+    # differences to the method's defaults, or to the data set's own weights of FRSKD
     settings: Mapping[str, Any] = field(default_factory=dict)
-    epochs: Mapping[str, int] = field(default_factory=dict)
-    recipe: str = ""
-    has_teacher: bool = False
-    ratios: Sequence[float] = ()
-    imports: Sequence[str] = ()
+    epochs: Mapping[str, int] = field(default_factory=dict)  # settings that shrink with the paper's schedule
+    recipe: str = ""  # 'mixup', 'cutmix' or nothing
+    has_teacher: bool = False  # a pretrained network teaches
+    ratios: Sequence[float] = ()  # of Table 6, self-teacher over classifier: parameters, FLOPs
+    imports: Sequence[str] = ()  # modules that register the method, where it is a user's own
 
 
 @dataclass(frozen=True)
@@ -84,25 +74,35 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, or the grid behind a figure.
+    """A table, or the grid behind a figure."""
 
-    Attributes:
-        name: as on the command line.
-        title: what it compares.
-        rows: its methods.
-        columns: its data sets and networks.
-        scores: the paper's numbers, (row's key, column) -> number.
-        seeds: of its runs, as many as the paper has.
-        notes: what a reader has to know.
-    """
-
-    name: str
+    name: str  # as on the command line
     title: str
     rows: Sequence[Row]
     columns: Sequence[Column]
-    scores: Mapping[tuple[str, Column], Score]
-    seeds: Sequence[int]
-    notes: Sequence[str]
+    scores: Mapping[tuple[str, Column], Score]  # the paper's numbers, by row's key and column
+    seeds: Sequence[int]  # as many as the paper has
+    notes: Sequence[str]  # what a reader has to know
+
+    @classmethod
+    def of(cls, name: str, content: Mapping[str, Any]) -> Table:
+        """Read a table of ``reproduce.json``.
+
+        Raises:
+            ValueError: a row has more or fewer numbers than there are columns.
+        """
+        columns = [Column.of(column) for column in content["columns"]]
+        rows, scores = [], {}
+        for row in content["rows"]:
+            numbers = row.get("scores", "").split()
+            rows.append(Row(**{key: value for key, value in row.items() if key != "scores"}))
+            if "scores" in row and len(numbers) != len(columns):
+                raise ValueError(
+                    f"{name}, {row['key']}: {len(numbers)} numbers, expected one for each of {len(columns)} columns"
+                )
+            for column, number in zip(columns, numbers, strict=False):
+                scores[row["key"], column] = Score(*map(float, number.split("±")))
+        return cls(name, content["title"], rows, columns, scores, content["seeds"], content["notes"])
 
     @property
     def is_segmentation(self) -> bool:
@@ -120,97 +120,70 @@ class Table:
         Raises:
             ValueError: a name that the table does not have, or nothing is left.
         """
-        rows, columns = self.rows, self.columns
-        for option, names, known in (
-            ("--datasets", datasets, [column.data for column in columns]),
-            ("--models", models, [column.model for column in columns]),
-            ("--methods", methods, [row.key for row in rows]),
-        ):
-            unknown = [name for name in names or () if name not in known]
-            if unknown:
-                has = ", ".join(dict.fromkeys(known))
-                raise ValueError(f"{option}: {self.name} has no {', '.join(unknown)}; it has {has}.")
-        columns = [c for c in columns if c.data in (datasets or [c.data]) and c.model in (models or [c.model])]
+        datasets = known_names(f"--datasets: {self.name}", datasets, [column.data for column in self.columns])
+        models = known_names(f"--models: {self.name}", models, [column.model for column in self.columns])
+        methods = known_names(f"--methods: {self.name}", methods, [row.key for row in self.rows])
+        columns = [column for column in self.columns if column.data in datasets and column.model in models]
         if not columns:
             pairs = ", ".join(dict.fromkeys(f"{c.data} with {c.model}" for c in self.columns))
             raise ValueError(f"{self.name} has none of these data sets with one of these models; it has {pairs}.")
-        return replace(self, rows=[row for row in rows if row.key in (methods or [row.key])], columns=columns)
+        return replace(self, rows=[row for row in self.rows if row.key in methods], columns=columns)
 
 
-def read_table(name: str, content: Mapping[str, Any]) -> Table:
-    """Read a table of ``reproduce.json``.
+def known_names(place: str, names: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """Return the names, all that are known for None.
 
     Raises:
-        ValueError: a row has more or fewer numbers than there are columns.
+        ValueError: one is not known.
     """
-    columns = [Column.of(column) for column in content["columns"]]
-    rows, scores = [], {}
-    for row in content["rows"]:
-        numbers = row.get("scores", "").split()
-        rows.append(Row(**{key: value for key, value in row.items() if key != "scores"}))
-        if "scores" in row and len(numbers) != len(columns):
-            raise ValueError(
-                f"{name}, {row['key']}: {len(numbers)} numbers, expected one for each of {len(columns)} columns"
-            )
-        for column, number in zip(columns, numbers, strict=False):
-            scores[row["key"], column] = Score(*map(float, number.split("±")))
-    return Table(name, content["title"], rows, columns, scores, content["seeds"], content["notes"])
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"{place} has no {', '.join(unknown)}; it has {', '.join(dict.fromkeys(known))}.")
+    return known if names is None else names
 
 
-TABLES = {name: read_table(name, content) for name, content in _PAPER["tables"].items()}
+TABLES = {name: Table.of(name, content) for name, content in _PAPER["tables"].items()}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a run differs from the paper's; nothing is the paper's own.
+    """Differences of a run to the paper's, and the kind of device, 'cpu' or 'cuda'."""
 
-    Attributes:
-        epochs: instead of the config's; the steps of its schedule move in proportion.
-        images_per_class: only the first so many of each class are trained on (CIFAR-100).
-        options: further settings of the config, ``key=value``.
-        arguments: further arguments of train, such as ``--compile``.
-    """
-
-    epochs: int | None = None
-    images_per_class: int | None = None
-    options: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
+    epochs: int | None = None  # in place of the config's; the steps of its schedule move in proportion
+    images_per_class: int | None = None  # only the first so many of each class are trained on (CIFAR-100)
+    options: tuple[str, ...] = ()  # further settings of the config, ``key=value``
+    arguments: tuple[str, ...] = ()  # further arguments of train: precision, compile, memory format
+    device: str = "cpu"
 
     @property
     def is_paper(self) -> bool:
         """The runs are comparable with the paper's numbers."""
-        return self == Scale()
+        return self == Scale(device=self.device)
+
+    def epochs_of(self, config: str) -> int:
+        """Return the epochs of a run of a config."""
+        return self.epochs or read_leaf(config).train_cfg.max_epochs
+
+    def share_of(self, config: str) -> float:
+        """Return them over those of the config."""
+        return self.epochs_of(config) / read_leaf(config).train_cfg.max_epochs
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training.
+    """A training."""
 
-    Attributes:
-        config: name of the config file, without folder and ending.
-        data: name of the data set.
-        model: name of the network.
-        method: name of the method, None where the config decides (segmentors).
-        settings: of the method.
-        epochs: in all.
-        options: settings of the config, ``key=value``.
-        arguments: further arguments of train: precision, compile, memory format.
-        seed: of the run.
-        teacher: the run whose network teaches.
-        device: kind of it, 'cpu' or 'cuda'.
-    """
-
-    config: str
+    config: str  # name of the config file, without folder and ending
     data: str
     model: str
-    method: str | None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None  # None where the config decides (segmentors)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the method
     epochs: int = 200
-    options: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # settings of the config, ``key=value``
+    arguments: tuple[str, ...] = ()  # further arguments of train
     seed: int = 0
-    teacher: Run | None = None
-    device: str = "cpu"
+    teacher: Run | None = None  # the run whose network teaches
+    device: str = "cpu"  # kind of it
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -286,7 +259,7 @@ def read_leaf(config: str) -> Config:
     return load_config(config)
 
 
-def plan_cell(table: Table, row: Row, column: Column, scale: Scale, seed: int, device: str) -> Run:
+def plan_cell(table: Table, row: Row, column: Column, scale: Scale, seed: int = 0) -> Run:
     """Plan the run behind a cell of a table.
 
     Raises:
@@ -297,48 +270,47 @@ def plan_cell(table: Table, row: Row, column: Column, scale: Scale, seed: int, d
     else:
         config = "_".join(filter(None, ["baseline", column.data, column.model, row.recipe]))
         method, settings = row.method, method_settings(row, config, scale)
-    teacher = plan_teacher(column, scale, device) if row.has_teacher else None
+    teacher = plan_teacher(column, scale) if row.has_teacher else None
     if teacher is not None:
         settings = {**settings, "teacher": {"model_name": teacher.model}}
-    epochs = scale.epochs or read_leaf(config).train_cfg.max_epochs
     arguments = (*(["--import", *row.imports] if row.imports else []), *scale.arguments)
-    options = config_options(config, scale)
-    return Run(config, column.data, column.model, method, settings, epochs, options, arguments, seed, teacher, device)
+    epochs, options = scale.epochs_of(config), config_options(config, scale)
+    where = (config, column.data, column.model)
+    return Run(*where, method, settings, epochs, options, arguments, seed, teacher, scale.device)
 
 
-def plan_teacher(column: Column, scale: Scale, device: str) -> Run:
+def plan_teacher(column: Column, scale: Scale) -> Run:
     """Plan the run that makes the pretrained teacher of a data set, one for all seeds: the baseline of a ResNet34."""
     model, config = TEACHER_OF[column.model], f"baseline_{column.data}_{column.model}"
     options = (*config_options(config, scale), f"model.student.model_name={model}")
-    epochs = scale.epochs or read_leaf(config).train_cfg.max_epochs
-    return Run(config, column.data, model, "baseline", {}, epochs, options, scale.arguments, device=device)
+    epochs = scale.epochs_of(config)
+    return Run(config, column.data, model, "baseline", {}, epochs, options, scale.arguments, device=scale.device)
 
 
-def plan_table(table: Table, scale: Scale, seeds: Sequence[int], device: str) -> list[Run]:
+def plan_table(table: Table, scale: Scale, seeds: Sequence[int]) -> dict[str, tuple[Run, str]]:
     """Plan every run of a table once, seed by seed, teachers before their students.
+
+    Returns:
+        name -> the run, and the key of its row, 'baseline' for a teacher.
 
     Raises:
         ValueError: see `plan_cell`.
     """
-    runs: dict[str, Run] = {}
-    for seed in seeds:
-        for column in table.columns:
-            for row in table.rows:
-                run = plan_cell(table, row, column, scale, seed, device)
-                for needed in (run.teacher, run):
-                    if needed is not None:
-                        runs.setdefault(needed.name, needed)
-    return list(runs.values())
+    runs: dict[str, tuple[Run, str]] = {}
+    for seed, column, row in itertools.product(seeds, table.columns, table.rows):
+        run = plan_cell(table, row, column, scale, seed)
+        if run.teacher is not None:
+            runs.setdefault(run.teacher.name, (run.teacher, "baseline"))
+        runs.setdefault(run.name, (run, row.key))
+    return runs
 
 
 def method_settings(row: Row, config: str, scale: Scale) -> dict[str, Any]:
     """Return a row's settings on the data set of a config; those that count epochs shrink with the schedule."""
-    leaf = read_leaf(config)
-    weights = {**FOR_ALL, **leaf.frskd} if row.method in WEIGHTED else {}
+    weights = {**FOR_ALL, **read_leaf(config).frskd} if row.method in WEIGHTED else {}
     if "channels" in row.settings:  # the BiFPN of one width
         weights.pop("width", None)
-    share = (scale.epochs or leaf.train_cfg.max_epochs) / leaf.train_cfg.max_epochs
-    counted = {key: round(epochs * share) for key, epochs in row.epochs.items()}
+    counted = {key: round(epochs * scale.share_of(config)) for key, epochs in row.epochs.items()}
     return {**weights, **row.settings, **counted}
 
 
@@ -349,12 +321,12 @@ def config_options(config: str, scale: Scale) -> tuple[str, ...]:
         ValueError: ``images_per_class`` on a data set that does not know it.
     """
     leaf, options = read_leaf(config), []
-    full = leaf.train_cfg.max_epochs
-    if scale.epochs is not None and scale.epochs != full:
-        options += [f"train_cfg.max_epochs={scale.epochs}", f"param_scheduler.milestones={milestones(leaf, scale)}"]
+    if scale.share_of(config) != 1:
+        milestones = ",".join(map(str, milestones_of(config, scale)))
+        options += [f"train_cfg.max_epochs={scale.epochs}", f"param_scheduler.milestones=[{milestones}]"]
         for index, hook in enumerate(leaf.custom_hooks):
             if hook["type"] == "DistillWarmupHook":
-                begin = round(hook["begin"] * scale.epochs / full)
+                begin = round(hook["begin"] * scale.share_of(config))
                 options += [f"custom_hooks.{index}.begin={begin}", f"custom_hooks.{index}.end={scale.epochs}"]
     if scale.images_per_class is not None:
         if IMAGES_PER_CLASS not in leaf.train_dataloader.dataset:
@@ -366,8 +338,7 @@ def config_options(config: str, scale: Scale) -> tuple[str, ...]:
     return (*options, *scale.options)
 
 
-def milestones(leaf: Config, scale: Scale) -> str:
-    """Write the epochs after which the learning rate falls, at the same shares of a shorter schedule: '[4,6]'."""
-    share = (scale.epochs or leaf.train_cfg.max_epochs) / leaf.train_cfg.max_epochs
-    steps = dict.fromkeys(max(1, round(step * share)) for step in leaf.param_scheduler.milestones)
-    return f"[{','.join(map(str, steps))}]"
+def milestones_of(config: str, scale: Scale) -> list[int]:
+    """Return the epochs after which the learning rate falls, at the same shares of a shorter schedule."""
+    steps = read_leaf(config).param_scheduler.milestones
+    return list(dict.fromkeys(max(1, round(step * scale.share_of(config))) for step in steps))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import frskd_plugin
+from frskd_plugin.commands import Terminated
 from frskd_plugin.commands.config import locate_config
 from frskd_plugin.commands.json_log import LOGS, json_lines
 from frskd_plugin.commands.reproduce_plan import Run, flat
@@ -25,7 +27,7 @@ from frskd_plugin.mmengine.resume import resume_state
 from frskd_plugin.version import __version__
 
 START_NAME = "start.json"  # in a run's folder: its settings, when it was started and how long it took until then
-LOG_NAME, LOCK_NAME = "train.log", "train.lock"
+LOG_NAME = "train.log"
 SEGMENTATION_SCORE = "mIoU"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "onedl-mmengine", "mmengine", "onedl-mmsegmentation")
 DATA_FOLDERS = {"voc": "VOCdevkit"}  # of the others: their name
@@ -36,17 +38,11 @@ Entry = dict[str, float]
 
 @dataclass(frozen=True)
 class Store:
-    """Folders of runs and of their records.
+    """Folders of runs and of their records."""
 
-    Args:
-        work_dir: holds a folder for each run, with its log and checkpoints, and ``teachers``.
-        out: holds the tables, and ``runs`` with a record of each run.
-        published: a folder like ``out`` whose records count too, and into which nothing is written.
-    """
-
-    work_dir: Path
-    out: Path
-    published: Path | None = None
+    work_dir: Path  # holds a folder for each run, with its log and checkpoints, and ``teachers``
+    out: Path  # holds the tables, and ``runs`` with a record of each run
+    published: Path | None = None  # a folder like ``out`` whose records count too, and into which nothing is written
 
     def folder(self, run: Run) -> Path:
         """Return the folder in which it trains."""
@@ -174,40 +170,9 @@ def versions() -> dict[str, str]:
     """Return those of this package and of the ones that decide what a training does."""
     found = {"frskd_plugin": __version__}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how the processes run.
-
-    Attributes:
-        devices: 'cpu', 'cuda' or 'cuda:1'; the processes take turns.
-        jobs: processes at a time.
-        threads: of each process; None leaves it to the environment.
-    """
-
-    devices: Sequence[str] = ("cuda",)
-    jobs: int = 1
-    threads: int | None = None
-
-    def environment(self, slot: int) -> dict[str, str]:
-        """Return that of the process in a slot: mmengine trains on the first GPU that it sees."""
-        extra = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        kind, _, index = self.devices[slot % len(self.devices)].partition(":")
-        if kind == "cpu":
-            extra["CUDA_VISIBLE_DEVICES"] = ""
-        elif index:
-            # the index counts the GPUs that this process sees, which a scheduler may have chosen
-            visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-            extra["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible else index
-        package = str(Path(frskd_plugin.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        return {**os.environ, "PYTHONPATH": path, **extra}
 
 
 def training_command(run: Run, store: Store, data: Path) -> list[str]:
@@ -231,35 +196,30 @@ def training_command(run: Run, store: Store, data: Path) -> list[str]:
 
 
 @dataclass
-class Job:
-    """A process that trains."""
-
-    run: Run
-    slot: int
-    process: subprocess.Popen[bytes]
-
-
 class Trainer:
-    """Trains runs that are not done, each in a process of its own.
+    """Trains runs that are not done, each in a process of its own, which holds the run's folder."""
 
-    Args:
-        store: folders of the runs.
-        machine: where they run.
-        make_command: the command line of a run.
-        on_done: is called after each run that ended well.
-        say: takes lines for the user.
-    """
+    store: Store
+    make_command: Callable[[Run], Sequence[str]]
+    devices: Sequence[str] = ("cuda",)  # 'cpu', 'cuda' or 'cuda:1'; the processes take turns
+    jobs: int = 1  # processes at a time
+    threads: int | None = None  # of each process; None leaves it to the environment
+    on_done: Callable[[Run], object] = lambda run: None  # is called after each run that ended well
+    say: Callable[[str], None] = functools.partial(print, flush=True)  # takes lines for the user
 
-    def __init__(
-        self,
-        store: Store,
-        machine: Machine,
-        make_command: Callable[[Run], Sequence[str]],
-        on_done: Callable[[Run], object] = lambda run: None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.store, self.machine, self.make_command = store, machine, make_command
-        self.on_done, self.say = on_done, say
+    def environment(self, slot: int) -> dict[str, str]:
+        """Return that of the process in a slot: mmengine trains on the first GPU that it sees."""
+        extra = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        kind, _, index = self.devices[slot % len(self.devices)].partition(":")
+        if kind == "cpu":
+            extra["CUDA_VISIBLE_DEVICES"] = ""
+        elif index:
+            # the index counts the GPUs that this process sees, which a scheduler may have chosen
+            visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+            extra["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible else index
+        package = str(Path(frskd_plugin.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        return {**os.environ, "PYTHONPATH": path, **extra}
 
     def train(self, runs: Sequence[Run]) -> dict[str, str]:
         """Train what is missing, in this order, and go on when one fails.
@@ -272,71 +232,58 @@ class Trainer:
         total, began = len(waiting), time.monotonic()
         self.say(f"{len(runs) - total} of {len(runs)} runs are done, {total} to go")
         failures: dict[str, str] = {}
-        jobs: list[Job] = []
+        running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}  # by slot
         try:
-            while waiting or jobs:
-                self._start_ready(waiting, jobs, failures)
+            while waiting or running:
+                unfinished = {run.name for run in (*waiting, *(run for run, _ in running.values()))}
+                for run in list(waiting):
+                    teacher = run.teacher.name if run.teacher is not None else None
+                    free = set(range(self.jobs)) - set(running)
+                    if teacher in failures:
+                        waiting.remove(run)
+                        failures[run.name] = f"its teacher {teacher} failed"
+                        self.say(f"FAILED   {run.name}: {failures[run.name]}")
+                    elif free and teacher not in unfinished:
+                        waiting.remove(run)
+                        running[min(free)] = run, self._start(run, min(free))
                 time.sleep(POLL_SECONDS)
-                for job in [job for job in jobs if job.process.poll() is not None]:
-                    jobs.remove(job)
-                    self._end(job, job.run.name in teachers, failures)
-                    left = len(waiting) + len(jobs)
-                    if left:
+                for slot, (run, process) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[slot]
+                    if reason := self._end(run, process.returncode, run.name in teachers):
+                        failures[run.name] = reason
+                        self.say(f"FAILED   {run.name}: {reason}")
+                    if left := len(waiting) + len(running):
                         hours = (time.monotonic() - began) / (total - left) * left / 3600
                         self.say(f"         {left} of {total} to go, about {hours:.1f} h at this pace")
-        finally:  # also on Ctrl-C: nothing goes on behind the user's back, and all of it can be resumed
-            for job in jobs:
-                job.process.terminate()
-            for job in jobs:
-                job.process.wait()
+        except (KeyboardInterrupt, Terminated) as stop:
+            stop.args = ("the same command goes on from here",)
+            raise
+        finally:  # nothing goes on behind the user's back, and all of it can be resumed
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
         return failures
 
-    def _start_ready(self, waiting: list[Run], jobs: list[Job], failures: dict[str, str]) -> None:
-        unfinished = {run.name for run in waiting} | {job.run.name for job in jobs}
-        for run in list(waiting):
-            teacher = run.teacher.name if run.teacher is not None else None
-            if teacher in failures:
-                waiting.remove(run)
-                self._fail(run, f"its teacher {teacher} failed", failures)
-            elif len(jobs) < self.machine.jobs and teacher not in unfinished:
-                waiting.remove(run)
-                slot = min(set(range(self.machine.jobs)) - {job.slot for job in jobs})
-                job = self._start(run, slot, failures)
-                jobs += [job] if job else []
-
-    def _start(self, run: Run, slot: int, failures: dict[str, str]) -> Job | None:
-        folder = self.store.folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        # The process inherits the lock and keeps it even when this one is killed: no run is ever trained twice at once.
-        with open(folder / LOCK_NAME, "w") as lock, open(folder / LOG_NAME, "ab") as log:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._fail(run, "another process trains it; start again when that has ended", failures)
-                return None
-            self.store.begin(run)
+    def _start(self, run: Run, slot: int) -> subprocess.Popen[bytes]:
+        self.store.begin(run)
+        with open(self.store.folder(run) / LOG_NAME, "ab") as log:
             process = subprocess.Popen(
-                list(self.make_command(run)),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.machine.environment(slot),
-                pass_fds=[lock.fileno()],
+                list(self.make_command(run)), stdout=log, stderr=subprocess.STDOUT, env=self.environment(slot)
             )
         self.say(f"started  {run.name}")
-        return Job(run, slot, process)
+        return process
 
-    def _end(self, job: Job, teaches: bool, failures: dict[str, str]) -> None:
-        run, status = job.run, job.process.returncode
+    def _end(self, run: Run, status: int, teaches: bool) -> str | None:
+        """Record a run whose process has ended; returns what went wrong, if anything."""
         if status == 0 and self.store.finish(run) and self.store.is_done(run, teaches):
             record = self.store.read(run) or {}
             self.say(f"finished {run.name}: {record['metric']} {record['last'][record['metric']]:.2f}")
             self.on_done(run)
-            return
+            return None
         log = self.store.folder(run) / LOG_NAME
         reason = f"status {status}" if status else f"it ended before epoch {run.epochs} was scored"
         lines = log.read_text(errors="replace").strip().splitlines()[-TAIL_LINES:]
-        self._fail(run, "\n    ".join([f"{reason}; {log} ends with", *lines]), failures)
-
-    def _fail(self, run: Run, reason: str, failures: dict[str, str]) -> None:
-        failures[run.name] = reason
-        self.say(f"FAILED   {run.name}: {reason}")
+        return "\n    ".join([f"{reason}; {log} ends with", *lines])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
-from frskd_plugin.commands.reproduce_cost import Ratios, StepCost
+from frskd_plugin.commands.reproduce_cost import Count, StepCost
 from frskd_plugin.commands.reproduce_plan import (
     SCORE_LABELS,
     Row,
     Scale,
     Score,
     Table,
-    milestones,
+    milestones_of,
     plan_cell,
     read_leaf,
 )
@@ -24,22 +24,13 @@ DASH = "–"
 Scores = Mapping[tuple[str, int], Sequence[float]]
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the deviation of a sample (over n - 1); None for the deviation of one value.
+def sample_score(values: Sequence[float]) -> Score:
+    """Return the mean and the deviation of a sample (over n - 1), None for that of one value.
 
-    >>> mean_and_deviation([1.0, 2.0, 3.0]), mean_and_deviation([4.0])
-    ((2.0, 1.0), (4.0, None))
+    >>> sample_score([1.0, 2.0, 3.0]), sample_score([4.0])
+    (Score(mean=2.0, std=1.0), Score(mean=4.0, std=None))
     """
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def cell_text(values: Sequence[float]) -> str:
-    """Write our number: mean, deviation, and from how many seeds.
-
-    >>> cell_text([70.0, 71.0]), cell_text([70.0]), cell_text([])
-    ('70.50 ± 0.71 (2)', '70.00 (1)', '–')
-    """
-    return f"{score_text(Score(*mean_and_deviation(values)))} ({len(values)})" if values else DASH
+    return Score(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def score_text(score: Score | None) -> str:
@@ -53,14 +44,15 @@ def score_text(score: Score | None) -> str:
     return f"{score.mean:.2f}" + ("" if score.std is None else f" ± {score.std:.2f}")
 
 
-def scores_of(table: Table, scale: Scale, store: Store, device: str) -> dict[tuple[str, int], list[float]]:
+def scores_of(table: Table, scale: Scale, store: Store) -> dict[tuple[str, int], list[float]]:
     """Collect (row's key, number of the column) -> the last epoch's score of each seed that was run."""
-    found = {}
-    for row in table.rows:
-        for number, column in enumerate(table.columns):
-            records = store.records_of(plan_cell(table, row, column, scale, 0, device))
-            found[row.key, number] = [record["last"][column.score] for record in records]
-    return found
+    return {
+        (row.key, number): [
+            record["last"][column.score] for record in store.records_of(plan_cell(table, row, column, scale))
+        ]
+        for row in table.rows
+        for number, column in enumerate(table.columns)
+    }
 
 
 def markdown(
@@ -68,10 +60,10 @@ def markdown(
     scale: Scale,
     scores: Scores,
     costs: Mapping[str, StepCost],
-    ratios: Mapping[str, Ratios] | None = None,
+    ratios: Mapping[str, tuple[Count, Count]] | None = None,
     extra: Sequence[str] = (),
 ) -> str:
-    """Write the whole file.
+    """Write the whole file, with ``extra`` lines at its end.
 
     Args:
         table: what to show.
@@ -79,7 +71,7 @@ def markdown(
         scores: of `scores_of`.
         costs: network -> steps, where they were measured.
         ratios: Table 6's sizes.
-        extra: lines at the end, such as a picture.
+        extra: lines such as a picture.
     """
     names = {c.score: SCORE_LABELS[c.score] for c in table.columns}
     title = table.title if scale.is_paper else f"{table.title} (reduced runs)"
@@ -101,14 +93,15 @@ def markdown(
 
 def conditions(table: Table, scale: Scale) -> str:
     """Say how the runs compare with the paper's."""
-    leaf = read_leaf(plan_cell(table, table.rows[0], table.columns[0], Scale(), 0, "cpu").config)
-    full = leaf.train_cfg.max_epochs
+    config = plan_cell(table, table.rows[0], table.columns[0], Scale()).config
+    full = read_leaf(config).train_cfg.max_epochs
     if scale.is_paper:
         return f"The paper's schedule: {full} epochs, all training images."
     images = "all training images"
     if scale.images_per_class is not None:
         images = f"the first {scale.images_per_class} training images of each class"
-    changes = [f"{scale.epochs or full} of {full} epochs (learning rate / 10 after {milestones(leaf, scale)[1:-1]})"]
+    milestones = ",".join(map(str, milestones_of(config, scale)))
+    changes = [f"{scale.epochs_of(config)} of {full} epochs (learning rate / 10 after {milestones})"]
     changes += [images, *(f"`{option}`" for option in scale.options)]
     if scale.arguments:
         changes.append(f"`{' '.join(scale.arguments)}`")
@@ -126,14 +119,15 @@ def _scores_text(table: Table, scale: Scale, scores: Scores, costs: Mapping[str,
     for row in table.rows:
         cells = [row.label.replace("\\", "\\\\")]
         for number, column in enumerate(table.columns):
-            cells.append(cell_text(scores[row.key, number]))
+            values = scores[row.key, number]
+            cells.append(f"{score_text(sample_score(values))} ({len(values)})" if values else DASH)
             cells += [score_text(table.scores.get((row.key, column)))] if table.scores else []
         ratios = [costs[model].ratios.get(row.key) for model in models]
         body.append(cells + [DASH if ratio is None else f"× {ratio:.2f}" for ratio in ratios])
     return grid([*header, *(f"step, {label}" for label in models.values())], body)
 
 
-def _sizes_text(rows: Sequence[Row], ratios: Mapping[str, Ratios]) -> str:
+def _sizes_text(rows: Sequence[Row], ratios: Mapping[str, tuple[Count, Count]]) -> str:
     """Write Table 6's sizes: the paper's ratios, the authors' graph counted two ways, and what runs here."""
     header = [
         "self-teacher / classifier",
@@ -143,8 +137,8 @@ def _sizes_text(rows: Sequence[Row], ratios: Mapping[str, Ratios]) -> str:
     body = []
     for row in rows:
         if row.key in ratios:
-            r, (params, flops) = ratios[row.key], row.ratios
-            values = [r.params, params, r.operations, flops, r.macs, r.own_params, r.own_macs]
+            (authors, ours), (params, flops) = ratios[row.key], row.ratios
+            values = [authors.params, params, authors.operations, flops, authors.macs, ours.params, ours.macs]
             body.append([row.label, *(f"× {value:.2f}" for value in values)])
     remark = (
         "The first five are of the authors' networks, counted from their layers with two separable convolutions a "
@@ -172,21 +166,14 @@ def points_of(table: Table, scores: Scores, number: int) -> dict[float, list[tup
     """Collect alpha -> (beta, mean, deviation), by rising beta, of a column; one seed has no deviation, 0."""
     points: dict[float, list[tuple[float, float, float]]] = {}
     for row in table.rows:
-        values = scores[row.key, number]
-        if values and "alpha" in row.settings:
-            mean, deviation = mean_and_deviation(values)
-            points.setdefault(row.settings["alpha"], []).append((row.settings["beta"], mean, deviation or 0.0))
+        if scores[row.key, number] and "alpha" in row.settings:
+            score = sample_score(scores[row.key, number])
+            points.setdefault(row.settings["alpha"], []).append((row.settings["beta"], score.mean, score.std or 0.0))
     return points
 
 
 def draw(table: Table, scores: Scores, title: str, file: Path) -> None:
-    """Draw Figure 4: accuracy over beta, a line with error bars for each alpha, an axis for each column.
-
-    Args:
-        table: the grid, whose rows have alpha and beta.
-        scores: of `scores_of`.
-        title: says under which conditions they were made.
-        file: picture to write.
+    """Draw Figure 4 into a file: accuracy over beta, a line with error bars for each alpha, an axis for each column.
 
     Raises:
         ImportError: matplotlib is not installed.
