@@ -118,12 +118,7 @@ class Chart:
 
 
 def charts_of(runs: Sequence[RunLogs], names: Sequence[str]) -> dict[str, list[Chart]]:
-    """Collect the charts of each section; sections without any are left out.
-
-    Args:
-        runs: in the order of their numbers.
-        names: of the runs, for the labels.
-    """
+    """Collect the charts of each section from runs and their names; sections without any are left out."""
     # (section, key, unit) -> curves; runs that count in other units get charts of their own
     curves: dict[tuple[str, str, str], list[Curve]] = {}
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
@@ -171,12 +166,8 @@ def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
 
     The first value of a group that cannot be drawn stays too, so that a gap stays one.
 
-    Args:
-        values: [N], in order.
-        limit: about how many to keep.
-
     Returns:
-        Their places, ascending.
+        About ``limit`` places in the values [N], ascending.
 
     >>> thin(np.array([0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), limit=4)
     array([0, 3, 5, 9])
@@ -196,9 +187,7 @@ def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
 def draw(chart: Chart, name: str) -> str:
     """Draw a chart as SVG for an HTML page, whose style sheet gives the colours --text, --line, --back, --c0 ... --c7.
 
-    Args:
-        chart: what to draw.
-        name: of the chart, unlike that of the others on the page; letters and digits.
+    Its ``name``, letters and digits, is unlike that of the others on the page.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

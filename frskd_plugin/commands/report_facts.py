@@ -34,17 +34,10 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of attention maps.
+    """A picture of attention maps."""
 
-    Attributes:
-        caption: which image, and after which epochs.
-        png: the file's bytes.
-        width: in pixels.
-        height: in pixels.
-    """
-
-    caption: str
-    png: bytes
+    caption: str  # the image, and after which epochs
+    png: bytes  # the file's
     width: int
     height: int
 
@@ -82,13 +75,7 @@ def part(settings: Any, *keys: str) -> dict[str, Any]:
 
 
 def facts_of(run: RunLogs, config: dict[str, Any], result: dict[str, Any]) -> Facts:
-    """Collect title -> text; what is not known is left out.
-
-    Args:
-        run: its logs.
-        config: of `read_config_of`.
-        result: of ``result.json``.
-    """
+    """Collect title -> text from logs, config and ``result.json``; what is not known is left out."""
     log, first = run.text_logs[-1], run.text_logs[0]
     copies = sorted(run.work_dir.glob("*.py"), key=lambda file: file.stat().st_mtime)  # by tools/train.py
     facts: Facts = {"state": state_of(run, length_of(config))}
@@ -112,12 +99,7 @@ def facts_of(run: RunLogs, config: dict[str, Any], result: dict[str, Any]) -> Fa
 
 
 def state_of(run: RunLogs, length: tuple[int, str] | None) -> str:
-    """Say how far the run is.
-
-    Args:
-        run: its logs.
-        length: of the whole training, with its unit; None where it is not known.
-    """
+    """Say how far the run is on the way to ``length``, the whole training with its unit, where that is known."""
     unit, position = run.training_unit if run.training else run.validation_unit, reached(run)
     if length is None or length[1] != unit:
         return f"{unit} {position_text(position)} is logged"

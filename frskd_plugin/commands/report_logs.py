@@ -29,15 +29,10 @@ _CLASSES_END = re.compile(r"(?:Epoch|Iter)\(val\)\s*(?:\[\s*(\d+)\])?\[")
 
 @dataclass(frozen=True)
 class Series:
-    """The values of one name, by position.
+    """The values of one name, by position."""
 
-    Attributes:
-        positions: [N], in the unit of the run: 2.5 epochs are the middle of the third epoch.
-        values: [N], which need not be finite.
-    """
-
-    positions: np.ndarray
-    values: np.ndarray
+    positions: np.ndarray  # [N], in the unit of the run: 2.5 epochs are the middle of the third epoch
+    values: np.ndarray  # [N], which need not be finite
 
     def at(self, position: float) -> float | None:
         """Return the value at a position, None where there is none."""
@@ -48,61 +43,37 @@ class Series:
 
 @dataclass
 class TextLog:
-    """The text log of one start of a run.
+    """The text log of one start of a run; None, or nothing, where it does not tell."""
 
-    Attributes:
-        facts: 'Python', 'PyTorch', 'seed', 'GPU 0', ... -> what stands behind it.
-        steps_per_epoch: None where nothing was trained yet, or the loop counts iterations.
-        begin: of the log, 'YYYY-MM-DD hh:mm:ss'; None where it is empty.
-        end: of the last entry so far.
-        class_iou: class -> IoU of the student and, where it predicts, of the self-teacher, in the last validation.
-        class_epoch: epoch of that validation; None where the loop counts iterations.
-    """
-
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)  # 'Python', 'PyTorch', 'seed', 'GPU 0', ... -> its value
     steps_per_epoch: int | None = None
-    begin: str | None = None
-    end: str | None = None
+    begin: str | None = None  # of the log, 'YYYY-MM-DD hh:mm:ss'
+    end: str | None = None  # of the last entry so far
+    # class -> IoU of the student and, where it predicts, of the self-teacher, in the last validation, and its epoch
     class_iou: dict[str, list[str]] = field(default_factory=dict)
     class_epoch: int | None = None
 
 
 @dataclass(frozen=True)
 class RunLogs:
-    """The logs of a run.
-
-    Attributes:
-        work_dir: of the run.
-        folders: of its starts, oldest first.
-        text_logs: one for each of these.
-        training: name -> values of the training steps.
-        training_unit: of their positions, 'epoch' or 'iteration'.
-        validation: name -> scores of the validations.
-        validation_unit: of their positions.
-    """
+    """The logs of a run."""
 
     work_dir: Path
-    folders: tuple[Path, ...]
-    text_logs: tuple[TextLog, ...]
-    training: dict[str, Series]
-    training_unit: str
-    validation: dict[str, Series]
+    folders: tuple[Path, ...]  # of its starts, oldest first
+    text_logs: tuple[TextLog, ...]  # one for each of these
+    training: dict[str, Series]  # name -> values of the training steps
+    training_unit: str  # of their positions, 'epoch' or 'iteration'
+    validation: dict[str, Series]  # name -> scores of the validations
     validation_unit: str
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The last and the best validation of a run.
+    """The last and the best validation of a run."""
 
-    Attributes:
-        metric: the score that decides which validation is best, the higher the better.
-        last: 'epoch' (its position) and every score.
-        best: of several, the first.
-    """
-
-    metric: str
-    last: dict[str, float]
-    best: dict[str, float]
+    metric: str  # the score that decides which validation is best, the higher the better
+    last: dict[str, float]  # 'epoch' (its position) and every score
+    best: dict[str, float]  # of several, the first
 
 
 class _Columns:
@@ -279,10 +250,6 @@ def read_result(work_dir: Path) -> dict[str, Any]:
 
 def scores_of(run: RunLogs, result: dict[str, Any]) -> Scores | None:
     """Take last and best from ``result.json`` where it belongs to the last validation in the logs, else from the logs.
-
-    Args:
-        run: its logs.
-        result: of `read_result`.
 
     Returns:
         None before the first validation.
