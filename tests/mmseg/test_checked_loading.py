@@ -41,49 +41,27 @@ def test_whole_sample_loads(root: Path) -> None:
     assert np.array_equal(sample["data_samples"].gt_sem_seg.data[0].numpy(), labels)
 
 
-def test_missing_image(root: Path) -> None:
-    (root / IMAGE).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"image .*image_0.jpg is missing; check data_root \(--data-root sets it\)"
-    ):
-        first_sample(root)
+BROKEN = {
+    "missing image": (IMAGE, None, r"image .*image_0.jpg is missing; check data_root \(--data-root sets it\)"),
+    "corrupt image": (IMAGE, b"no jpeg", "image .*image_0.jpg cannot be decoded .*restore the file, or take it out"),
+    "missing mask": (MASK, None, "mask .*image_0.png is missing"),
+    "corrupt mask": (MASK, b"no png", "mask .*image_0.png cannot be decoded"),
+    "another size": (MASK, np.zeros((16, 32)), r"mask .*image_0.png has size 32x16 .* image .*image_0.jpg has 32x32"),
+    "colours": (MASK, np.zeros((32, 32, 3)), "must hold one label a pixel"),
+    "no class": (MASK, np.full((32, 32), 9), r"holds label 9, but there are 4 classes \(0 to 3\) and 255 for ignored"),
+}
 
 
-def test_corrupt_image(root: Path) -> None:
-    (root / IMAGE).write_bytes(b"no jpeg")
-    with pytest.raises(ValueError, match="image .*image_0.jpg cannot be decoded .*restore the file, or take it out"):
-        first_sample(root)
-
-
-def test_missing_mask(root: Path) -> None:
-    (root / MASK).unlink()
-    with pytest.raises(FileNotFoundError, match="mask .*image_0.png is missing"):
-        first_sample(root)
-
-
-def test_corrupt_mask(root: Path) -> None:
-    (root / MASK).write_bytes(b"no png")
-    with pytest.raises(ValueError, match="mask .*image_0.png cannot be decoded"):
-        first_sample(root)
-
-
-def test_mask_of_another_size(root: Path) -> None:
-    save_mask(root, np.zeros((16, 32)))
-    with pytest.raises(ValueError, match=r"mask .*image_0.png has size 32x16 .* its image .*image_0.jpg has 32x32"):
-        first_sample(root)
-
-
-def test_mask_of_colours(root: Path) -> None:
-    save_mask(root, np.zeros((32, 32, 3)))
-    with pytest.raises(ValueError, match="must hold one label a pixel"):
-        first_sample(root)
-
-
-def test_label_out_of_range(root: Path) -> None:
-    save_mask(root, np.full((32, 32), 9))
-    with pytest.raises(
-        ValueError, match=r"holds label 9, but there are 4 classes \(0 to 3\) and 255 for ignored pixels"
-    ):
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_samples_are_named(root: Path, name: str) -> None:
+    file, content, message = BROKEN[name]
+    if content is None:
+        (root / file).unlink()
+    elif isinstance(content, bytes):
+        (root / file).write_bytes(content)
+    else:
+        save_mask(root, content)
+    with pytest.raises(FileNotFoundError if content is None else ValueError, match=message):
         first_sample(root)
 
 
