@@ -28,6 +28,7 @@ from frskd_plugin.core.feature_losses import AttentionTransferLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.methods import method_settings
 from frskd_plugin.methods.base import DataNeeds
+from frskd_plugin.methods.targets import check_targets, soft_targets
 from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
 from frskd_plugin.timm.wrap import DistilledModel, wrap
@@ -495,6 +496,10 @@ def _classifier_batch(
     images, targets, extra = classification_batch(needs, batch or CLASSIFIER_BATCH, size, num_classes, device)
     if mix is not None:  # Mixup or CutMix of the config, as in training
         images, targets = mix(images, targets, num_classes)
+    try:
+        check_targets(images, targets, network.criterion, num_classes)
+    except ValueError:  # of a criterion that takes soft labels alone
+        targets = soft_targets(targets, torch.zeros(len(targets), num_classes, device=device))
     return images, targets, extra
 
 
@@ -518,7 +523,7 @@ def classification_batch(
     >>> images.shape, labels[:3].equal(labels[3:]), extra
     (torch.Size([6, 3, 8, 8]), True, {})
     """
-    labels = torch.randint(num_classes, (batch,), device=device)
+    labels = torch.randint(max(num_classes, 2), (batch,), device=device)  # one logit has labels 0 and 1
     if needs.order != "any":  # both orders have the labels of one half in the other
         labels = labels.repeat(2)
     views = (needs.views,) if needs.views > 1 else ()

@@ -27,7 +27,7 @@ import frskd_plugin  # noqa: F401  registers the components, also for configs wi
 from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
 from frskd_plugin.export import load_strictly
-from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid, refine
+from frskd_plugin.mmengine.attention import Panel, as_picture, attention_panels, draw_grid, refine
 from frskd_plugin.mmengine.classifier import STUDENT_PREFIX
 from frskd_plugin.mmengine.config_tools import check_version, explained_build, is_classifier, without_pretrained
 from frskd_plugin.mmengine.export import TEACHER_PREFIX
@@ -241,17 +241,24 @@ class TrainedSegmentor(TrainedNetwork):
     @torch.no_grad()
     def maps_of(self, path: Path) -> ImageMaps:
         """See `TrainedNetwork.maps_of`."""
-        read_rgb(path)  # names the file that cannot be decoded, which mmcv's loader does not
         steps = [step for step in self.test_dataset()["pipeline"] if "Annotations" not in step["type"]]
         with self.scope():
-            data = Compose(steps)(dict(img_path=str(path)))
+            prepare = Compose(steps)
+        try:
+            data = prepare(dict(img_path=str(path)))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # mmcv's loader hands on what it cannot decode, and the next step fails
+            raise ValueError(
+                f"image {path} cannot be decoded, or prepared as the config says ({type(error).__name__}: {error})"
+            ) from error
         inputs = self.model.data_preprocessor(pseudo_collate([data]))["inputs"]
         if self.neck is None:
             feats = list(self.model.extract_feat(inputs))
         else:
             feats, _ = self.model.distilled_maps(inputs)
-        image = data["inputs"].flip(0).permute(1, 2, 0)  # mmcv loads BGR
-        return ImageMaps(image.byte().numpy(), tuple(inputs.shape[-2:]), feats, self.refine(feats))
+        image = as_picture(data["inputs"][:3].flip(0))  # mmcv loads BGR, other bands behind it
+        return ImageMaps(image, tuple(inputs.shape[-2:]), feats, self.refine(feats))
 
     def level_name(self, level: int) -> str:
         """Levels of a neck's pyramid count from 0."""

@@ -73,9 +73,12 @@ def register_method(name: str, force: bool = False) -> Callable[[type[Method]], 
         force: replace a class that has the name already, as when a cell of a notebook is run again.
 
     Raises:
-        TypeError: it is no subclass of `Method`, or does not override ``forward``.
+        TypeError: the name is no text, or what it decorates is no subclass of `Method`, or does not override
+            ``forward``.
         ValueError: the name is taken by another class, or a setting has the name of an argument of `wrap`.
     """
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"register_method expects a name, as in @register_method('mine'), got {name!r}.")
 
     def register(cls: type[Method]) -> type[Method]:
         if not (isinstance(cls, type) and issubclass(cls, Method)):

@@ -132,9 +132,8 @@ class TimmClassifier(BaseModel):
         if self.mix is not None:
             inputs, targets = self.mix(inputs, targets, self.network.student.num_classes)
         output = self.network(inputs, targets, **({"index": index} if self.network.method.needs.index else {}))
-        labels = targets.argmax(1) if targets.ndim == 2 else targets
         terms = {name: value for name, value in output.items() if name.startswith("loss_")}
-        return {**terms, "train_top1": 100 * (output["output"].argmax(1) == labels).float().mean()}
+        return {**terms, "train_top1": 100 * top_k_hits(output["output"], targets, (1,)).float().mean()}
 
     def predict(self, inputs: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
         """Return the logits of student and, if asked for, teacher, image by image."""
@@ -234,9 +233,11 @@ class ImagePreprocessor(BaseDataPreprocessor):
 def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
     """Tell whether the target is among the k highest logits, which it is where k is the number of classes or more.
 
+    One logit predicts class 1 where it is positive, for any k.
+
     Args:
         logits: [B, K].
-        targets: labels [B].
+        targets: labels [B], or soft labels [B, K], of which each class of the greatest share is a target.
         top_k: the values of k.
 
     Returns:
@@ -245,8 +246,14 @@ def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
     >>> top_k_hits(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]), (1, 2))
     tensor([[False,  True]])
     """
+    if logits.shape[1] == 1:
+        return ((logits > 0) == (targets.view_as(logits) > 0.5)).expand(-1, len(top_k))
     highest = logits.topk(min(max(top_k), logits.shape[1]), dim=1).indices
-    hits = highest == targets[:, None]
+    if targets.ndim == 2:
+        shares = targets.gather(1, highest)
+        hits = (shares == targets.amax(1, keepdim=True)) & (shares > 0)
+    else:
+        hits = highest == targets[:, None]
     return torch.stack([hits[:, :k].any(dim=1) for k in top_k], dim=1)
 
 

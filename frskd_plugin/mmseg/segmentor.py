@@ -17,6 +17,7 @@ from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
 import frskd_plugin.mmengine.optim  # noqa: F401  (the self-teacher trains at the rate of the head)
+from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.dry_run import forked_rng
 from frskd_plugin.mmseg.frskd_head import FRSKDHead
 from frskd_plugin.mmseg.student_outputs import early_losses, first_of, loss_and_logits
@@ -47,6 +48,7 @@ class EffDetSegHead(BaseDecodeHead):
         **kwargs: Any,
     ) -> None:
         norm_cfg = {"type": "BN", "requires_grad": True} if norm_cfg is None else norm_cfg
+        check_positive_int("num_classes", kwargs.get("num_classes", 1))
         super().__init__(in_channels, channels, norm_cfg=norm_cfg, dropout_ratio=dropout_ratio, **kwargs)
         self.conv = ConvModule(in_channels, channels, 3, padding=1, bias=True, norm_cfg=norm_cfg, act_cfg=self.act_cfg)
         self.conv_seg = nn.Conv2d(channels, self.out_channels, 3, padding=1)
@@ -73,7 +75,8 @@ class FRSKDEncoderDecoder(EncoderDecoder):
             `SelfTeacherValidationHook` switches it on while validating.
 
     Raises:
-        ValueError: if the decode head cannot be served.
+        TypeError: if its number of classes is no int.
+        ValueError: if the decode head cannot be served, or has no classes.
     """
 
     self_teacher: FRSKDHead
@@ -96,6 +99,7 @@ class FRSKDEncoderDecoder(EncoderDecoder):
                 "FRSKDCascadeEncoderDecoder."
             )
         check_student_head(decode_head["type"], type(self).__name__)
+        check_positive_int("decode_head.num_classes", decode_head.get("num_classes", 1))
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
         losses, logits = self._head_losses(self.decode_head, [inputs], data_samples)
@@ -174,6 +178,7 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
     def _check_decode_head(self, decode_head: Any) -> None:
         for stage, head in enumerate(decode_head):
             check_student_head(head["type"], type(self).__name__, behind_another=stage > 0)
+            check_positive_int(f"decode_head.{stage}.num_classes", head.get("num_classes", 1))
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

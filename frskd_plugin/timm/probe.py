@@ -72,8 +72,11 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
             f"{name} has no {' and no '.join(missing)}: expected a classifier of timm, such as "
             f"timm.create_model('resnet18', num_classes=100)."
         )
-    if getattr(model, "num_classes", None) == 0:
-        raise ValueError(f"{name} has no classifier (num_classes=0): create it with the number of your classes.")
+    num_classes = getattr(model, "num_classes", 1)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(
+            f"{name} has no classifier (num_classes={num_classes}): create it with the number of your classes."
+        )
     size = _input_size(model, input_size)
     images = probe_images(model, size)
     with evaluating(model):

@@ -266,6 +266,8 @@ def _find_wrapped(model: object) -> DistilledModel | None:
     if isinstance(model, DistilledModel):
         return model
     for name in _INNER:
+        if name == "ema" and isinstance(model, nn.Module):
+            continue  # beside the model that it averages
         inner = getattr(model, name, None)
         found = _find_wrapped(inner) if isinstance(inner, nn.Module) and inner is not model else None
         if found is not None:

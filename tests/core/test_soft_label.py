@@ -143,6 +143,18 @@ def test_a_class_masked_on_both_sides_counts_for_nothing(pair, kind, variant):
     assert student.grad.isfinite().all() and not student.grad[:, -1].any() and student.grad[:, 0].all()
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalize", ["positions", "foreground"])
+def test_a_masked_class_of_resized_maps_counts_for_nothing(kind, normalize):
+    loss = SoftLabelLoss(2.0, soft_label=kind, normalize=normalize)
+    pair = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
+    student, teacher = torch.cat([pair, torch.full_like(pair[:, :, :1], -torch.inf)], dim=2)
+    value = loss(student.requires_grad_(), teacher, size=(7, 9))
+    value.backward()
+    torch.testing.assert_close(value, loss(*pair, size=(7, 9)), rtol=1e-12, atol=0)
+    assert student.grad.isfinite().all() and not student.grad[:, -1].any()
+
+
 @kinds
 def test_positions_that_do_not_count(pair, kind):
     valid = torch.arange(10).view(2, 5) % 3 > 0

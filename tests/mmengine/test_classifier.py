@@ -411,6 +411,19 @@ def samples(logits: torch.Tensor, targets: torch.Tensor) -> list[dict[str, torch
     return [dict(logits=row, target=target) for row, target in zip(logits, targets, strict=True)]
 
 
+def test_one_logit_is_right_on_its_side_of_zero() -> None:
+    logits = torch.tensor([[2.0], [-2.0], [3.0], [-3.0]])
+    expected = [[True, True], [True, True], [False, False], [False, False]]
+    for targets in (torch.tensor([1, 0, 0, 1]), torch.tensor([[1.0], [0.0], [0.0], [1.0]])):
+        assert top_k_hits(logits, targets, (1, 5)).tolist() == expected
+
+
+def test_any_of_several_labels_is_a_hit() -> None:
+    targets = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.7, 0.0]])
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    assert top_k_hits(logits, targets, (1, 2)).tolist() == [[True, True], [False, True], [False, False], [False, True]]
+
+
 def test_top_k_agrees_with_sorting() -> None:
     logits, targets = torch.randn(50, 20), torch.randint(20, (50,))
     order = np.argsort(-logits.numpy(), axis=1)

@@ -185,6 +185,7 @@ def with_head(head):
             "FRSKDEncoderDecoder cannot serve the decode head PointHead",
         ),
         (with_head([fcn()["decode_head"]] * 2), "cannot serve a cascade of decode heads"),
+        (with_head({**fcn()["decode_head"], "num_classes": 0}), "`decode_head.num_classes` must be >= 1, got 0"),
         (with_frskd(fcn(), end_level=1), "must end at the highest level its head reads .*end_level=1"),
         (with_frskd(effdet(), channels="scaled"), "`variant='efficientdet'` is a stack of BiFPN layers of one width"),
         (with_frskd(fcn(), in_channels=[64]), "at least 2 levels"),

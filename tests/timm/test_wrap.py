@@ -296,6 +296,8 @@ def test_a_users_own_method_is_ten_lines(monkeypatch):
         register_method("confident")(type("Other", (Confident,), {}))
     with pytest.raises(TypeError, match="expects a subclass of frskd_plugin.methods.Method"):
         register_method("other")(nn.Linear)
+    with pytest.raises(TypeError, match=r"expects a name, as in @register_method\('mine'\), got <class"):
+        register_method(Confident)
     other = register_method("confident", force=True)(type("Other", (Confident,), {}))  # a cell that is run again
     assert type(make(method="confident")[1].method) is other
 

@@ -138,6 +138,13 @@ class TestUnwrap:
         module.average = AveragedModel(module.model)
         assert frskd_plugin.unwrap(module) is student
 
+    def test_an_attribute_ema_is_one_model_of_several(self):
+        module = nn.Module()
+        module.net = frskd_plugin.wrap(ToyClassifier())
+        module.ema = AveragedModel(module.net)
+        with pytest.raises(ValueError, match=r"Module holds several wrapped models \(net, ema.module\)"):
+            frskd_plugin.unwrap(module)
+
     def test_several_models_are_told(self):
         models = nn.ModuleList(frskd_plugin.wrap(ToyClassifier()) for _ in range(2))
         with pytest.raises(ValueError, match=r"ModuleList holds several wrapped models \(0, 1\)"):

@@ -193,6 +193,18 @@ def test_preactivation_maps_are_drawn_behind_their_relu(images: Path, tmp_path: 
     assert all(feat.min() == 0 and feat.max() > 0 for feat in maps.refined_feats)
 
 
+def test_segmentor_of_four_bands(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_segmentor(data_root)
+    config.model.backbone.in_channels = 4
+    config.model.data_preprocessor.update(mean=None, std=None, bgr_to_rgb=False)
+    config.test_dataloader.dataset.pipeline[0] = dict(type="LoadImageFromFile", color_type="unchanged")
+    network = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "bands.png")
+    shown = attention_picture([network], tmp_path / "bands.png").axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, pixels[..., :3])
+
+
 @pytest.mark.parametrize("kind", ["frskd", "plain"])
 def test_segmentor(data_root: Path, tmp_path: Path, kind: str) -> None:
     config = tiny_segmentor(data_root, frskd=kind == "frskd")

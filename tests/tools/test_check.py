@@ -218,6 +218,14 @@ def test_random_images_leave_the_callers_model_as_it_was():
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize(("num_classes", "method"), [(1, "frskd"), (5, "cs_kd")])
+def test_random_targets_fit_the_criterion(num_classes, method):
+    network = timm.create_model("test_resnet", num_classes=num_classes)
+    criterion, size = nn.BCEWithLogitsLoss(), (3, 64, 64)
+    model = frskd_plugin.wrap(network, method, criterion=criterion, input_size=size)
+    assert check_model(model, input_size=size).problems == ()
+
+
 def test_random_images_have_the_bands_of_the_model():
     assert check_model("test_resnet", method="baseline", model_kwargs={"in_chans": 5}).images[1] == 5
     plain = fcn()
