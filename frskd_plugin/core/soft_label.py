@@ -303,8 +303,8 @@ class SoftLabelLoss(nn.Module):
             return resized_soft_label_loss(*both, size, *form, align_corners, None, teacher_corners, kind, valid)
         if size is not None:
             _check_maps(student_logits, teacher_logits, size, valid)
-            student_logits = resize_bilinear(_finite(student_logits), size, align_corners)
-            teacher_logits = resize_bilinear(_finite(teacher_logits.detach()), size, teacher_corners)
+            student_logits = resize_bilinear(finite_logits(student_logits), size, align_corners)
+            teacher_logits = resize_bilinear(finite_logits(teacher_logits.detach()), size, teacher_corners)
         if kind == "sigmoid":
             return binary_soft_label_loss(student_logits, teacher_logits, *form, self.normalize, valid)
         return soft_label_loss(student_logits, teacher_logits, *form, valid)
@@ -334,11 +334,16 @@ _MEAN_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 def _softened(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
     """Return logits over T in ``dtype``, finite."""
-    return _finite(logits.to(dtype), min(temperature, 1.0)) / temperature
+    return finite_logits(logits.to(dtype), min(temperature, 1.0)) / temperature
 
 
-def _finite(logits: Tensor, share: float = 1.0) -> Tensor:
-    """Return logits with a masked class's -inf as a number, of a ``share`` of the largest: 0 * inf would be NaN."""
+def finite_logits(logits: Tensor, share: float = 1.0) -> Tensor:
+    """Return logits with a masked class's -inf as a number, of a ``share`` of the largest: 0 * inf would be NaN.
+
+    >>> import torch
+    >>> finite_logits(torch.tensor([1.0, -torch.inf])).softmax(0).tolist()
+    [1.0, 0.0]
+    """
     return logits.clamp(min=torch.finfo(logits.dtype).min * share / 2)
 
 
@@ -381,7 +386,7 @@ def _of_image(
     # bilinear interpolation goes axis by axis: the heights at once, the widths, which make the maps large, by pieces
     dtype = torch.promote_types(student.dtype, torch.float32)
     # in NCHW whatever came: a softmax over channels_last maps of few classes is slow
-    student, teacher = (_finite(x.to(dtype)).contiguous() for x in (student, teacher))
+    student, teacher = (finite_logits(x.to(dtype)).contiguous() for x in (student, teacher))
     student.requires_grad_(needs_gradient)
     with torch.set_grad_enabled(needs_gradient):
         student_columns = resize_bilinear(student, (height, student.shape[3]), corners)

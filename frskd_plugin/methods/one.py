@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from frskd_plugin.core.checks import check_not_negative, check_positive_int
 from frskd_plugin.core.dry_run import evaluating, probe_images
 from frskd_plugin.core.frskd_loss import scheduled_weight, sigmoid_rampup, weighted
-from frskd_plugin.core.soft_label import SoftLabelLoss
+from frskd_plugin.core.soft_label import SoftLabelLoss, finite_logits
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
@@ -225,7 +225,7 @@ def ensemble_logits(gates: Tensor, branch_logits: Tensor) -> Tensor:
     >>> ensemble_logits(torch.tensor([[0.25, 0.75]]), torch.tensor([[[4.0], [8.0]]])).tolist()
     [[7.0]]
     """
-    return (gates.unsqueeze(2) * branch_logits).sum(dim=1)
+    return (gates.unsqueeze(2) * finite_logits(branch_logits)).sum(dim=1)
 
 
 class ONE(Method):

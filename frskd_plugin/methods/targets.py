@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_one_of
-from frskd_plugin.core.soft_label import SOFT_LABELS, criterion_soft_label
+from frskd_plugin.core.soft_label import SOFT_LABELS, criterion_soft_label, finite_logits
 from frskd_plugin.methods.base import Criterion, StudentInfo
 
 _logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor, change: Cal
     Raises:
         ValueError: the criterion takes labels only.
     """
-    ignored = ignored_label(criterion)
+    ignored, logits = ignored_label(criterion), finite_logits(logits)
     soft = leave_out_ignored(change(soft_targets(targets, logits, ignored)), targets, ignored)
     try:
         return criterion(logits, soft)

@@ -27,9 +27,9 @@ PALETTE = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
 class TinyBackbone(nn.Module):
     """Two convolutions: maps of 8 channels at stride 4 and 16 channels at stride 8, with dropout in between."""
 
-    def __init__(self, dropout: float = 0.2, norm: bool = True) -> None:
+    def __init__(self, dropout: float = 0.2, norm: bool = True, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.stem = nn.Conv2d(in_channels, 8, 3, stride=4, padding=1)
         self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
         self.dropout = nn.Dropout2d(dropout)
         self.body = nn.Conv2d(8, 16, 3, stride=2, padding=1)

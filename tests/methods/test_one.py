@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import frskd_plugin
-from frskd_plugin.methods.one import find_last_stage, run_branch
+from frskd_plugin.methods.one import ensemble_logits, find_last_stage, run_branch
 from tests.methods.method_tester import MethodTester, ce, check_terms, kl
 
 
@@ -95,6 +95,16 @@ class TestONE(MethodTester):
             self.make(num_branches=1)
         with pytest.raises(ValueError, match="`rampup_epochs` counts epochs from 0, got -1"):
             self.make(rampup_epochs=-1)
+
+
+def test_a_masked_class_leaves_gradients_finite():
+    branch_logits = torch.randn(4, 3, 5)
+    branch_logits[..., 2] = -torch.inf
+    gates = torch.rand(4, 3, requires_grad=True)
+    F.cross_entropy(ensemble_logits(gates, branch_logits), torch.tensor([0, 1, 3, 4])).backward()
+    kept = gates.detach().requires_grad_()
+    F.cross_entropy(ensemble_logits(kept, branch_logits[..., [0, 1, 3, 4]]), torch.tensor([0, 1, 2, 3])).backward()
+    torch.testing.assert_close(gates.grad, kept.grad)
 
 
 CUTS = {"test_resnet": "layer4", "test_efficientnet": "blocks.4", "test_convnext": "stages.3", "resnet18": "layer4"}

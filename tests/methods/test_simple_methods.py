@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from frskd_plugin.methods.sad import attention_distance
 from frskd_plugin.methods.sla_sd import rotate_images
+from frskd_plugin.methods.targets import soft_loss
 from tests.core.equations import bilinear
 from tests.methods.method_tester import (
     CLASSES,
@@ -21,6 +22,16 @@ from tests.methods.method_tester import (
 )
 
 TARGETS = torch.tensor([1, 3, 0, 3])
+
+
+def test_soft_labels_of_a_masked_class_are_the_labels_of_the_others():
+    logits, others = torch.randn(4, CLASSES), [c for c in range(CLASSES) if c != 2]
+    expected = F.cross_entropy(logits[:, others], torch.tensor([others.index(label) for label in TARGETS.tolist()]))
+    logits[:, 2] = -torch.inf
+    loss = soft_loss(F.cross_entropy, logits.requires_grad_(), TARGETS, lambda soft: soft)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert logits.grad.isfinite().all()
 
 
 class TestBaseline(MethodTester):
