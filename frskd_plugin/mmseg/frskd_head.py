@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.mmseg.student_outputs import early_losses, flat_maps, level_of, select_maps, semantic_logits
 from frskd_plugin.mmseg.teacher_head import check_servable, fitted, maps_read, reading_part
+
+_logger = logging.getLogger(__name__)
 
 KD_RESOLUTIONS = ("label", "head")
 
@@ -161,6 +164,8 @@ def _with_soft_label(loss_distill: dict[str, Any], head: Any) -> dict[str, Any]:
     inner = getattr(head, "kernel_generate_head", head)  # K-Net has its losses in the head inside it
     criteria = getattr(inner, "loss_decode", None)
     kind = "sigmoid" if head.out_channels == 1 else criterion_soft_label(criteria) or "softmax"
+    if kind == "sigmoid":
+        _logger.warning("Soft labels are made by a sigmoid, each class on its own, as the losses of the head are.")
     return {**loss_distill, "soft_label": kind}
 
 

@@ -149,12 +149,13 @@ def test_one_logit_a_pixel_takes_a_sigmoid_by_itself(resolution):
 
 
 @pytest.mark.parametrize(("losses", "kind"), [((True,), "sigmoid"), ((False,), "softmax"), ((False, True), "softmax")])
-def test_soft_labels_follow_the_losses_of_the_head(losses, kind):
+def test_soft_labels_follow_the_losses_of_the_head(losses, kind, caplog):
     config = with_frskd(fcn())
     config["decode_head"]["loss_decode"] = [
         {"type": "CrossEntropyLoss", "use_sigmoid": use, "loss_name": f"loss_{i}"} for i, use in enumerate(losses)
     ]
     assert build(config).self_teacher.loss_distill.soft_label_loss.soft_label == kind
+    assert ("made by a sigmoid" in caplog.text) == (kind == "sigmoid")
 
 
 @pytest.mark.parametrize("resolution", ["label", "head"])
