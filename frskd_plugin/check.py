@@ -77,7 +77,7 @@ def check_model(
 
 @dataclass
 class Step:
-    """What one training step computed, with its graph. A method may run student and self-teacher several times.
+    """Results of one training step, with their graph. A method may run student and self-teacher several times.
 
     Attributes:
         feats: the student's maps [B, C_i, H_i, W_i], a list for each pass.
@@ -96,7 +96,7 @@ class Step:
 
 @dataclass
 class Subject:
-    """A model with a batch, and how it is run.
+    """Model with a batch, and the ways to run it.
 
     Attributes:
         title: the student in words.
@@ -135,7 +135,7 @@ class Subject:
     scheduled: bool = False
 
     def parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """Those of the student and those of the method, by name."""
+        """Return the student's and the method's parameters by name."""
         method = {f"{prefix}.{n}": p for prefix, m in self.method_modules.items() for n, p in m.named_parameters()}
         own = {id(parameter) for parameter in method.values()}
         return {name: p for name, p in self.module.named_parameters() if id(p) not in own}, method
@@ -219,7 +219,7 @@ def _restored(module: nn.Module) -> Iterator[None]:
 
 
 def _train(subject: Subject, amp: str | None) -> tuple[Step, ForwardCost, ForwardCost]:
-    """The step, what its forward pass costs, and what the plain network's costs."""
+    """Run the step; return it, the cost of its forward pass, and that of the plain network."""
     with _autocast(subject, amp), count_forward(subject.module) as plain_cost:
         loss = subject.plain_step()
     del loss
@@ -233,7 +233,7 @@ def _autocast(subject: Subject, amp: str | None) -> torch.autocast:
 
 
 def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Term, ...], dict[int, bool]]:
-    """Each term with the norms of its gradients; and, by id, whether a tensor's gradient is anywhere not zero.
+    """Return each term with the norms of its gradients; and, by id, if a tensor's gradient is anywhere not zero.
 
     Each term is multiplied by ``scale`` for the backward pass, and its gradients are divided by it.
     """
@@ -266,7 +266,7 @@ def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Te
 
 
 def gradient_norm(gradients: Sequence[Tensor | None]) -> float | None:
-    """L2 norm of several gradients together, in float32 at least; None where there is none.
+    """Return the L2 norm of several gradients together, in float32 at least; None where there is none.
 
     >>> gradient_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
     5.0
@@ -281,7 +281,7 @@ def gradient_norm(gradients: Sequence[Tensor | None]) -> float | None:
 
 
 def _levels(subject: Subject, step: Step) -> tuple[Level, ...]:
-    """From the first pass: the images themselves."""
+    """Describe the maps of the first pass, that of the images themselves."""
     feats = step.feats[0] if step.feats else []
     refined = [
         (feat.shape[1], (feat.shape[2], feat.shape[3]), is_constant(feat))
@@ -298,7 +298,7 @@ def _levels(subject: Subject, step: Step) -> tuple[Level, ...]:
 
 
 def is_constant(feat: Tensor) -> bool:
-    """Whether a map [B, C, H, W] is the same at every position; a map of one position: for all images and channels.
+    """Tell if a map [B, C, H, W] is the same at every position; one of a single position: in all images and channels.
 
     >>> is_constant(torch.zeros(2, 3, 4, 4)), is_constant(torch.rand(2, 3, 4, 4)), is_constant(torch.rand(2, 3, 1, 1))
     (True, False, False)
@@ -342,7 +342,7 @@ def _evaluate(subject: Subject, amp: str | None) -> Evaluation | None:
 
 
 def _beta_per_position(losses: Sequence[FRSKDLoss], levels: Sequence[Level]) -> float | None:
-    """``beta / (H W)`` for the deepest map; one of a single position is left out: its attention map is always 1."""
+    """Return ``beta / (H W)`` of the deepest map that has several positions: with one, attention is always 1."""
     sizes = [height * width for height, width in (level.size for level in levels) if height * width > 1]
     for loss in losses:
         feature_loss = loss.feature_loss
@@ -355,7 +355,7 @@ def _beta_per_position(losses: Sequence[FRSKDLoss], levels: Sequence[Level]) -> 
 
 
 def is_config(name: str) -> bool:
-    """Whether a name means a config file and no timm model.
+    """Tell if a name means a config file and no timm model.
 
     >>> is_config("configs/frskd_voc_effdet_d0.py"), is_config("resnet18")
     (True, False)
@@ -431,14 +431,14 @@ def prepare(
 
 
 def _training_set(method: str, batch: int | None) -> dict[str, int]:
-    """The size of a method's training set where it has to know it (PS-KD): here the batch is all there is."""
+    """Return the setting for a method that has to know its training set's size (PS-KD): the batch is all of it."""
     return {"num_samples": batch or CLASSIFIER_BATCH} if "num_samples" in method_settings(method) else {}
 
 
 def _build_config(
     path: str, cfg_options: Mapping[str, Any] | None, batch: int | None, device: str
 ) -> tuple[nn.Module, Sequence[int] | None, dict[str, Any]]:
-    """The model of a config, the size of its images, and what the `Subject` is told of the config."""
+    """Return the model of a config, the size of its images, and the settings of the `Subject`."""
     from mmengine.logging import MMLogger
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
@@ -647,7 +647,7 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
 
 
 def _segmentor_weights(model: Any, teacher: Any) -> dict[str, float]:
-    """By the names that mmseg gives to the losses: prefix of the head, name of the loss."""
+    """Return the weights by mmseg's names of the losses: prefix of the head, name of the loss."""
     heads = {} if teacher is None else {"self_teacher": teacher.head}
     for prefix, head in (("decode", model.decode_head), ("aux", getattr(model, "auxiliary_head", None))):
         if isinstance(head, nn.ModuleList):
@@ -667,7 +667,7 @@ def _segmentor_weights(model: Any, teacher: Any) -> dict[str, float]:
 
 
 def _segmentor_terms(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Those that mmengine adds to the total: 'loss' in the name, lists summed, each the mean of its elements."""
+    """Return the losses that mmengine adds up: 'loss' in the name, lists summed, each the mean of its elements."""
     means = {name: [t.mean() for t in _tensors(value)] for name, value in losses.items() if "loss" in name}
     return {name: sum(values[1:], values[0]) for name, values in means.items()}
 
@@ -687,7 +687,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _tensors(values: object) -> list[Tensor]:
-    """The tensors in lists, tuples and dicts, in order.
+    """Collect the tensors in lists, tuples and dicts, in order.
 
     >>> len(_tensors([torch.zeros(1), {"a": (torch.zeros(1), None)}]))
     2

@@ -16,7 +16,7 @@ MOST_NAMES = 5
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map of the student and, where the method has a self-teacher, its refined map.
+    """Feature map of the student and, where the method has a self-teacher, its refined map.
 
     Attributes:
         index: of the map as the student counts them.
@@ -43,7 +43,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the loss. Norms are L2; None where no gradient arrives, 0.0 where one arrives that is zero.
+    """Term of the loss. Norms are L2; None where no gradient arrives, 0.0 where one arrives that is zero.
 
     Attributes:
         name: its key in the model's dict of losses.
@@ -70,7 +70,7 @@ class Term:
 
     @property
     def norms(self) -> tuple[float | None, ...]:
-        """All norms but the classifier's, which is part of the student's."""
+        """Return all norms but the classifier's, which is part of the student's."""
         return (*self.maps, self.logits, self.student, self.teacher, self.targets)
 
     @property
@@ -81,7 +81,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the method adds to training. At inference it adds nothing.
+    """Cost that the method adds to training. At inference it adds nothing.
 
     Attributes:
         student_parameters: of the plain network.
@@ -102,7 +102,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The model in evaluation, which must be the plain network's.
+    """Comparison of the model in evaluation with the plain network.
 
     Attributes:
         ran: names of the method's modules that were run.
@@ -160,12 +160,12 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is neither a problem nor a warning."""
+        """Tell if there is neither a problem nor a warning."""
         return not self.problems and not self.warnings
 
     @property
     def has_self_teacher(self) -> bool:
-        """Whether a self-teacher refines the student's maps."""
+        """Tell if a self-teacher refines the student's maps."""
         return any(level.refined_channels is not None for level in self.levels)
 
     @property
@@ -175,7 +175,7 @@ class Report:
         return self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: numbers that are not finite become text, which JSON has no number for."""
+        """Return everything, ready for JSON: numbers that are not finite become text."""
         return {"healthy": self.healthy, **_plain(dataclasses.asdict(self))}
 
     def __str__(self) -> str:
@@ -342,7 +342,7 @@ def remarks_of(report: Report) -> Iterator[str]:
 
 
 def _off_by_choice(term: Term) -> bool:
-    """Its weight is 0; or, where nobody knows the weight, it is a constant 0 that was never computed."""
+    """Tell if the weight is 0; or, where nobody knows the weight, if the term is a constant that was never computed."""
     return term.weight == 0 or (term.weight is None and all(norm is None for norm in term.norms))
 
 
@@ -382,7 +382,7 @@ def _list(word: str, texts: Sequence[str]) -> str:
 
 
 def table(title: str, rows: Sequence[Sequence[object]]) -> str:
-    """Rows as aligned columns under a title, the first to the left and the others to the right.
+    """Return rows as aligned columns under a title, the first to the left and the others to the right.
 
     >>> print(table("Words", [["a", "long"], ["word", 7]]))
     Words

@@ -1,4 +1,4 @@
-"""The trained student as a file for other runtimes, ONNX or ``torch.export``, checked by running it.
+"""Trained student as a file for other runtimes, ONNX or ``torch.export``, checked by running it.
 
 `open_student` builds the plain student with the weights of a checkpoint, `export_student_file` writes and checks it.
 """
@@ -45,7 +45,7 @@ Runner = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Student:
-    """What is to be written to a file.
+    """Network to write to a file, and the images it takes.
 
     Attributes:
         network: images [B, C, H, W] -> logits, in eval mode.
@@ -68,7 +68,7 @@ class Student:
     weights: str = "state_dict"
 
     def images_text(self) -> str:
-        """What the images have to be."""
+        """Describe the images that it takes."""
         if self.normalized:
             return "RGB, float32 in 0..255"
         if self.mean is None or self.std is None:
@@ -78,7 +78,7 @@ class Student:
 
 
 def with_normalization(student: Student) -> Student:
-    """The student that takes RGB images in 0..255.
+    """Return the student with the normalisation in it, for RGB images in 0..255.
 
     Raises:
         ValueError: it is not known what its images were normalised with.
@@ -98,7 +98,7 @@ def open_student(
     model_kwargs: dict[str, Any] | None = None,
     cfg_options: dict[str, Any] | None = None,
 ) -> Student:
-    """The plain network, with the weights of ``checkpoint``.
+    """Build the plain network with the weights of ``checkpoint``.
 
     Args:
         name: a config file, plain or FRSKD, or the name of a timm model.
@@ -170,7 +170,7 @@ def _timm_student(
 
 
 def _num_classes(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
-    """Classes of the classifier whose weights these are; None where timm does not say which layer that is."""
+    """Count the classes of the classifier whose weights these are; None where timm does not name its layer."""
     names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
     name = names if isinstance(names, str) else next(iter(names), "")
     bias = weights.get(f"{name}.bias")
@@ -370,7 +370,7 @@ FORMATS = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own workings."""
+    """Silence the exporter's remarks on its own workings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -387,7 +387,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """File that was written.
 
     Attributes:
         path: the file.
@@ -456,7 +456,7 @@ def _format(name: str, path: Path) -> FileFormat:
 def image_sizes(
     student: Student, size: Sequence[int] | None, batch: int, dynamic: str | int | None
 ) -> list[tuple[int, int, int, int]]:
-    """Images to trace with, and further ones to try the file on.
+    """Return the size of the images to trace with, then those to try the file on.
 
     Raises:
         ValueError: a number is out of range, or the size is no multiple of what ``dynamic`` says.
@@ -479,7 +479,7 @@ def image_sizes(
 
 
 def trace(student: Student, size: Sequence[int], dynamic: str | int | None = None) -> ExportedProgram:
-    """The program of the network for images [B, C, H, W].
+    """Trace the network for images [B, C, H, W].
 
     Raises:
         ValueError: torch cannot trace it, or not for all the sizes asked for.
@@ -522,7 +522,7 @@ class CheckError(Exception):
 
 
 def largest_difference(run: Runner, network: nn.Module, images: Tensor) -> float:
-    """Largest absolute difference of the file's logits from torch's, as a share of torch's largest logit.
+    """Return the largest difference of the file's logits from torch's, as a share of torch's largest logit.
 
     Args:
         run: the file.
@@ -554,7 +554,7 @@ def _run(run: Runner, images: Tensor, name: str) -> Tensor:
 
 
 def check_difference(run: Runner, network: nn.Module, sizes: Sequence[Sequence[int]], tolerance: float) -> list[float]:
-    """The largest difference on random images of each size [B, C, H, W].
+    """Return the largest difference on random images of each size [B, C, H, W].
 
     Raises:
         CheckError: one is above ``tolerance``, or not a number; and see `largest_difference`.

@@ -37,6 +37,7 @@ COMMANDS = {
     "test": Command("frskd_plugin.commands.test", "evaluate a checkpoint"),
     "convert": Command("frskd_plugin.commands.convert", "write the FRSKD config for a plain config of mmsegmentation"),
     "check": Command("frskd_plugin.commands.check", "try a model or a config on random data before it trains"),
+    "export": Command("frskd_plugin.commands.export", "write the student of a checkpoint, with --format as ONNX or so"),
     "export_student": Command("frskd_plugin.commands.export_student", "write the plain student of a checkpoint"),
     "export_model": Command("frskd_plugin.commands.export_model", "write the student as ONNX or torch.export file"),
     "report": Command("frskd_plugin.commands.report", "write one HTML page about a run, or about several"),

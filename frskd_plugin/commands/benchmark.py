@@ -68,7 +68,7 @@ SCENES, SCENE_SIZE = 4, (375, 500)  # most of VOC's photographs
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Both subcommands with their options."""
+    """Return the parser of both subcommands."""
     parser = argparse.ArgumentParser(prog="frskd benchmark", description="What FRSKD costs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text = "time of a training step, plain and with FRSKD, in one process"
@@ -193,7 +193,7 @@ def run_step(args: argparse.Namespace) -> None:
 def measure_step(
     name: str, settings: StepSettings, repeat: int, with_data: bool = False, peak: bool = False
 ) -> dict[str, Any]:
-    """One row: seconds of both steps and their ratio, multiply-accumulates per image, bytes.
+    """Return one row: seconds of both steps and their ratio, multiply-accumulates per image, bytes.
 
     Args:
         name: timm model or segmentor.
@@ -238,7 +238,7 @@ def measure_step(
 
 
 def describe_step(rows: Rows) -> str:
-    """A table for a reader, and what its memory is."""
+    """Return the table, with a note on the meaning of its memory."""
     (row,) = rows
     lines: list[list[object]] = [["", "plain", "FRSKD", "ratio"]]
     for name, key, scale in (
@@ -288,7 +288,7 @@ class DrawnBatches:
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self, batch: int) -> tuple[Tensor, list[Any]]:
-        """Normalised images [B, 3, size, size] and their samples."""
+        """Return normalised images [B, 3, size, size] and their samples."""
         from mmengine.dataset import pseudo_collate
 
         indices = torch.randint(len(self.dataset), (batch,), generator=self.generator).tolist()
@@ -297,14 +297,14 @@ class DrawnBatches:
 
 
 class StepWithData:
-    """A training step that makes its batch first; two of one seed see the same batches."""
+    """Training step that makes its batch first; two of one seed see the same batches."""
 
     def __init__(self, step: TrainingStep, batches: DrawnBatches, batch: int) -> None:
         self.step, self.batches, self.batch = step, batches, batch
         self.count = 0
 
     def __call__(self) -> None:
-        """One step."""
+        """Take one step."""
         # mmseg's augmentations draw from the global generators
         random.seed(self.count)
         np.random.seed(self.count)
@@ -344,7 +344,7 @@ def _train_groups(args: argparse.Namespace, source: Source) -> Iterator[Rows]:
 
 
 def option_sets(args: argparse.Namespace) -> list[StepSettings]:
-    """No option, each option that was named alone, and all of them together."""
+    """Return the settings without options, with each option alone, and with all of them together."""
     none = StepSettings(batch=args.batch, device=args.device, width=args.width)
     named = {key: getattr(args, key) for key in ("amp", "channels_last", "compile") if getattr(args, key)}
     sets = [none, *(replace(none, **{key: value}) for key, value in named.items())]
@@ -353,7 +353,7 @@ def option_sets(args: argparse.Namespace) -> list[StepSettings]:
 
 @dataclass(frozen=True)
 class Source:
-    """The images: uint8 [N, 3, H, W], int64 [N], and what they are."""
+    """Images uint8 [N, 3, H, W], labels int64 [N], and a text about them."""
 
     images: Tensor
     targets: Tensor
@@ -361,7 +361,7 @@ class Source:
 
 
 def cifar100_or_drawn(data_root: str | None, count: int) -> Source:
-    """CIFAR-100's training images, or random ones of their size.
+    """Return CIFAR-100's training images, or random ones of their size.
 
     Args:
         data_root: where CIFAR-100 lies; None draws ``count`` images.
@@ -380,7 +380,7 @@ def cifar100_or_drawn(data_root: str | None, count: int) -> Source:
 
 
 class SampleImages(Dataset):
-    """A sample at a time, as torchvision's CIFAR100 makes it: a PIL image, a random crop and flip of it, a tensor."""
+    """Data set of single samples, made as torchvision's CIFAR100: a PIL image, a random crop and flip, a tensor."""
 
     def __init__(self, source: Source) -> None:
         self.images = source.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -397,7 +397,7 @@ class SampleImages(Dataset):
 
 
 class DataPath:
-    """Makes batches in one way, for networks of one layout.
+    """Source of batches, for networks of one layout.
 
     Args:
         dataset: `SampleImages` or `TensorImages`.
@@ -415,7 +415,7 @@ class DataPath:
         self.mean, self.std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
 
     def batches(self, count: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """That many batches on the device: images [B, 3, H, W], shuffled and normalised, and labels [B]."""
+        """Yield ``count`` batches on the device: images [B, 3, H, W], shuffled and normalised, and labels [B]."""
         is_tensor = isinstance(self.dataset, TensorImages)
         loader = DataLoader(
             self.dataset,
@@ -439,7 +439,7 @@ class Datasets:
         self.tensor = TensorImages(source.images, source.targets, augment=True, device=settings.device)
 
     def paths(self, settings: StepSettings, workers: Sequence[int]) -> Iterator[tuple[dict[str, Any], DataPath]]:
-        """The ordinary loader with each number of workers, and the tensor; each with its part of a row."""
+        """Yield the ordinary loader for each number of workers, then the tensor; each with its part of a row."""
         for number in workers:
             yield {"data": "loader", "workers": number}, DataPath(self.samples, settings, number)
         yield {"data": "tensor", "workers": 0}, DataPath(self.tensor, settings)
@@ -447,7 +447,7 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: what is run, and how many seconds a batch it takes when it is its turn."""
+    """Row to measure: its description, its settings, and a function that returns the seconds of a batch."""
 
     what: dict[str, Any]
     settings: StepSettings
@@ -457,7 +457,7 @@ class Variant:
 def training_variants(
     name: str, datasets: Datasets, options: Sequence[StepSettings], workers: Sequence[int]
 ) -> list[Variant]:
-    """Both methods: the network alone and with `TensorImages` for each set of options, and with loaders for the first.
+    """List both methods: network alone and with `TensorImages` for each set of options, with loaders for the first.
 
     Raises:
         ValueError: the model cannot be trained with FRSKD on images of this size.
@@ -476,12 +476,12 @@ def training_variants(
 
 
 def network_turn(step: TrainingStep, count: int) -> float:
-    """Seconds a batch of the network alone, on the batch it saw last."""
+    """Return the seconds a batch of the network alone, on the batch it saw last."""
     return seconds_of(lambda: _consume(repeat(step.inputs, count), step)) / count
 
 
 def data_turn(path: DataPath, step: TrainingStep | None, count: int) -> float:
-    """Seconds a batch of a data path with or without a network; workers start and fill their queues before that."""
+    """Return the seconds a batch of a data path, with or without a network, once the workers' queues are full."""
     lead = 2 * path.workers + 1
     with closing(path.batches(lead + 1 + count)) as batches:
         for _ in islice(batches, lead):
@@ -498,7 +498,7 @@ def _consume(batches: Iterable[tuple[object, ...]], step: TrainingStep | None) -
 
 
 def measure_train(variants: Sequence[Variant], source: Source, steps: int, turns: int) -> Rows:
-    """A row a variant. They take turns of ``steps`` batches; a row holds the median of its turns."""
+    """Return a row for each variant: the median of its turns of ``steps`` batches."""
     seconds = medians_of_turns([partial(variant.turn, steps) for variant in variants], turns, warmup=1)
     rows = []
     for variant, per_batch in zip(variants, seconds, strict=True):
@@ -514,12 +514,12 @@ def measure_train(variants: Sequence[Variant], source: Source, steps: int, turns
 
 
 def _rate(rows: Rows, **what: Any) -> float:
-    """Images per second of the first row that is this."""
+    """Return the images per second of the first row with these values."""
     return next(row["images_per_s"] for row in rows if all(row[key] == value for key, value in what.items()))
 
 
 def describe_train(rows: Rows) -> str:
-    """A table for a reader."""
+    """Return the table."""
     first = rows[0]
     lines: list[list[object]] = [["", "data", "options", "images/s", "ratio", "share of the data"]]
     for row in rows:

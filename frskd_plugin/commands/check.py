@@ -22,7 +22,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All options."""
+    """Return the parser with all options."""
     parser = argparse.ArgumentParser(
         prog="frskd check",
         description="One dry training step on random data: what is matched, what it costs, which term trains what, and "

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def student_of(args: argparse.Namespace) -> Student:
-    """The student that the arguments name.
+    """Open the student that the arguments name.
 
     Raises:
         ValueError: an option that does not belong to it; and see `open_student`.
@@ -66,7 +66,7 @@ def student_of(args: argparse.Namespace) -> Student:
 
 
 def summary(student: Student, made: Exported) -> str:
-    """What was written, and how it was checked."""
+    """Describe the file and its check."""
     output = "[B, K, H, W]" if student.dense else "[B, K]"
     lines = [
         f"written: {made.path} ({made.path.stat().st_size / 2**20:.1f} MiB)",
@@ -132,5 +132,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def dynamic(text: str) -> int | str:
-    """The argument of --dynamic."""
+    """Read the argument of --dynamic."""
     return text if text == "batch" else positive_int(text)

@@ -1,4 +1,4 @@
-"""One training step, plain and with FRSKD, of classifiers and of the paper's segmentors: its time, MACs and memory."""
+"""Training steps, plain and with FRSKD, of classifiers and of the paper's segmentors: time, MACs and memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PEAK_MEANING = "peak of the resident memory of a process that takes two steps, P
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step is run. ``size`` and ``batch`` of None are the model's own; ``width`` is a classifier's teacher's.
+    """Settings of a step. ``size`` and ``batch`` of None are the model's own; ``width`` is a classifier's teacher's.
 
     ``self_teacher`` are names and values that a segmentor's config is given for its self-teacher.
     """
@@ -58,7 +58,7 @@ class StepSettings:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Layout of images and weights."""
+        """Return the layout of images and weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
@@ -94,13 +94,13 @@ class TrainingStep:
         self._compiled = CompiledParts(network, parts if settings.compile else ())
 
     def loss(self, compiled: bool = True) -> Tensor:
-        """The loss of the batch, with its graph."""
+        """Compute the loss of the batch, with its graph."""
         autocast = torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
         with autocast, nullcontext() if compiled else self._compiled.disabled():
             return self._loss(*self.inputs)
 
     def __call__(self) -> None:
-        """One step."""
+        """Take one step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(self.loss()).backward()
         self.scaler.step(self.optimizer)
@@ -111,7 +111,7 @@ class TrainingStep:
 
 
 def training_steps(name: str, settings: StepSettings) -> tuple[TrainingStep, TrainingStep, int]:
-    """The plain step, the FRSKD step, and the batch size, of a timm model or one of `SEGMENTORS`.
+    """Return the plain step, the FRSKD step, and the batch size, of a timm model or one of `SEGMENTORS`.
 
     Raises:
         ValueError: the model cannot be wrapped, or not for images of this size.
@@ -121,7 +121,7 @@ def training_steps(name: str, settings: StepSettings) -> tuple[TrainingStep, Tra
 
 
 def classification_steps(name: str, settings: StepSettings) -> tuple[TrainingStep, TrainingStep, int]:
-    """See `training_steps`; the paper's settings for classification."""
+    """Return `training_steps` with the paper's settings for classification."""
     batch = settings.batch or DEFAULT_BATCH.get(name, 32)
     torch.manual_seed(0)
     networks = [classifier(name, method, settings.size, settings.width) for method in METHODS]
@@ -135,7 +135,7 @@ def classification_steps(name: str, settings: StepSettings) -> tuple[TrainingSte
 def classifier(
     name: str, method: str, size: int | None, width: int | str
 ) -> tuple[nn.Module, Callable[..., Tensor], tuple[int, ...]]:
-    """A network of random weights, its loss, and its image size (channels, height, width).
+    """Return a network of random weights, its loss, and its image size (channels, height, width).
 
     Args:
         name: timm model.
@@ -156,7 +156,7 @@ def classifier(
 
 
 def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep, TrainingStep, int]:
-    """See `training_steps`; as the configs of the paper describe both."""
+    """Return `training_steps` of both networks as the configs of the paper describe them."""
     try:
         from frskd_plugin.mmengine.hooks import default_parts
 
@@ -179,12 +179,12 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[TrainingStep,
 
 
 def segmentor_loss(segmentor: Any, images: Tensor, data_samples: list[Any]) -> Tensor:
-    """Sum of the losses of an mmseg segmentor on normalised images [B, 3, H, W] and their samples."""
+    """Sum the losses of an mmseg segmentor on normalised images [B, 3, H, W] and their samples."""
     return segmentor.parse_losses(segmentor(images, data_samples, mode="loss"))[0]
 
 
 def read_segmentor(config: str) -> Any:
-    """A config file of this project, for random weights.
+    """Read a config file of this project, for random weights.
 
     Raises:
         FileNotFoundError: the config lies neither beside the package nor in its wheel.
@@ -204,7 +204,7 @@ def read_segmentor(config: str) -> Any:
 
 
 def build_segmentor(config: Any) -> nn.Module:
-    """The model of a config."""
+    """Build the model of a config."""
     from mmengine.registry import init_default_scope
     from mmseg.registry import MODELS
 
@@ -216,7 +216,7 @@ def build_segmentor(config: Any) -> nn.Module:
 
 
 def interleaved_medians(steps: Sequence[Callable[[], object]], repeat: int, warmup: int = 2) -> list[float]:
-    """Median seconds of each function; they run in turn: first, second, first, second, ...
+    """Return the median seconds of each function; they run in turn: first, second, first, second, ...
 
     So a busy machine slows all of them alike, which `torch.utils.benchmark.Timer`, whose clock this is, leaves open.
 
@@ -227,7 +227,7 @@ def interleaved_medians(steps: Sequence[Callable[[], object]], repeat: int, warm
 
 
 def medians_of_turns(turns: Sequence[Callable[[], float]], repeat: int, warmup: int) -> list[float]:
-    """Like `interleaved_medians`, of functions that return what they measured: a turn may prepare before it measures.
+    """Return the medians of functions that return seconds, run in turn: a turn may prepare before it measures.
 
     Raises:
         ValueError: ``repeat`` is below 1.
@@ -239,19 +239,19 @@ def medians_of_turns(turns: Sequence[Callable[[], float]], repeat: int, warmup: 
 
 
 def seconds_of(step: Callable[[], object]) -> float:
-    """Seconds that a call takes, with all that it started on the GPU."""
+    """Measure the seconds of a call, with all that it started on the GPU."""
     start = timer()
     step()
     return timer() - start
 
 
 def forward_macs(step: TrainingStep, batch: int) -> int:
-    """Multiply-accumulates of convolutions and matrix products of one forward pass, per image."""
+    """Count the multiply-accumulates of convolutions and matrix products of one forward pass, per image."""
     return _forward_cost(step).macs // batch
 
 
 def step_memory(step: TrainingStep) -> int:
-    """Bytes that a step needs beyond weights and optimizer; `MEMORY_MEANING` says what is counted on which device."""
+    """Return the bytes that a step needs beyond weights and optimizer; see `MEMORY_MEANING`."""
     if step.device_type != "cuda":
         return _forward_cost(step).kept
     step()  # momentum buffers exist now
@@ -276,7 +276,7 @@ def peak_memory(
     settings: StepSettings,
     steps: Callable[[str, StepSettings], tuple[TrainingStep, TrainingStep, int]] = training_steps,
 ) -> tuple[int, int]:
-    """Bytes of the plain step and of the FRSKD step at their peak, each measured in a fresh process.
+    """Return the peak bytes of the plain step and of the FRSKD step, each measured in a fresh process.
 
     Args:
         name: the network.

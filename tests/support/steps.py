@@ -1,4 +1,4 @@
-"""What the support matrix asks of a training step, and the smallest model and images to ask it with."""
+"""Checks that the support matrix makes of a training step, and the smallest model and images for it."""
 
 from __future__ import annotations
 

@@ -1,21 +1,34 @@
+"""`frskd benchmark`: its options, the data it draws, peak memory, mistakes."""
+
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from argparse import ArgumentTypeError
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from frskd_plugin.check import classification_batch
 from frskd_plugin.commands import benchmark, run
 from frskd_plugin.commands.arguments import key_and_value, positive_int, whole_number, width
-from frskd_plugin.commands.benchmark import DataPath, SampleImages, Source, main
-from frskd_plugin.commands.training_step import StepSettings
+from frskd_plugin.commands.benchmark import DataPath, DrawnBatches, SampleImages, Source, StepWithData, main
+from frskd_plugin.commands.training_step import (
+    StepSettings,
+    build_segmentor,
+    peak_memory,
+    read_segmentor,
+    segmentation_steps,
+)
 from frskd_plugin.data.tensor_images import TensorImages
 from frskd_plugin.methods import DataNeeds
 
+needs_mmseg = pytest.mark.skipif(find_spec("mmseg") is None, reason="the segmentor needs mmsegmentation")
 TINY = ["--threads", "1", "--repeat", "1", "--batch", "2"]
 KEYS = {"model", "plain_s", "frskd_s", "ratio", "plain_macs", "frskd_macs", "mac_ratio", "plain_memory", "frskd_memory"}
 
@@ -41,21 +54,15 @@ def test_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "MACs" in printed and "keeps for the backward pass" in printed
 
 
-def test_channels_last_and_amp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "cost.json"
-    options = ["--channels-last", "--amp", "bf16", "--size", "16", "--json", str(file)]
-    assert main(["step", "--model", "wrn_16_2", *TINY, *options]) == 0
-    (row,) = rows_of(file)
-    assert row["channels_last"] and row["amp"] == "bf16"
-    assert "channels_last, bf16" in capsys.readouterr().out
-
-
-def test_json_alone_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["step", "--model", "wrn_16_2", *TINY, "--size", "16", "--amp", "--json"]) == 0
+def test_options_and_json_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--amp", "--channels-last", "--peak"]
+    assert main(["step", "--model", "wrn_16_2", *TINY, "--size", "16", *options, "--json"]) == 0
     printed = capsys.readouterr()
     (row,) = json.loads(printed.out)
-    assert row.keys() >= KEYS and row["amp"] == "bf16"
-    assert "wrn_16_2: batch" in printed.err
+    assert row.keys() >= KEYS and row["channels_last"] and row["amp"] == "bf16"
+    assert 2**27 < row["plain_peak"] < 2**33 and 2**27 < row["frskd_peak"] < 2**33  # PyTorch alone is 128 MiB and more
+    assert "wrn_16_2: batch" in printed.err and "channels_last, bf16" in printed.err
+    assert "Python and PyTorch included" in printed.err
 
 
 def test_width_auto_keeps_the_teacher_below_its_share(tmp_path: Path) -> None:
@@ -64,14 +71,6 @@ def test_width_auto_keeps_the_teacher_below_its_share(tmp_path: Path) -> None:
     assert main(["step", "--model", "resnet26t", *TINY, *options]) == 0
     (row,) = rows_of(file)
     assert 1.5 < row["mac_ratio"] <= 1.75  # 0.75 is what `wrap` allows the teacher; width 2 would take 8
-
-
-def test_segmentor(tmp_path: Path) -> None:
-    pytest.importorskip("mmseg", reason="the segmentor needs mmsegmentation")
-    file = tmp_path / "cost.json"
-    assert main(["step", "--model", "effdet_d0", *TINY, "--size", "128", "--json", str(file)]) == 0
-    (row,) = rows_of(file)
-    assert row["model"] == "effdet_d0" and 1.0 < row["mac_ratio"] < 2.5
 
 
 @pytest.mark.parametrize(
@@ -169,3 +168,88 @@ def test_batches_are_what_a_method_asks_for() -> None:
         assert len(images) == 6 and targets[:3].equal(targets[3:]) and 0 <= targets.min() <= targets.max() < 5
     *_, extra = classification_batch(DataNeeds(index=True), 2, (3, 8, 8), 5, "cpu")
     assert extra["index"].tolist() == [0, 1]
+
+
+# The paper's segmentors
+
+
+@needs_mmseg
+def test_segmentor_with_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cost.json"
+    options = ["--with-data", "--self-teacher", "early_gradients=True", "kd_resolution=head"]
+    assert main(["step", "--model", "effdet_d0", "--size", "64", *TINY, *options, "--json", str(file)]) == 0
+    (row,) = rows_of(file)
+    assert row["model"] == "effdet_d0" and 1.0 < row["mac_ratio"] < 2.5
+    assert row["data_ratio"] == pytest.approx(row["frskd_data_s"] / row["plain_data_s"])
+    assert "step with data" in capsys.readouterr().out
+
+
+@needs_mmseg
+def test_settings_reach_the_self_teacher() -> None:
+    settings = StepSettings(batch=2, size=64, self_teacher=(("early_gradients", True),))
+    _, step, _ = segmentation_steps("effdet_d0", settings)
+    assert step.network.self_teacher.early_gradients
+    _, default, _ = segmentation_steps("effdet_d0", StepSettings(batch=2, size=64))
+    assert not default.network.self_teacher.early_gradients
+    torch.manual_seed(1)  # of the backbone's stochastic depth
+    loss = step.loss()
+    torch.manual_seed(1)
+    torch.testing.assert_close(loss, default.loss(), rtol=1e-5, atol=0)
+
+
+@needs_mmseg
+def test_batches_come_out_of_files_through_the_configs_pipeline(tmp_path: Path) -> None:
+    config = read_segmentor("frskd_voc_effdet_d0.py")
+    before = config.pretty_text
+    batches = DrawnBatches(config, tmp_path / "VOCdevkit", 48, StepSettings(channels_last=True))
+    assert config.pretty_text == before
+    images, samples = batches(3)
+    assert images.shape == (3, 3, 48, 48) and images.is_contiguous(memory_format=torch.channels_last)
+    assert 0.2 < images.std() < 3  # normalised
+    classes = torch.stack([sample.gt_sem_seg.data for sample in samples]).unique().tolist()
+    assert len(classes) > 1 and set(classes) <= {0, 4, 5, 6, 15, 18, 255}
+    assert Path(samples[0].img_path).is_file()
+
+
+@needs_mmseg
+def test_two_steps_with_data_see_the_same_batches(tmp_path: Path) -> None:
+    class Step:
+        def __init__(self) -> None:
+            self.seen: list = []
+
+        def __call__(self) -> None:
+            self.seen.append(self.inputs)
+
+    config = read_segmentor("frskd_voc_effdet_d0.py")
+    plain, frskd = Step(), Step()
+    turns = [StepWithData(s, DrawnBatches(config, tmp_path / "VOC", 32, StepSettings()), 2) for s in (plain, frskd)]
+    for _ in range(2):
+        for turn in turns:
+            turn()
+            np.random.random(3)  # others draw in between
+    assert [images.shape for images, _ in plain.seen] == [(2, 3, 32, 32)] * 2
+    for (images, samples), (others, other_samples) in zip(plain.seen, frskd.seen, strict=True):
+        assert torch.equal(images, others)
+        assert [s.img_path for s in samples] == [s.img_path for s in other_samples]
+    assert not torch.equal(plain.seen[0][0], plain.seen[1][0])
+
+
+@needs_mmseg
+def test_read_configs_have_random_weights() -> None:
+    config = read_segmentor("baseline_voc_effdet_d0.py")
+    assert config.model.backbone.pretrained is False
+    assert build_segmentor(config).decode_head.num_classes == 21
+    with pytest.raises(FileNotFoundError, match="missing.py was not found in"):
+        read_segmentor("missing.py")
+
+
+def test_peak_of_a_process_that_is_killed_and_of_a_gpu() -> None:
+    with pytest.raises(OSError, match="killed; give it a smaller --batch or --size"):
+        peak_memory("effdet_d0", StepSettings(), killed)
+    with pytest.raises(ValueError, match="says nothing about cuda: leave it out"):
+        peak_memory("effdet_d0", StepSettings(device="cuda"), killed)
+
+
+def killed(*_: object) -> None:
+    """End as a process that asks for too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -46,12 +46,6 @@ def terms_of(report) -> dict:
     return {term.name: term for term in report.terms}
 
 
-def only_problem(report, pattern: str) -> None:
-    assert len(report.problems) == 1, report.problems
-    assert re.search(pattern, report.problems[0]), report.problems[0]
-    assert not report.healthy and report.problems[0] in str(report)
-
-
 # A healthy model
 
 
@@ -306,11 +300,23 @@ def test_a_share_of_macs_above_one_is_warned_of():
 # Planted problems
 
 
-class OpenFeatureLoss(nn.Module):
+class Loss(nn.Module):
+    """A feature loss made of a function of the student's and the self-teacher's maps."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
     def forward(self, feats, refined_feats):
-        return sum(
-            (attention_map(f) - attention_map(g)).square().mean() for f, g in zip(feats, refined_feats, strict=True)
+        return self.function(feats, refined_feats)
+
+
+def open_feature_loss() -> Loss:
+    return Loss(
+        lambda feats, refined: sum(
+            (attention_map(f) - attention_map(g)).square().mean() for f, g in zip(feats, refined, strict=True)
         )
+    )
 
 
 class OpenKD(FRSKDLoss):
@@ -319,83 +325,78 @@ class OpenKD(FRSKDLoss):
         return losses | {"loss_kd": F.mse_loss(student_logits, teacher_logits)}
 
 
-def test_open_feature_target_is_found():
-    report = check_model(wrapped(feature_loss=OpenFeatureLoss()), *batch())
-    only_problem(report, r"target of loss_feat is not detached.* its outputs \(norm .*its parameters .*`\.detach\(\)`")
-
-
-def test_open_logits_target_is_found():
-    model = wrapped()
+def with_open_kd(model: nn.Module) -> None:
     model.method.loss_distill = OpenKD()
-    only_problem(check_model(model, *batch()), "target of loss_kd is not detached")
 
 
-def test_unused_teacher_parameter_is_found():
-    model = wrapped()
+def with_spare_teacher_layer(model: nn.Module) -> None:
     model.method.self_teacher.spare = nn.Linear(2, 2)
-    only_problem(
-        check_model(model, *batch()),
-        r"2 parameters of the method get no gradient.*method\.self_teacher\.spare\.weight, .*DistributedDataParallel",
-    )
 
 
-def test_unused_student_parameter_is_found():
-    model = wrapped()
+def with_spare_student_parameter(model: nn.Module) -> None:
     model.student.spare = nn.Parameter(torch.zeros(3))
-    only_problem(check_model(model, *batch()), r"1 parameter of the student require.*student\.spare.*freeze it")
+
+
+def with_detached_maps(model: nn.Module) -> None:
+    neck = model.method.self_teacher.neck
+    neck.register_forward_pre_hook(lambda module, inputs: ([feat.detach() for feat in inputs[0]],))
+
+
+@pytest.mark.parametrize(
+    ("feature_loss", "change", "problem"),
+    [
+        (
+            open_feature_loss(),
+            None,
+            r"target of loss_feat is not detached.* its outputs \(norm .*its parameters .*`\.detach\(\)`",
+        ),
+        (None, with_open_kd, "target of loss_kd is not detached"),
+        (
+            None,
+            with_spare_teacher_layer,
+            r"2 parameters of the method get no gradient.*method\.self_teacher\.spare\.weight, .*DistributedDataPara",
+        ),
+        (None, with_spare_student_parameter, r"1 parameter of the student require.*student\.spare.*freeze it"),
+        (Loss(lambda feats, _: (feats[0] - feats[0]).sum()), None, "loss_feat is 0 although its weight is 100"),
+        (
+            Loss(lambda feats, _: feats[0].detach().square().mean()),
+            None,
+            "loss_feat gives the student no gradient.*student's side",
+        ),
+        (
+            None,
+            with_detached_maps,
+            "loss_teacher_ce gives the student no gradient: the student's maps are detached",
+        ),
+        (
+            Loss(lambda feats, _: 1 + (feats[0] - feats[0]).square().sum().sqrt()),
+            None,
+            r"gradient of loss_feat is not finite.*\(100\)",
+        ),
+    ],
+)
+def test_a_planted_problem_is_found(feature_loss, change, problem) -> None:
+    model = wrapped(**({} if feature_loss is None else {"feature_loss": feature_loss}))
+    if change is not None:
+        change(model)
+    report = check_model(model, *batch())
+    (text,) = report.problems
+    assert re.search(problem, text), text
+    assert not report.healthy and text in str(report)
 
 
 def test_dead_map_is_found():
     model = wrapped(out_indices=(1, 2, 4))
     model.student.layer2.register_forward_hook(lambda module, inputs, output: output * 0)
     problems = check_model(model, *batch()).problems
-    assert any(re.search(r"The student's map 2 \(8x8\) is constant.*`out_indices`", fault) for fault in problems)
-    assert not any("map 1 " in fault for fault in problems)
-
-
-def test_zero_term_with_a_weight_is_found():
-    class Same(nn.Module):
-        def forward(self, feats, refined_feats):
-            return (feats[0] - feats[0]).sum()
-
-    only_problem(check_model(wrapped(feature_loss=Same()), *batch()), "loss_feat is 0 although its weight is 100")
-
-
-def test_detached_student_side_is_found():
-    class Idle(nn.Module):
-        def forward(self, feats, refined_feats):
-            return feats[0].detach().square().mean()
-
-    only_problem(
-        check_model(wrapped(feature_loss=Idle()), *batch()), "loss_feat gives the student no gradient.*student's side"
-    )
-
-
-def test_maps_that_enter_the_teacher_detached_are_found():
-    model = wrapped()
-    teacher = model.method.self_teacher.neck
-    teacher.register_forward_pre_hook(lambda module, inputs: ([feat.detach() for feat in inputs[0]],))
-    only_problem(
-        check_model(model, *batch()), "loss_teacher_ce gives the student no gradient: the student's maps are detached"
-    )
+    assert any(re.search(r"The student's map 2 \(8x8\) is constant.*`out_indices`", text) for text in problems)
+    assert not any("map 1 " in text for text in problems)
 
 
 def test_infinite_loss_is_found():
-    class Infinite(nn.Module):
-        def forward(self, feats, refined_feats):
-            return feats[0].sum() * math.inf
-
-    report = check_model(wrapped(feature_loss=Infinite()), *batch())
-    assert any("loss_feat is nan" in fault or "loss_feat is inf" in fault for fault in report.problems)
+    report = check_model(wrapped(feature_loss=Loss(lambda feats, _: feats[0].sum() * math.inf)), *batch())
+    assert any("loss_feat is nan" in text or "loss_feat is inf" in text for text in report.problems)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["healthy"] is False
-
-
-def test_gradient_that_is_not_finite_is_found():
-    class Root(nn.Module):
-        def forward(self, feats, refined_feats):
-            return 1 + (feats[0] - feats[0]).square().sum().sqrt()
-
-    only_problem(check_model(wrapped(feature_loss=Root()), *batch()), r"gradient of loss_feat is not finite.*\(100\)")
 
 
 def test_teacher_that_runs_in_evaluation_is_found(monkeypatch):
@@ -445,7 +446,7 @@ def test_segmentor(config):
 
 def test_segmentor_with_an_open_target_and_a_teacher_in_evaluation():
     model = build(with_frskd(fcn()))
-    model.self_teacher.loss_distill.feature_loss = OpenFeatureLoss()
+    model.self_teacher.loss_distill.feature_loss = open_feature_loss()
     model.predict_self_teacher = True
     first, second = check_model(model, *make_batch()).problems
     assert "target of self_teacher.loss_feat is not detached" in first

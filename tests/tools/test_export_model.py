@@ -102,12 +102,8 @@ def test_torch_export_of_a_config_and_its_training_checkpoint(tmp_path):
     checkpoint, out = tmp_path / "epoch_1.pth", tmp_path / "wrn.pt2"
     torch.save({"state_dict": model.state_dict(), "meta": {"cfg": config.pretty_text}}, checkpoint)
     arguments = [str(REPOSITORY / "configs" / "frskd_cifar100_wrn_16_2.py"), str(checkpoint), str(out)]
-    assert (
-        commands.run(
-            "export_model", [*arguments, "--format", "torch_export", "--dynamic", "batch", "--with-normalization"]
-        )
-        == 0
-    )
+    options = ["--format", "torch_export", "--dynamic", "batch", "--with-normalization"]
+    assert commands.run("export", [*arguments, *options]) == 0
 
     program = torch.export.load(out)
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)

@@ -107,7 +107,7 @@ def test_checkpoint_of_a_wrapped_model_in_timms_own_loop(tmp_path: Path, capsys:
     saver = CheckpointSaver(model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(0)
     (source,) = tmp_path.glob("checkpoint-0*")
-    load_tool("export_student").main([str(source), str(tmp_path / "student.pth")])
+    assert commands.run("export", [str(source), str(tmp_path / "student.pth")]) == 0
     assert "timm.create_model(..., checkpoint_path=" in capsys.readouterr().out
     other = timm.create_model("test_resnet", num_classes=4, checkpoint_path=str(tmp_path / "student.pth"))
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in other.state_dict().items())
