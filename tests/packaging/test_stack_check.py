@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("mmengine", reason="frskd_plugin.mmengine needs mmengine")
 
 from frskd_plugin.mmengine import registration  # noqa: E402
+from frskd_plugin.version import __version__  # noqa: E402
 
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmsegmentation": "1.4.2", "opencv-python": "5.0.0"}
 ORIGINALS = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmsegmentation": "1.2.2", "opencv-python-headless": "4.9.0"}
@@ -93,4 +94,4 @@ def test_the_import_of_the_package_warns(tmp_path: Path):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stderr.count("mmcv 9.9 and onedl-mmcv 9.9 both provide `mmcv`") == 1
-    assert done.stdout.strip() == "0.1.0"
+    assert done.stdout.strip() == __version__
