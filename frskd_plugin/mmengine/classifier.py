@@ -132,6 +132,9 @@ class TimmClassifier(BaseModel):
         if self.mix is not None:
             inputs, targets = self.mix(inputs, targets, self.network.student.num_classes)
         output = self.network(inputs, targets, **({"index": index} if self.network.method.needs.index else {}))
+        if "output" not in output:
+            name = type(self.network.method).__name__
+            raise ValueError(f"The method {name} returns no `output`, the student's logits [B, K], beside its losses.")
         terms = {name: value for name, value in output.items() if name.startswith("loss_")}
         return {**terms, "train_top1": 100 * top_k_hits(output["output"], targets, (1,)).float().mean()}
 

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import Runner
 
-from frskd_plugin.mmengine.registration import MISSING_OPERATORS, lacks_operators
+from frskd_plugin.mmengine.registration import MISSING_OPERATORS, LazyComponent, lacks_operators
 from frskd_plugin.version import __version__
 
 VERSION_KEY = "frskd_plugin_version"
@@ -267,10 +267,16 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 
 def _refuses_key(error: TypeError) -> bool:
-    """Tell whether the argument that nobody knows stands in the config of a component that was being built."""
+    """Tell whether the unknown argument stands in the config of a component being built that does not have it."""
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    building = (frame.f_locals.get("cfg") for frame in _frames(error) if frame.f_code.co_filename.endswith(_BUILDERS))
-    return name is not None and any(isinstance(cfg, dict) and name[1] in cfg for cfg in building)
+    building = [frame.f_locals for frame in _frames(error) if frame.f_code.co_filename.endswith(_BUILDERS)]
+    given = [part for part in building if name is not None and name[1] in (part.get("cfg") or ())]
+    return name is not None and any(name[1] not in _parameters(part.get("obj_cls")) for part in given)
+
+
+def _parameters(component: Any) -> Iterable[str]:
+    component = component.load() if isinstance(component, LazyComponent) else component
+    return inspect.signature(component).parameters if callable(component) else ()
 
 
 # settings that name weights: of timm and mmseg, of `TimmFeatureExtractor`, of ``timm.create_model``

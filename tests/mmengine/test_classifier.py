@@ -20,7 +20,7 @@ from frskd_plugin.commands.config import check_classes, enable_amp
 from frskd_plugin.core.frskd_loss import FRSKDLoss, distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages
-from frskd_plugin.mmengine.classifier import ImagePreprocessor, TopKAccuracyMetric, top_k_hits
+from frskd_plugin.mmengine.classifier import ImagePreprocessor, TimmClassifier, TopKAccuracyMetric, top_k_hits
 from frskd_plugin.mmengine.method_data import MethodDataset
 from frskd_plugin.mmengine.seeding import SeededDataset
 from frskd_plugin.timm.cifar_networks import CIFAR_MEAN, CIFAR_STD
@@ -409,6 +409,13 @@ def test_preprocessor_refuses_what_it_would_normalise_twice() -> None:
 
 def samples(logits: torch.Tensor, targets: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [dict(logits=row, target=target) for row, target in zip(logits, targets, strict=True)]
+
+
+def test_a_method_without_logits_is_named() -> None:
+    model = TimmClassifier(student=dict(model_name="test_resnet", num_classes=5))
+    model.network.method.forward = lambda *_: {"loss_ce": torch.zeros(())}
+    with pytest.raises(ValueError, match="The method Baseline returns no `output`"):
+        model.train()(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), mode="loss")
 
 
 def test_one_logit_is_right_on_its_side_of_zero() -> None:

@@ -59,16 +59,16 @@ def test_a_metrics_file_moves_with_the_data_root() -> None:
 class Fragile(nn.Module):
     """A component with a fault of its own, which no config can mend."""
 
-    def __init__(self, size: int = 1) -> None:
+    def __init__(self, size: int = 1, colour: str = "red") -> None:
         super().__init__()
-        nn.Linear(size, size, colour="red")  # type: ignore[call-arg]
+        nn.Linear(size, size, colour=colour)  # type: ignore[call-arg]
 
 
 def test_only_keys_of_the_config_are_blamed_on_it() -> None:
     with pytest.raises(ValueError, match="config a.py: .*'sise'.*Check the spelling"), explained_build("a.py"):
         MODELS.build(dict(type=Fragile, sise=3))
     with pytest.raises(TypeError, match="colour"), explained_build("a.py"):
-        MODELS.build(dict(type=Fragile, size=3))
+        MODELS.build(dict(type=Fragile, size=3, colour="blue"))
     with pytest.raises(ValueError, match="config a.py: .*Fragyle.*registry"), explained_build("a.py"):
         MODELS.build(dict(type="Fragyle"))
     with pytest.raises(KeyError, match="registry of mine"), explained_build("a.py"):
