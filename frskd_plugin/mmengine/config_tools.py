@@ -270,13 +270,13 @@ def _refuses_key(error: TypeError) -> bool:
     """Tell whether the unknown argument stands in the config of a component being built that does not have it."""
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     building = [frame.f_locals for frame in _frames(error) if frame.f_code.co_filename.endswith(_BUILDERS)]
-    given = [part for part in building if name is not None and name[1] in (part.get("cfg") or ())]
-    return name is not None and any(name[1] not in _parameters(part.get("obj_cls")) for part in given)
+    given = [part["obj_cls"] for part in building if name is not None and "obj_cls" in part and name[1] in part["cfg"]]
+    return name is not None and any(name[1] not in _parameters(component) for component in given)
 
 
 def _parameters(component: Any) -> Iterable[str]:
     component = component.load() if isinstance(component, LazyComponent) else component
-    return inspect.signature(component).parameters if callable(component) else ()
+    return inspect.signature(component).parameters
 
 
 # settings that name weights: of timm and mmseg, of `TimmFeatureExtractor`, of ``timm.create_model``
