@@ -78,7 +78,9 @@ def facts_of(run: RunLogs, config: dict[str, Any], result: dict[str, Any]) -> Fa
     """Collect title -> text from logs, config and ``result.json``; what is not known is left out."""
     log, first = run.text_logs[-1], run.text_logs[0]
     copies = sorted(run.work_dir.glob("*.py"), key=lambda file: file.stat().st_mtime)  # by tools/train.py
-    facts: Facts = {"state": state_of(run, length_of(config))}
+    length = part(config, "train_cfg").get({"epoch": "max_epochs", "iteration": "max_iters"}[run.unit])
+    length = length if isinstance(length, int) else None
+    facts: Facts = {"state": state_of(run, length)}
     facts["config"] = str(result.get("config") or (copies[-1].stem if copies else ""))
     facts |= _model_facts(part(config, "model"))
     optimizer = part(config, "optim_wrapper", "optimizer")
@@ -86,8 +88,7 @@ def facts_of(run: RunLogs, config: dict[str, Any], result: dict[str, Any]) -> Fa
     facts["optimizer"] = ", ".join([str(optimizer["type"]), *settings]) if "type" in optimizer else ""
     facts["batch size per process"] = str(part(config, "train_dataloader").get("batch_size") or "")
     facts["seed"] = str(result.get("seed", log.facts.get("seed", "")))
-    unit, length = run.training_unit if run.training else run.validation_unit, length_of(config)
-    facts[f"{unit}s"] = position_text(reached(run)) + (f" of {length[0]}" if length and length[1] == unit else "")
+    facts[f"{run.unit}s"] = position_text(run.reached) + (f" of {length}" if length else "")
     facts |= {"started": first.begin or "", "last log entry": log.end or ""}
     if len(run.folders) > 1:
         facts["starts"] = f"{len(run.folders)}, the last in {run.folders[-1].name}"
@@ -98,32 +99,17 @@ def facts_of(run: RunLogs, config: dict[str, Any], result: dict[str, Any]) -> Fa
     return {key: text for key, text in (facts | {k: v for k, v in log.facts.items() if k != "seed"}).items() if text}
 
 
-def state_of(run: RunLogs, length: tuple[int, str] | None) -> str:
-    """Say how far the run is on the way to ``length``, the whole training with its unit, where that is known."""
-    unit, position = run.training_unit if run.training else run.validation_unit, reached(run)
-    if length is None or length[1] != unit:
-        return f"{unit} {position_text(position)} is logged"
-    if position < length[0]:
-        return f"under way or stopped, at {unit} {position_text(position)} of {length[0]}"
+def state_of(run: RunLogs, length: int | None) -> str:
+    """Say how far the run is on the way to ``length``, the whole training, where that is known."""
+    unit = run.unit
+    if length is None:
+        return f"{unit} {position_text(run.reached)} is logged"
+    if run.reached < length:
+        return f"under way or stopped, at {unit} {position_text(run.reached)} of {length}"
     validated = [series.positions[-1] for series in run.validation.values()]
-    if validated and run.validation_unit == unit and max(validated) < length[0]:
-        return f"all {length[0]} {unit}s are trained, the last validation is missing"  # mmengine ends with one
-    return f"done, {length[0]} {unit}s"
-
-
-def reached(run: RunLogs) -> float:
-    """Return the position of the last entry, in the training's unit where there is a training."""
-    scores = run.validation if not run.training or run.training_unit == run.validation_unit else {}
-    return max((float(s.positions[-1]) for s in (*run.training.values(), *scores.values())), default=0.0)
-
-
-def length_of(config: dict[str, Any]) -> tuple[int, str] | None:
-    """Return how long the config trains, and in which unit; None where that is not known."""
-    loop = part(config, "train_cfg")
-    for key, unit in (("max_epochs", "epoch"), ("max_iters", "iteration")):
-        if isinstance(loop.get(key), int):
-            return loop[key], unit
-    return None
+    if validated and run.validation_unit == unit and max(validated) < length:
+        return f"all {length} {unit}s are trained, the last validation is missing"  # mmengine ends with one
+    return f"done, {length} {unit}s"
 
 
 def _model_facts(model: dict[str, Any]) -> Facts:

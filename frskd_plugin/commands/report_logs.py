@@ -66,6 +66,17 @@ class RunLogs:
     validation: dict[str, Series]  # name -> scores of the validations
     validation_unit: str
 
+    @property
+    def unit(self) -> str:
+        """The training's unit, where there is a training."""
+        return self.training_unit if self.training else self.validation_unit
+
+    @property
+    def reached(self) -> float:
+        """The position of the last entry in that unit."""
+        scores = self.validation if self.unit == self.validation_unit else {}
+        return max((float(s.positions[-1]) for s in (*self.training.values(), *scores.values())), default=0.0)
+
 
 @dataclass(frozen=True)
 class Scores:
