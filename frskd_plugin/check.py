@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.methods import method_settings
 from frskd_plugin.methods.base import DataNeeds
 from frskd_plugin.methods.targets import check_targets, soft_targets
+from frskd_plugin.timm.checkpoint import create_model
 from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
 from frskd_plugin.timm.wrap import DistilledModel, wrap
@@ -406,7 +406,7 @@ def prepare(
             size = input_size or config_size
         elif isinstance(model, (str, Path)):
             check_model_name(str(model))
-            student = timm.create_model(str(model), pretrained=False, **(model_kwargs or {})).to(device)
+            student = create_model(str(model), pretrained=False, **(model_kwargs or {})).to(device)
             model = wrap(student, method, input_size=size, **{**_training_set(method, batch), **(settings or {})})
         model = unwrap_model(model)
         network = getattr(model, "network", model)

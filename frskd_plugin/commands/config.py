@@ -28,6 +28,8 @@ from frskd_plugin.mmengine.resume import resume_state
 from frskd_plugin.mmengine.stored_config import parse_config
 
 RECIPES = ("strong", "mixup", "cutmix")
+# Settings of mmengine's schedulers, some of which are used only after hours of training.
+SCHEDULE_NUMBERS = {"gamma", "begin", "T_max", "start_factor", "end_factor", "factor", "power", "step_size"}
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -224,10 +226,18 @@ def check_values(config: Config) -> None:
         # `not >=` also refuses NaN
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
             raise ValueError(f"optim_wrapper.optimizer.{name} must be a number >= 0, got {value!r}")
+    level = config.get("log_level", "INFO")
+    if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
+        raise ValueError(f"log_level must be one of DEBUG, INFO, WARNING, ERROR, got {level!r}")
+    if not isinstance(config.get("resume", False), (bool, type(None))):
+        raise ValueError(f"resume must be True or False, got {config.resume!r}")
     schedulers = config.get("param_scheduler") or []
     for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
         if not isinstance(scheduler, Mapping):
             continue  # of several optimizers, by name
+        for name in SCHEDULE_NUMBERS & scheduler.keys():
+            if isinstance(scheduler[name], bool) or not isinstance(scheduler[name], (int, float, type(None))):
+                raise ValueError(f"param_scheduler.{name} must be a number, got {scheduler[name]!r}")
         milestones = scheduler.get("milestones", ())
         if not isinstance(milestones, (list, tuple)) or not all(isinstance(step, int) for step in milestones):
             raise ValueError(

@@ -102,6 +102,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self._resumed_meta = dict(checkpoint["meta"])
         parameters = dict(unwrap_model(runner.model).named_parameters())
         for name, gradient in checkpoint.get(PARTIAL_GRADIENTS, {}).items():
+            if name not in parameters or parameters[name].shape != gradient.shape:
+                raise BrokenCheckpointError(f"{runner._load_from} is damaged: its gradient of {name} fits no weight")
             parameters[name].grad = gradient.to(parameters[name])
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
@@ -237,6 +239,11 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remember_best(dict.fromkeys(previous))
         try:
             super()._save_best_checkpoint(runner, metrics)
+        except KeyError as error:
+            raise ValueError(
+                f"default_hooks.checkpoint.save_best: no score is called {error.args[0]!r}; expected one of "
+                f"{', '.join(metrics)}"
+            ) from error
         except OSError as error:
             self._remember_best(previous)
             raise _explained(error, "the best checkpoint", runner.work_dir) from error

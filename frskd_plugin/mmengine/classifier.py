@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -19,6 +18,7 @@ from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.methods import method_class, method_settings
 from frskd_plugin.mmengine.stored_config import parse_config, stored_text
+from frskd_plugin.timm.checkpoint import create_model
 from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.wrap import wrap
 
@@ -186,7 +186,7 @@ def _create_student(model_name: str | None = None, pretrained: bool = False, **k
     check_model_name(model_name)
     if "num_classes" in kwargs:
         check_positive_int("student.num_classes", kwargs["num_classes"])
-    return timm.create_model(model_name, pretrained=pretrained, **kwargs)
+    return create_model(model_name, pretrained=pretrained, **kwargs)
 
 
 class ImagePreprocessor(BaseDataPreprocessor):

@@ -92,12 +92,12 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
     checkpoint = read_checkpoint(source) if is_pickle else {}
     weights, entry = weights_of(checkpoint, source) if is_pickle else read_weights(source)
     if not any(key.startswith(_SEGMENTOR) for key in weights):
-        create = _create_call(checkpoint, str(source), target)
+        create = _create_call(checkpoint, str(source), target, allow_imports)
         _save(weights, target)
         return ExportedStudent(target, None, entry, create)
     student, config = student_checkpoint(checkpoint, str(source), allow_imports)
     config_path = target.with_suffix(".py")
-    if config_path.exists() and not config_path.read_text().startswith(_MARK):
+    if config_path.exists() and not _is_written_here(config_path):
         raise ValueError(
             f"export writes the config of {target} to {config_path}, which exists and was not written by an export; "
             f"give another output file, or move that config"
@@ -107,11 +107,15 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
     return ExportedStudent(target, config_path, entry)
 
 
-def _create_call(checkpoint: dict[str, Any], source: str, target: Path) -> str:
+def _is_written_here(config: Path) -> bool:
+    return config.is_file() and config.read_bytes().startswith(_MARK.encode())
+
+
+def _create_call(checkpoint: dict[str, Any], source: str, target: Path, allow_imports: bool) -> str:
     """Return the Python that builds the network of a classifier's checkpoint with the exported weights."""
     if stored_text(checkpoint, source) is None:  # timm's or Lightning's own checkpoint
         return f"import timm; timm.create_model(..., checkpoint_path={str(target)!r})"
-    student = stored_config(checkpoint, source).model.get("student")
+    student = stored_config(checkpoint, source, allow_imports).model.get("student")
     if (
         not isinstance(student, dict)
         or not all(str(key).isidentifier() for key in student)

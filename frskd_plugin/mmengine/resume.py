@@ -147,12 +147,14 @@ def refuse_to_start_over(work_dir: str | Path) -> None:
     Raises:
         ValueError: there is one.
     """
-    for path in _candidates(Path(work_dir)):
+    numbered = _candidates(Path(work_dir))
+    for path in [*numbered, *Path(work_dir).glob(BEST_FILES)]:
         with contextlib.suppress(OSError, BrokenCheckpointError):
             epoch = _load_whole(path)["meta"].get("epoch", "?")
+            resume = "--resume to go on from there, " if path in numbered else ""
             raise ValueError(
                 f"{work_dir} holds the checkpoints of a training (the newest is {path.name}, epoch {epoch}): give "
-                f"--resume to go on from there, another --work-dir, or --overwrite to remove them and start again"
+                f"{resume}another --work-dir, or --overwrite to remove them and start again"
             )
 
 
@@ -168,16 +170,25 @@ def remove_run(work_dir: str | Path) -> None:
         (work_dir / LAST_CHECKPOINT).unlink()
 
 
+def _read(file: Path) -> bytes:
+    """Return the content of a small file; reading a pipe would wait for ever."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is no file")
+    return file.read_bytes()
+
+
 def read_run(work_dir: str | Path) -> dict[str, Any]:
     """Return the record of the run that trains in a folder: its ``run_id`` and the step it was ``validated`` at.
 
     It is empty where there is none, and for one that is damaged: the checkpoints hold the id too.
     """
     try:
-        run = json.loads((Path(work_dir) / RUN_NAME).read_bytes())
-    except (OSError, ValueError):
+        run = json.loads(_read(Path(work_dir) / RUN_NAME))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return run if isinstance(run, dict) else {}
+    kinds = {"run_id": (str, type(None)), "validated": int}
+    is_ours = isinstance(run, dict) and all(isinstance(run[key], kinds[key]) for key in kinds.keys() & run.keys())
+    return run if is_ours else {}
 
 
 def checkpoint_files(folder: Path) -> dict[Path, int]:
@@ -204,6 +215,10 @@ def _load_whole(path: Path) -> dict[str, Any]:
             raise BrokenCheckpointError(f"checkpoint {path} is damaged: the checksum of {damaged} in it is wrong")
     if not {"optimizer", "message_hub"} <= checkpoint.keys() or not isinstance(checkpoint.get("meta"), dict):
         raise BrokenCheckpointError(f"{path} holds weights only, nothing to resume from")
+    meta = checkpoint["meta"]
+    parts = (checkpoint["optimizer"], checkpoint["message_hub"], meta.get("epoch", 0), meta.get("iter", 0))
+    if not all(map(isinstance, parts, (dict, dict, int, int))):
+        raise BrokenCheckpointError(f"{path} is damaged: its optimizer, logs, epoch or iteration are not mmengine's")
     return checkpoint
 
 
@@ -218,7 +233,7 @@ def _candidates(work_dir: Path) -> list[Path]:
     """
     last, files = last_checkpoint(work_dir), checkpoint_files(work_dir)
     if last is None:
-        return sorted(files, key=_time, reverse=True)
+        return sorted(files, key=lambda path: (_time(path), files[path]), reverse=True)
     kind = _kind(last)
     if kind is not None:
         of_kind = {path: step for path, step in files.items() if _kind(path) == kind}
@@ -250,7 +265,7 @@ def last_checkpoint(work_dir: Path) -> Path | None:
     None where the file is missing, or cannot be one of mmengine: a folder, binary, blank, the name of a best score's.
     """
     try:
-        text = (work_dir / LAST_CHECKPOINT).read_text("utf-8").strip()
+        text = _read(work_dir / LAST_CHECKPOINT).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
     named = Path(text)

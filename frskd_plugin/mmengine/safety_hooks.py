@@ -204,8 +204,8 @@ def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str,
             shape = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*Size\((.*?)\)", line)
             if shape:
                 found["shape"][shape[1]] = f"{shape[1]} {shape[2]} for {shape[3]}"
-        if not any(found.values()) and "num_batches_tracked" not in str(error):
-            raise
+        if not any(found.values()) and "num_batches_tracked" not in str(error):  # something that is no tensor
+            raise ValueError(f"the weights cannot be loaded: {error}") from error
     return found
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.models import adapt_input_conv, clean_state_dict, load_state_dict, model_entrypoint
 from torch import Tensor, nn
 
-from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint
+from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint, safe_torch_load
 
 # The entries of a training checkpoint with weights in them, in the order in which timm prefers them.
 _ENTRIES = {"state_dict_ema": "EMA", "model_ema": "EMA", "state_dict": "", "model": ""}
@@ -22,6 +23,16 @@ _LIGHTNING = "pytorch-lightning_version"
 _STUDENT = re.compile(r"(?:\w+\.){0,2}?student\.")
 _BACKBONE = "backbone.model."  # a `TimmFeatureExtractor` in a segmentor or detector
 _SELF_TEACHER = "self_teacher."  # of a segmentor
+
+
+def create_model(model_name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+    """Build a network with ``timm.create_model``, which reads files (``checkpoint_path``) as `read_checkpoint` does.
+
+    Raises:
+        BrokenCheckpointError: a file cannot be read without running code.
+    """
+    with safe_torch_load():
+        return timm.create_model(model_name, pretrained=pretrained, **settings)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -64,6 +75,7 @@ def weights_of(content: Any, name: str | Path) -> tuple[dict[str, Tensor], str]:
     entry = next((key for key in _ENTRIES if isinstance(content.get(key), dict)), None)
     weights = content if entry is None else content[entry]
     weights = {key: value for key, value in weights.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    weights.pop("n_averaged", None)  # the counter of torch's AveragedModel
     if not weights:
         raise BrokenCheckpointError(
             f"{name} holds no weights: expected a state_dict of tensors, or a dict with one under 'state_dict'"

@@ -14,7 +14,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
+from frskd_plugin.core.checkpoint_file import BrokenCheckpointError
+from frskd_plugin.timm.checkpoint import create_model, load_trunk_checkpoint
 from frskd_plugin.timm.probe import check_out_indices, default_out_indices
 
 # Arguments by which timm's models with a fixed input size (Swin, ViT) accept any size instead.
@@ -170,10 +171,10 @@ def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.M
     model_kwargs.setdefault("num_classes", 0)
     model_kwargs = {**_any_size_kwargs(model_name, model_kwargs), **model_kwargs}
     if not pretrained:
-        return timm.create_model(model_name, pretrained=False, **model_kwargs)
+        return create_model(model_name, pretrained=False, **model_kwargs)
     try:
-        return timm.create_model(model_name, pretrained=True, **model_kwargs)
-    except TypeError:  # a wrong argument of the model, not of the weights
+        return create_model(model_name, pretrained=True, **model_kwargs)
+    except (TypeError, BrokenCheckpointError):  # a wrong argument of the model, or a file of more than weights
         raise
     except Exception as error:  # hub, proxy, disk: every library in between raises its own classes
         raise RuntimeError(
@@ -196,9 +197,9 @@ def _any_size_kwargs(model_name: str, model_kwargs: dict[str, Any]) -> dict[str,
     """Those of `ANY_SIZE_KWARGS` that the model's class takes."""
     try:
         with torch.device("meta"):  # only the class is of interest: no memory, no random numbers
-            model = timm.create_model(model_name, pretrained=False, **model_kwargs)
+            model = create_model(model_name, pretrained=False, **model_kwargs)
     except (NotImplementedError, RuntimeError):  # a constructor that needs real numbers
-        model = timm.create_model(model_name, pretrained=False, **model_kwargs)
+        model = create_model(model_name, pretrained=False, **model_kwargs)
     # Subclasses hand their **kwargs on, so the arguments of every base class count.
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module)]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}

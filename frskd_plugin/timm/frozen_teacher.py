@@ -6,10 +6,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
-from frskd_plugin.timm.checkpoint import load_trunk_checkpoint
+from frskd_plugin.timm.checkpoint import create_model, load_trunk_checkpoint
 from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
 
@@ -93,7 +92,7 @@ def make_teacher(
             f"The teacher {name!r} has no weights: give checkpoint=FILE, or pretrained=True for timm's own."
         )
     check_model_name(name)
-    model = timm.create_model(name, **settings)
+    model = create_model(name, **settings)
     if checkpoint is not None:
         load_trunk_checkpoint(model, checkpoint)  # a model with a classifier gets the classifier too
     return FrozenTeacher(model, out_indices, input_size, **normalisation)

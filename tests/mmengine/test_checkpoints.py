@@ -130,18 +130,21 @@ def test_newest_whole_checkpoint_is_found_in_a_moved_folder(run_folder: Path) ->
 
 def make_last_checkpoint(file: Path, kind: str) -> None:
     texts = {"empty": b"", "blank": b" \n", "nul": b"\0" * 40, "binary": bytes(range(128, 256)), "long": b"x" * 5000}
-    texts |= {"gone": b"/nowhere/epoch_9.pth", "best": b"best_mIoU_epoch_3.pth", "other kind": b"/nowhere/iter_7.pth"}
+    texts |= {"gone": b"/nowhere/epoch_9.pth", "best": b"best_mIoU_epoch_3.pth", "other": b"/nowhere/iter_7.pth"}
     file.unlink()
     if kind == "folder":
         file.mkdir()
     elif kind == "loop":
         file.symlink_to(file)
+    elif kind == "pipe":
+        os.mkfifo(file)
     else:
         file.write_bytes(texts[kind])
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "blank", "nul", "binary", "long", "gone", "best", "other kind", "folder", "loop", "relative"]
+    "kind",
+    ["empty", "blank", "nul", "binary", "long", "gone", "best", "other kind", "folder", "loop", "pipe", "relative"],
 )
 def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_folder: Path, kind: str) -> None:
     if kind == "relative":
@@ -149,6 +152,25 @@ def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_fol
     else:
         make_last_checkpoint(run_folder / "last_checkpoint", kind)
         os.utime(run_folder / "epoch_3.pth", ns=(0, 0))
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"run_id": [1]}', '{"validated": "two"}', "[" * 100_000])
+def test_a_damaged_record_of_the_run_is_as_none(run_folder: Path, text: str) -> None:
+    (run_folder / "run.json").write_text(text)
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
+
+
+@pytest.mark.parametrize("part", [{"optimizer": [1]}, {"message_hub": 3}, {"meta": {"epoch": "four"}}])
+def test_a_checkpoint_with_parts_of_another_kind_is_damaged(run_folder: Path, part: dict) -> None:
+    torch.save({**load_checkpoint(run_folder / "epoch_3.pth"), **part}, run_folder / "epoch_4.pth")
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
+
+
+def test_of_checkpoints_of_one_time_the_last_is_taken(run_folder: Path) -> None:
+    (run_folder / "last_checkpoint").unlink()
+    for number in (3, 4):
+        os.utime(run_folder / f"epoch_{number}.pth", ns=(0, 0))
     assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
 
 
@@ -293,6 +315,14 @@ def test_empty_folder_starts_from_the_beginning(tmp_path: Path) -> None:
 def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"newest is epoch_4.pth, epoch 4\): give --resume .* or --overwrite"):
         refuse_to_start_over(run_folder)
+    for number in (3, 4):
+        (run_folder / f"epoch_{number}.pth").rename(run_folder / f"kept_{number}")
+    with pytest.raises(
+        ValueError, match=r"newest is best_mIoU_epoch_\d.pth, epoch \d\): give another --work-dir, or --ov"
+    ):
+        refuse_to_start_over(run_folder)
+    for number in (3, 4):
+        (run_folder / f"kept_{number}").rename(run_folder / f"epoch_{number}.pth")
     (run_folder / "student_2.pth").write_bytes((run_folder / "epoch_4.pth").read_bytes())
     remove_run(run_folder)
     left = {path.name for path in run_folder.glob("*.pth")}

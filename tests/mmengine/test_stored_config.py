@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 from frskd_plugin.commands.attention_maps import open_checkpoint
+from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.stored_config import parse_config, stored_config, stored_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -106,6 +107,12 @@ def test_imports_that_the_user_allows(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     cfg = "model = dict(type='A')\ncustom_imports = dict(imports=['their_module_of_a_test'])\n"
     assert stored_config({"meta": {"cfg": cfg}}, "a.pth", allow_imports=True).model.type == "A"
+    assert sys.modules.pop("their_module_of_a_test").LOADED
+    cfg = cfg.replace("type='A'", "type='TimmClassifier', student=dict(model_name='test_resnet')")
+    torch.save({"state_dict": {"student.a": torch.ones(1)}, "meta": {"cfg": cfg}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="give --allow-imports"):
+        export_student(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert export_student(tmp_path / "a.pth", tmp_path / "b.pth", allow_imports=True).path.is_file()
     assert sys.modules.pop("their_module_of_a_test").LOADED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import frskd_plugin
 from frskd_plugin.deploy.student import open_student
 from frskd_plugin.timm import TimmFeatureExtractor
-from frskd_plugin.timm.checkpoint import read_weights
+from frskd_plugin.timm.checkpoint import create_model, read_weights
 
 PLAIN = {"conv1.weight": torch.ones(1), "fc.bias": torch.zeros(1)}
 EMA = {key: value + 2 for key, value in PLAIN.items()}
@@ -46,6 +47,11 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Tensor], str]] = {
         "state_dict_ema (EMA)",
     ),
     "an EMA that was not kept": ({"state_dict": PLAIN, "state_dict_ema": None}, PLAIN, "state_dict"),
+    "torch's AveragedModel": (
+        {"state_dict_ema": {**prefixed("module.", wrapped(EMA)), "n_averaged": torch.ones(1)}},
+        EMA,
+        "state_dict_ema (EMA)",
+    ),
     "DeiT's": ({"model": PLAIN, "model_ema": EMA, "args": argparse.Namespace()}, EMA, "model_ema (EMA)"),
     "Lightning, wrapped": ({**LIGHTNING, "state_dict": prefixed("model.", wrapped(PLAIN))}, PLAIN, "state_dict"),
     "Lightning, plain": (
@@ -74,6 +80,18 @@ def test_weights_of_the_plain_network_and_where_they_were(name: str, tmp_path: P
     weights, found = read_weights(tmp_path / "a.ckpt")
     assert {key: value.item() for key, value in weights.items()} == {k: v.item() for k, v in expected.items()}
     assert found.startswith(entry)
+
+
+def test_files_that_timm_reads_run_nothing(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(1), "x": subprocess.run}}, tmp_path / "a.pth")
+    arguments = {"checkpoint_path": str(tmp_path / "a.pth")}
+    for settings in (arguments, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "a.pth")}}):
+        with pytest.raises(ValueError, match=r"a.pth was not read: it holds subprocess.run, and only tensors"):
+            TimmFeatureExtractor("test_resnet", **settings)
+    loaded = timm.create_model("test_resnet", num_classes=5).state_dict()
+    torch.save(loaded, tmp_path / "a.pth")
+    made = create_model("test_resnet", num_classes=5, **arguments).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in made.items())
 
 
 def test_safetensors(tmp_path: Path) -> None:
