@@ -86,7 +86,7 @@ def test_files_that_timm_reads_run_nothing(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.ones(1), "x": subprocess.run}}, tmp_path / "a.pth")
     arguments = {"checkpoint_path": str(tmp_path / "a.pth")}
     for settings in (arguments, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "a.pth")}}):
-        with pytest.raises(ValueError, match=r"a.pth was not read: it holds subprocess.run, and only tensors"):
+        with pytest.raises(ValueError, match=r"a.pth was not read: it holds \w+.run, and only tensors"):
             TimmFeatureExtractor("test_resnet", **settings)
     loaded = timm.create_model("test_resnet", num_classes=5).state_dict()
     torch.save(loaded, tmp_path / "a.pth")
