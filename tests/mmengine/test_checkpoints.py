@@ -144,7 +144,7 @@ def make_last_checkpoint(file: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["empty", "blank", "nul", "binary", "long", "gone", "best", "other kind", "folder", "loop", "pipe", "relative"],
+    ["empty", "blank", "nul", "binary", "long", "gone", "best", "other", "folder", "loop", "pipe", "relative"],
 )
 def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_folder: Path, kind: str) -> None:
     if kind == "relative":
