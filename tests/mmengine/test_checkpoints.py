@@ -315,14 +315,6 @@ def test_empty_folder_starts_from_the_beginning(tmp_path: Path) -> None:
 def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"newest is epoch_4.pth, epoch 4\): give --resume .* or --overwrite"):
         refuse_to_start_over(run_folder)
-    for number in (3, 4):
-        (run_folder / f"epoch_{number}.pth").rename(run_folder / f"kept_{number}")
-    with pytest.raises(
-        ValueError, match=r"newest is best_mIoU_epoch_\d.pth, epoch \d\): give another --work-dir, or --ov"
-    ):
-        refuse_to_start_over(run_folder)
-    for number in (3, 4):
-        (run_folder / f"kept_{number}").rename(run_folder / f"epoch_{number}.pth")
     (run_folder / "student_2.pth").write_bytes((run_folder / "epoch_4.pth").read_bytes())
     remove_run(run_folder)
     left = {path.name for path in run_folder.glob("*.pth")}
@@ -330,6 +322,13 @@ def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) 
     (run_folder / "epoch_1.pth").write_bytes(b"damaged")
     (run_folder / "student_2.pth").unlink()
     refuse_to_start_over(run_folder)
+
+
+def test_starting_over_on_top_of_a_best_checkpoint_is_refused(run_folder: Path) -> None:
+    for name in ("last_checkpoint", "epoch_3.pth", "epoch_4.pth"):
+        (run_folder / name).unlink()
+    with pytest.raises(ValueError, match=r"newest is best_mIoU_epoch_\d.pth, epoch \d\): give another --work-dir, or"):
+        refuse_to_start_over(run_folder)
 
 
 def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:
