@@ -100,7 +100,7 @@ def train(config: Config, args: argparse.Namespace) -> None:
     Raises:
         ValueError: the work folder holds another training, and neither ``--resume`` nor ``--overwrite`` is given.
     """
-    if not (args.resume or config.get("resume") or args.overwrite):
+    if not (config.get("resume") or args.overwrite):
         refuse_to_start_over(config.work_dir)
     runner = None
     try:

@@ -147,14 +147,12 @@ def refuse_to_start_over(work_dir: str | Path) -> None:
     Raises:
         ValueError: there is one.
     """
-    numbered = _candidates(Path(work_dir))
-    for path in [*numbered, *Path(work_dir).glob(BEST_FILES)]:
+    for path in _candidates(Path(work_dir)):
         with contextlib.suppress(OSError, BrokenCheckpointError):
             epoch = _load_whole(path)["meta"].get("epoch", "?")
-            resume = "--resume to go on from there, " if path in numbered else ""
             raise ValueError(
                 f"{work_dir} holds the checkpoints of a training (the newest is {path.name}, epoch {epoch}): give "
-                f"{resume}another --work-dir, or --overwrite to remove them and start again"
+                f"--resume to go on from there, another --work-dir, or --overwrite to remove them and start again"
             )
 
 

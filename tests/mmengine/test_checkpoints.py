@@ -324,13 +324,6 @@ def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) 
     refuse_to_start_over(run_folder)
 
 
-def test_starting_over_on_top_of_a_best_checkpoint_is_refused(run_folder: Path) -> None:
-    for name in ("last_checkpoint", "epoch_3.pth", "epoch_4.pth"):
-        (run_folder / name).unlink()
-    with pytest.raises(ValueError, match=r"newest is best_mIoU_epoch_\d.pth, epoch \d\): give another --work-dir, or"):
-        refuse_to_start_over(run_folder)
-
-
 def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:
     last = run_folder / "epoch_4.pth"
     (run_folder / "last_checkpoint").write_text(str(last))
