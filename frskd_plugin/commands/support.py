@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[2]
+# This package's own, of one module, each with code of its own.
+OWN_NETWORKS = ("resnet18_cifar", "wrn_16_2", "wrn_16_2_published")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def names(library: str) -> list[str]:
-    """Return timm's modules and then this package's own, or the folders of mmsegmentation's configs."""
+    """Return timm's modules and then this package's own networks, or the folders of mmsegmentation's configs."""
     if library == "timm":
         importlib.import_module("frskd_plugin.timm")  # registers this package's own models
         modules = importlib.import_module("timm").list_modules()
-        return sorted(modules, key=lambda module: (module.startswith("cifar_"), module))
+        return [*(module for module in modules if module != "cifar_networks"), *OWN_NETWORKS]
     return sorted(path.name for path in mmseg_configs().iterdir() if any(path.glob("*.py")) and path.name[0] != "_")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from frskd_plugin.commands.support import OWN_NETWORKS
 from tests.support.steps import describe
 
 OK = "ok"
@@ -173,7 +174,7 @@ def table(columns: Sequence[str], rows: Sequence[Row], titles: Sequence[str] = (
         text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
         return text.replace("|", "\\|")
 
-    ordered = sorted(rows, key=lambda row: (str(row.get("module")).startswith("cifar_"), row.get(columns[0])))
+    ordered = sorted(rows, key=lambda row: (row.get("module") in OWN_NETWORKS, row.get(columns[0])))
     lines = [titles or columns, ["---"] * len(columns), *([cell(row.get(name)) for name in columns] for row in ordered)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

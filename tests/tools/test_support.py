@@ -14,7 +14,7 @@ from tests.support import conftest
 from tests.support.steps import Unsupported, check_finite, check_gradients, smallest_fit, smallest_model
 from tests.support.test_timm import test_segmentor as try_segmentor
 
-WRN = {"module": "cifar_wrn", "model": "wrn_16_2", "image": 32, "levels": [0, 1, 2], "strides": [1, 2, 4]}
+WRN = {"module": "wrn_16_2", "model": "wrn_16_2", "image": 32, "levels": [0, 1, 2], "strides": [1, 2, 4]}
 BREAK_PIT = """
 from timm.models.pit import PoolingVisionTransformer
 def fail(*args, **kwargs): raise RuntimeError("sizes\\n  differ")
@@ -27,7 +27,7 @@ def test_a_module_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkey
     (tmp_path / "break_pit.py").write_text(BREAK_PIT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     page, rows = tmp_path / "made" / "table.md", tmp_path / "rows.json"
-    options = ["--in-process", "--markdown", page, "--json", rows, "-p", "break_pit", "--modules", "pit", "cifar_wrn"]
+    options = ["--in-process", "--markdown", page, "--json", rows, "-p", "break_pit", "--modules", "pit", "wrn_16_2"]
     assert run("coverage_timm", [str(option) for option in options]) == 1
     out, err = capfd.readouterr()
     assert "coverage_timm is now called support timm: frskd support timm" in err
@@ -39,7 +39,7 @@ def test_a_module_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkey
     text = page.read_text()
     assert "Written by `frskd support timm --in-process --markdown" in text
     assert "- `pit` (pit_ti_224) as a classifier: no image size up to 224 works" in text
-    assert "| cifar_wrn | wrn_16_2 | 32 | 0 1 2 | 1 2 4 | 32 64 128 | 0.54 | 2 | ok |" in text
+    assert "| wrn_16_2 | wrn_16_2 | 32 | 0 1 2 | 1 2 4 | 32 64 128 | 0.54 | 2 | ok |" in text
 
 
 def test_a_backbone_and_a_family() -> None:
@@ -48,8 +48,8 @@ def test_a_backbone_and_a_family() -> None:
     from tests.support.test_mmseg import test_family as try_family
 
     facts: dict[str, object] = {}
-    try_segmentor("cifar_wrn", facts.__setitem__)
-    assert {"module": "cifar_wrn", **facts} == {**WRN, "channels": [32, 64, 128]}
+    try_segmentor("wrn_16_2", facts.__setitem__)
+    assert {"module": "wrn_16_2", **facts} == {**WRN, "channels": [32, 64, 128]}
     facts.clear()
     try_family("erfnet", facts.__setitem__)
     assert (facts["image"], facts["channels"], facts["teacher_head"]) == (64, [16, 16], "FCNHead")
