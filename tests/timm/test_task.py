@@ -17,7 +17,7 @@ from timm.utils import CheckpointSaver
 from torch import distributed, nn
 
 import frskd_plugin
-from tests.helpers.model_tester import same, without_gradient
+from tests.helpers.model_tester import same
 from tests.helpers.toy_classifier import ToyClassifier, TwoHeads, toy_batch
 
 SMOOTHING = 0.3
@@ -73,11 +73,6 @@ class TestForward:
         result, expected = task(*toy_batch()), wrapped(*toy_batch())
         assert list(result) == list(expected)
         assert same(result, expected)
-
-    def test_every_parameter_gets_a_gradient(self):
-        task = make_task()
-        task(*toy_batch())["loss"].backward()
-        assert without_gradient(task.get_trainable_module()) == []
 
     def test_eval_mode_is_the_criterion_of_the_plain_student(self):
         task = make_task().eval()
@@ -213,7 +208,7 @@ class TestEvalModel:
 
     def test_compiled_step_equals_the_plain_one(self):
         plain, compiled = make_task(), make_task()
-        compiled.compile(backend="aot_eager")
+        compiled.compile(backend="eager")  # aot_eager: tests/timm/test_wrap_in_training.py
         result, expected = (task.train()(*toy_batch()) for task in (compiled, plain))
         assert list(result) == list(expected)
         torch.testing.assert_close(result["loss"], expected["loss"])

@@ -115,6 +115,8 @@ class TestUnwrap:
     @pytest.mark.parametrize(
         "outer",
         [
+            nn.DataParallel,
+            lambda model: torch.compile(model, backend="eager"),
             Lightning,
             lambda model: Lightning(model, "net"),
             lambda model: Lightning(torch.compile(model, backend="eager")),

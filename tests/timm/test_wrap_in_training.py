@@ -140,10 +140,6 @@ class TestCompile:
         compiled = torch.compile(make(), backend="eager", fullgraph=True)
         assert compiled(*toy_batch())["loss"].isfinite()
 
-    def test_unwrap_gives_the_model_itself(self):
-        student = ToyClassifier()
-        assert frskd_plugin.unwrap(torch.compile(make(student), backend="eager")) is student
-
 
 class TestLayoutAndPrecision:
     def test_channels_last_gives_the_same_step(self):
