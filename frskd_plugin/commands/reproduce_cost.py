@@ -197,7 +197,7 @@ def count(network: nn.Module, inputs: Any) -> Count:
 
 def authors_self_teacher(*args: Any, **settings: Any) -> SelfTeacher:
     """Build a self-teacher that computes as the authors' does: it up-samples before it projects."""
-    teacher = SelfTeacher(*args, rectify_input=False, **settings)
+    teacher = SelfTeacher(*args, **{**settings, "rectify_input": False})
     for layer in teacher.neck.layers:
         for level, module in layer.td_resize.items():
             if isinstance(module, UpsampleConv):

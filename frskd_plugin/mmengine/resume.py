@@ -184,7 +184,7 @@ def read_run(work_dir: str | Path) -> dict[str, Any]:
         run = json.loads(_read(Path(work_dir) / RUN_NAME))
     except (OSError, ValueError, RecursionError):
         return {}
-    kinds = {"run_id": (str, type(None)), "validated": int}
+    kinds: dict[str, Any] = {"run_id": (str, type(None)), "validated": int}
     is_ours = isinstance(run, dict) and all(isinstance(run[key], kinds[key]) for key in kinds.keys() & run.keys())
     return run if is_ours else {}
 
