@@ -206,7 +206,7 @@ def resized_soft_label_loss(
         rows: rows of a piece; None takes about 2 MiB of each map on a CPU, up to 64 MiB elsewhere.
         teacher_align_corners: of the interpolation of the teacher's logits; None is as the student's.
         soft_label: 'softmax' for `soft_label_loss`, 'sigmoid' for `binary_soft_label_loss` over the positions.
-        valid: bool [B, *size], the positions that count.
+        valid: bool [B, H, W] of that size, the positions that count.
 
     Raises:
         TypeError: if ``rows`` is not an int.

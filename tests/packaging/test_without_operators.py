@@ -15,7 +15,7 @@ BUILD = (
     "import sys\n{before}\nimport frskd_plugin\nfrom mmengine.registry import MODELS\n"
     "for name in ('BiFPN', 'SelfTeacherNeck'):\n"
     "    print(type(MODELS.build(dict(type=name, in_channels=[8, 8], channels=8, variant='efficientdet'))).__name__)\n"
-    "print(MODELS.build(dict(type='FRSKDLoss', soft_label='sigmoid')).soft_label)\n"
+    "print(MODELS.build(dict(type='FRSKDLoss', soft_label='sigmoid')).soft_label_loss.soft_label)\n"
     "{build}"
 )
 DETECTOR = "MODELS.build(dict(type='FRSKDSingleStage', bbox_head=dict(type='RetinaHead'), self_teacher=dict()))"
