@@ -184,7 +184,7 @@ def _held_modules(name: str) -> bool:
 
 
 def _exists(fullname: str, path: Sequence[str] | None) -> bool:
-    """Whether a package is still there; a folder that holds nothing but caches is none."""
+    """Tell if a package is still there; a folder that holds nothing but caches is none."""
     spec = importlib.machinery.PathFinder.find_spec(fullname, path)
     return spec is not None and spec.origin is not None
 

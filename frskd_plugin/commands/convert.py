@@ -80,7 +80,7 @@ def write_frskd_config(
 
 
 def summary(plan: TeacherPlan, target: str | Path) -> str:
-    """What was found and chosen, and what to do next."""
+    """Tell what was found and chosen, and what to do next."""
     maps = ", ".join(f"{c} channels at stride {s}" for c, s in zip(plan.maps.channels, plan.maps.strides, strict=True))
     limit = f", at most {plan.max_channels} channels" if plan.max_channels else ""
     head = f" (its decode head: about {plan.head_share:.2f} more)" if plan.maps.head_macs else ""

@@ -31,7 +31,7 @@ MARKER = ".frskd_demo"
 
 
 def reduced_size() -> list[str]:
-    """What makes the VOC configs small: --cfg-options for both runs."""
+    """Return the --cfg-options that make the VOC configs small, for both runs."""
     options = [
         "model.backbone.pretrained=False",
         # timm's TensorFlow weights ask for 0.01; a few hundred steps from scratch are too few for that.

@@ -39,7 +39,7 @@ _SAME_MEAN, _SAME_MAX, _SAME_SHARE = 3.0, 16.0, 0.1
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies an image: its file, its pixels, and what it looks like."""
+    """Marks of an image: its file, its pixels, and what it looks like."""
 
     file_hash: str
     pixel_hash: str

@@ -1,4 +1,4 @@
-"""What a run is: its config, method and settings, progress, dates, versions, and its pictures of attention maps."""
+"""Facts of a run: its config, method and settings, progress, dates, versions, and its pictures of attention maps."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder and its record."""
+        """Return the name of its folder and its record."""
         return f"{self.stem}_seed{self.seed}"
 
 

@@ -65,7 +65,7 @@ def _lock(descriptor: int) -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the only process of a run, or the first; also before they have found each other."""
+    """Tell if this is the only process of a run, or the first; also before they have found each other."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,4 +1,4 @@
-"""What a segmentor's decode head receives, seen by one dry run: channels and sizes of the maps, and the cost."""
+"""One dry run of a segmentor: channels and sizes of the maps that its decode head receives, and the cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FeatureMaps:
 
     @property
     def in_order(self) -> bool:
-        """Whether the network hands all of them out in this very order."""
+        """Tell if the network hands all of them out in this very order."""
         return self.indices == tuple(range(len(self.indices)))
 
 

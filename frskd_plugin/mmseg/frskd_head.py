@@ -109,7 +109,7 @@ class FRSKDHead(BaseModule):
         return select_maps(flat_maps(feats), self.feat_indices, self.extra_levels)
 
     def forward(self, feats: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """What the student hands out -> refined maps [B, D_i, H_i, W_i], a level each, and the head's output."""
+        """Return refined maps [B, D_i, H_i, W_i], a level each, and the head's output for the student's maps."""
         refined_feats = self.neck(self.levels(feats))
         return refined_feats, self.head(_for_head(refined_feats))
 

@@ -124,7 +124,7 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         return teacher
 
     def extract_feat(self, inputs: Tensor) -> Any:
-        """What backbone and neck hand out for images [B, 3, H, W]; in the view `as_self_teacher` all branches."""
+        """Return what backbone and neck hand out for images [B, 3, H, W]; as `as_self_teacher` all branches."""
         if not isinstance(self.decode_head, FRSKDHead):
             return super().extract_feat(inputs)
         with _all_branches(self.backbone):

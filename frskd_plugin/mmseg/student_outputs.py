@@ -112,7 +112,7 @@ def level_of(in_index: int, num_maps: int, feat_indices: Sequence[int] | None = 
 
 
 def first_of(table: dict[str, Any], head_type: type) -> Any:
-    """What a table says of a class or of the nearest of its bases, by name; None where it names none of them.
+    """Look a class, or the nearest of its bases, up in a table by name; None where it names none of them.
 
     Names, because a module of mmseg may need packages that are not installed.
 

@@ -1,4 +1,4 @@
-"""Which decode heads FRSKD serves, and which head a self-teacher gets."""
+"""The decode heads that FRSKD serves, and the head that a self-teacher gets."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def _differences(model: nn.Module, state_dict: dict[str, Tensor]) -> list[str]:
-    """What keeps `state_dict` from being this model's; keys of the removed classifier do not count."""
+    """List what keeps `state_dict` from being this model's; keys of the removed classifier do not count."""
     expected = model.state_dict()
     classifiers = _classifier_names(model)
     found = [f"{key} is missing" for key in expected if key not in state_dict]
@@ -169,7 +169,7 @@ def _adapt_first_conv(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[s
 
 
 def _convert(model: nn.Module, name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the model's own file in timm does with a checkpoint; by timm's convention it is called like this."""
+    """Convert a checkpoint as the model's own file in timm does, by timm's convention of a name."""
     module = sys.modules[model_entrypoint(name).__module__]
     convert = getattr(module, "checkpoint_filter_fn", None)
     if convert is None:

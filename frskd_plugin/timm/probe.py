@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 @dataclass(frozen=True)
 class StudentProbe:
-    """What one forward pass showed.
+    """Findings of one forward pass.
 
     Attributes:
         input_size: channels, height and width of the images.

@@ -204,7 +204,7 @@ class FRSKDTask(TrainingTask):
 
 
 def _refuse_settings(method: str, **settings: Any) -> None:
-    """What `wrap` has settled cannot be given again."""
+    """Refuse settings that `wrap` has settled already."""
     given = [name for name, value in settings.items() if value is not None]
     if method != "frskd":
         given.append("method")
