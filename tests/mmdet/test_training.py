@@ -60,7 +60,7 @@ def test_validation_gives_coco_scores(runner: Runner) -> None:
 
 def test_student_is_exported_into_the_stock_detector(runner: Runner, tmp_path: Path) -> None:
     source = Path(runner.work_dir) / f"epoch_{EPOCHS}.pth"
-    target, config_path = export_student(source, tmp_path / "student.pth")
+    target, config_path, *_ = export_student(source, tmp_path / "student.pth")
     config = Config.fromfile(config_path)
     assert config.model.type == "SingleStageDetector"
     assert "self_teacher" not in config.model
