@@ -18,7 +18,6 @@ MOVED = {
     "frskd_plugin.timm.cifar_wrn": "frskd_plugin.timm.cifar_networks",
     "frskd_plugin.timm.cifar_wrn_published": "frskd_plugin.timm.cifar_networks",
     "frskd_plugin.core.early_gradient": "frskd_plugin.core.immediate_gradient",
-    "frskd_plugin.core.schedule": "frskd_plugin.core.frskd_loss",
     "frskd_plugin.core.forward_cost": "frskd_plugin.core.dry_run",
     "frskd_plugin.core.listening": "frskd_plugin.core.dry_run",
     "frskd_plugin.core.bifpnc_layer": "frskd_plugin.core.self_teacher_neck",

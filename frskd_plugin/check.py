@@ -199,7 +199,6 @@ def _restored(module: nn.Module) -> Iterator[None]:
     """
     attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    factors = [(part, part.factor) for part in module.modules() if isinstance(part, FRSKDLoss)]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with forked_rng(seed=0):
@@ -214,8 +213,6 @@ def _restored(module: nn.Module) -> Iterator[None]:
             vars(part).clear()
             vars(part).update(own)
             part._buffers.update(registered)
-        for loss, factor in factors:  # a tensor, which was changed in place
-            loss.factor = factor
 
 
 def _train(subject: Subject, amp: str | None) -> tuple[Step, ForwardCost, ForwardCost]:

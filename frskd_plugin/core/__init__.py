@@ -11,7 +11,8 @@ from frskd_plugin.core.feature_losses import (
     overhaul_loss,
     overhaul_margin,
 )
-from frskd_plugin.core.frskd_loss import FRSKDLoss, distill_factor, sigmoid_rampup
+from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.schedule import distill_factor, sigmoid_rampup
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import (

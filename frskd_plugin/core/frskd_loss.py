@@ -2,69 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.blocks import Size
 from frskd_plugin.core.checks import check_not_negative
 from frskd_plugin.core.feature_losses import AttentionTransferLoss
+from frskd_plugin.core.schedule import ScheduledWeight
 from frskd_plugin.core.soft_label import SoftLabelLoss
 
 
-def sigmoid_rampup(current: float, length: float) -> float:
-    """``exp(-5 (1 - t)^2)`` with t = current / length, clipped to 0..1; 1 for a ramp of no length.
-
-    >>> round(sigmoid_rampup(10, 20), 4), sigmoid_rampup(20, 20), sigmoid_rampup(3, 0)
-    (0.2865, 1.0, 1.0)
-    """
-    if length == 0:
-        return 1.0
-    progress = min(max(current, 0.0), length) / length
-    return math.exp(-5.0 * (1.0 - progress) ** 2)
-
-
-def scheduled_weight(value: float) -> Tensor:
-    """Weight of a loss that a schedule changes with ``fill_``: a scalar on the CPU, in float64.
-
-    ``torch.compile`` takes a number for a constant, and compiles anew for each of its values.
-    """
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
-
-
-def weighted(loss: Tensor, weight: Tensor) -> Tensor:
-    """A scalar loss times a `scheduled_weight`, in the loss's dtype and on its device.
-
-    >>> import torch
-    >>> weighted(torch.tensor(3.0), scheduled_weight(0.5))
-    tensor(1.5000)
-    """
-    return loss * weight.to(loss.dtype)
-
-
-def distill_factor(step: int, begin: int, end: int) -> float:
-    """Factor on alpha and beta at a zero-based epoch or iteration: 0 before ``begin``, then a ramp to 1 at ``end``.
-
-    Args:
-        step: zero-based epoch or iteration.
-        begin: steps of warm-up without distillation (40 in the paper's segmentation).
-        end: steps in all (60).
-
-    Raises:
-        ValueError: for a ramp that ends before it begins.
-
-    >>> distill_factor(39, 40, 60), round(distill_factor(40, 40, 60), 4), distill_factor(59, 40, 60)
-    (0.0, 0.011, 1.0)
-    """
-    if not 0 <= begin <= end:
-        raise ValueError(f"The warm-up must have 0 <= begin <= end, got begin={begin} and end={end}.")
-    return 0.0 if step < begin else sigmoid_rampup(step + 1 - begin, end - begin)
-
-
 class FRSKDLoss(nn.Module):
-    """``alpha * L_KD + beta * L_F``; the cross-entropies of Eq. 5 stay with the classifiers.
+    """``factor * (alpha * L_KD + beta * L_F)``; the cross-entropies of Eq. 5 stay with the classifiers.
+
+    ``alpha``, ``beta`` and ``factor`` (1 at first) are attributes that may be set at any time of a training: that
+    takes effect in the next step, also in one that ``torch.compile`` compiled or a CUDA graph captured. What is 0 is
+    not computed, so a step from 0 to a weight, or back, compiles anew and needs a new capture.
 
     Args:
         alpha: weight of the soft labels.
@@ -102,8 +56,9 @@ class FRSKDLoss(nn.Module):
         feature_reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.alpha = check_not_negative("alpha", alpha)
-        self.beta = check_not_negative("beta", beta)
+        self._alpha = ScheduledWeight(check_not_negative("alpha", alpha))
+        self._beta = ScheduledWeight(check_not_negative("beta", beta))
+        self._factor = ScheduledWeight(1.0)
         self.soft_label_loss = SoftLabelLoss(temperature, variant, soft_label)
         attention_transfer = AttentionTransferLoss(variant, feature_reduction)
         if feature_loss is not None and feature_reduction != "mean":
@@ -112,23 +67,38 @@ class FRSKDLoss(nn.Module):
                 f"{type(feature_loss).__name__}` beside it: leave one of them out."
             )
         self.feature_loss = attention_transfer if feature_loss is None else feature_loss
-        self._factor = scheduled_weight(1.0)
-        self._computes = True  # for torch.compile, which must not read the value of the factor
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the soft labels; may be set at any time of a training."""
+        return self._alpha.value
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha.set(check_not_negative("alpha", value))
+
+    @property
+    def beta(self) -> float:
+        """Weight of the feature distillation; may be set at any time of a training."""
+        return self._beta.value
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._beta.set(check_not_negative("beta", value))
 
     @property
     def factor(self) -> float:
-        """Multiply both terms; a schedule sets it, 0 skips their computation."""
-        return self._factor.item()
+        """Multiply both terms; may be set at any time of a training, 0 skips their computation."""
+        return self._factor.value
 
     @factor.setter
     def factor(self, value: float) -> None:
-        self._factor.fill_(check_not_negative("factor", value))
-        self._computes = value > 0
+        self._factor.set(check_not_negative("factor", value))
 
     @property
     def active(self) -> bool:
         """True while any term is computed."""
-        return self._computes and self.alpha + self.beta > 0
+        return self._factor.on and (self._alpha.on or self._beta.on)
 
     def forward(
         self,
@@ -158,12 +128,12 @@ class FRSKDLoss(nn.Module):
             ValueError: if shapes or numbers of levels disagree.
         """
         soft, feature = student_logits.new_zeros(()), zero_loss(student_logits, self.feature_loss)
-        if self._computes and self.alpha:
+        if self._factor.on and self._alpha.on:
             corners = (align_corners, teacher_align_corners)
             soft = self.soft_label_loss(student_logits, teacher_logits, size, *corners, valid)
-            soft = weighted(self.alpha * soft, self._factor)
-        if self._computes and self.beta:
-            feature = weighted(self.beta * self.feature_loss(feats, refined_feats), self._factor)
+            soft = self._factor(self._alpha(soft))
+        if self._factor.on and self._beta.on:
+            feature = self._factor(self._beta(self.feature_loss(feats, refined_feats)))
         return {"loss_kd": soft, "loss_feat": feature}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_not_negative, check_positive_int
 from frskd_plugin.core.dry_run import evaluating, probe_images
-from frskd_plugin.core.frskd_loss import scheduled_weight, sigmoid_rampup, weighted
+from frskd_plugin.core.schedule import ScheduledWeight, sigmoid_rampup
 from frskd_plugin.core.soft_label import SoftLabelLoss, finite_logits
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
@@ -264,7 +264,7 @@ class ONE(Method):
         if not rampup_epochs >= 0:
             raise ValueError(f"`rampup_epochs` counts epochs from 0, got {rampup_epochs}.")
         self.rampup_epochs = float(rampup_epochs)
-        self._weight_now = scheduled_weight(0.0)
+        self._weight_now = ScheduledWeight(0.0)
         self.set_progress(*self.progress)
         stage = find_last_stage(student.module, probe_images(student.module, student.input_size))
         self.last_stage = stage.name
@@ -281,7 +281,7 @@ class ONE(Method):
     def set_progress(self, epoch: float, max_epochs: float) -> None:
         """See `Method.set_progress`."""
         super().set_progress(epoch, max_epochs)
-        self._weight_now.fill_(self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs))
+        self._weight_now.set(self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs))
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return ``loss_ce, loss_branch_ce, loss_ensemble_ce`` and the weighted ``loss_kd``; see `Method.forward`.
@@ -298,7 +298,7 @@ class ONE(Method):
             "loss_ce": criterion(logits, targets),
             "loss_branch_ce": torch.stack([criterion(z, targets) for z in every[1:]]).sum(),
             "loss_ensemble_ce": criterion(ensemble, targets),
-            "loss_kd": weighted(soft, self._weight_now),
+            "loss_kd": self._weight_now(soft),
             "output": logits,
             "teacher_output": ensemble,
         }

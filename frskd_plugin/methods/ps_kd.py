@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_positive_int
-from frskd_plugin.core.frskd_loss import scheduled_weight
+from frskd_plugin.core.schedule import ScheduledWeight
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label, soft_loss
 
@@ -188,18 +188,18 @@ class PSKD(Method):
             raise ValueError(f"`alpha` is the share of earlier predictions and must be in 0..1, got {alpha}.")
         self.alpha = float(alpha)
         self.soft_label = choose_soft_label(soft_label, student)
-        self._alpha_now = scheduled_weight(self.alpha)
+        self._alpha_now = ScheduledWeight(self.alpha)
         self.predictions = PredictionStore(num_samples, student.num_classes, file)
 
     @property
     def alpha_now(self) -> float:
         """alpha_t of the epoch that `set_progress` told of."""
-        return self._alpha_now.item()
+        return self._alpha_now.value
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
         """See `Method.set_progress`."""
         super().set_progress(epoch, max_epochs)
-        self._alpha_now.fill_(self.alpha * min(1.0, (int(epoch) + 1) / max_epochs))
+        self._alpha_now.set(self.alpha * min(1.0, (int(epoch) + 1) / max_epochs))
 
     def forward(
         self,
@@ -225,6 +225,6 @@ class PSKD(Method):
         before = self.predictions.read(index).to(logits.device)
         z = logits.detach().float()
         now = z.softmax(dim=1) if self.soft_label == "softmax" else z.sigmoid().clamp(min=LEAST_PROBABILITY)
-        loss = soft_loss(criterion, logits, targets, lambda y: mixed_targets(y, before, self._alpha_now))
+        loss = soft_loss(criterion, logits, targets, lambda y: mixed_targets(y, before, self._alpha_now.tensor))
         self.predictions.write(index, now)
         return {"loss_ce": loss, "output": logits}

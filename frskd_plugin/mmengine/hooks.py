@@ -16,7 +16,8 @@ from torch import nn
 
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.core.compiled_parts import CompiledParts
-from frskd_plugin.core.frskd_loss import FRSKDLoss, distill_factor
+from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.methods import Method
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 
@@ -21,7 +22,7 @@ from frskd_plugin.core import (
     overhaul_margin,
     sigmoid_rampup,
 )
-from frskd_plugin.core.frskd_loss import distill_factor
+from frskd_plugin.core.schedule import ScheduledWeight, distill_factor
 from tests.helpers.reference import DATA, assert_close, numbered
 
 TOL = 2e-7  # float64 against numbers stored as float32
@@ -267,6 +268,32 @@ def test_factor_scales_and_switches_off():
     # nothing is computed: maps that do not fit are not even looked at
     assert all(value.item() == 0 for value in loss(logits, other, feats, []).values())
     assert FRSKDLoss(2, 0)(logits, other, feats, [])["loss_feat"].item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_weights_set_in_training_are_exact_and_no_part_of_the_state(dtype):
+    """They lie on the device in double precision, whatever dtype the model is brought to."""
+    logits, other = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    feats, refined = [torch.rand(2, 3, 4, 4).double()], [torch.rand(2, 6, 4, 4).double()]
+    unit = FRSKDLoss(1, 1, 4)(logits, other, feats, refined)
+    loss = FRSKDLoss(2, 100, 4).to(dtype)
+    buffers = [id(buffer) for buffer in loss.buffers()]
+    loss.alpha, loss.beta, loss.factor = 0.1, 0.3, 0.7
+    assert (loss.alpha, loss.beta, loss.factor) == (0.1, 0.3, 0.7) and loss.state_dict() == {}
+    assert [id(buffer) for buffer in loss.buffers()] == buffers  # changed in place: a captured graph reads them
+    found = loss(logits, other, feats, refined)
+    assert found["loss_kd"].item() == pytest.approx(0.1 * 0.7 * unit["loss_kd"].item(), rel=1e-14)
+    assert found["loss_feat"].item() == pytest.approx(0.3 * 0.7 * unit["loss_feat"].item(), rel=1e-14)
+    twin = copy.deepcopy(loss).to("meta").to_empty(device="cpu")  # built without memory, then given some
+    assert torch.equal(twin(logits, other, feats, refined)["loss_kd"], found["loss_kd"])
+    for name in ("alpha", "beta", "factor"):
+        with pytest.raises(ValueError, match=f"`{name}` weighs a loss and must be >= 0, got -1"):
+            setattr(loss, name, -1)
+
+
+def test_a_weight_rounds_no_earlier_than_the_product_in_half_precision():
+    loss = torch.tensor(3.0, dtype=torch.bfloat16)
+    assert torch.equal(ScheduledWeight(100.3)(loss), 100.3 * loss)
 
 
 @pytest.mark.parametrize(

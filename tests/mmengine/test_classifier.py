@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 import frskd_plugin
 from frskd_plugin.commands.config import check_classes, enable_amp
-from frskd_plugin.core.frskd_loss import FRSKDLoss, distill_factor
+from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages
 from frskd_plugin.mmengine.classifier import ImagePreprocessor, TimmClassifier, TopKAccuracyMetric, top_k_hits

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from frskd_plugin.core.frskd_loss import distill_factor
+from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.mmengine.attention import ClassifierAttentionPictureHook, attention_panels, picture_of
 from frskd_plugin.mmengine.hooks import CompileHook, DistillWarmupHook
 from frskd_plugin.mmengine.optim import AutocastOptimWrapper

@@ -456,6 +456,7 @@ def test_a_schedule_is_not_compiled_anew_each_epoch(method, settings, term, new_
         model.method.set_progress(epoch, 5)
         if method == "frskd":
             model.method.loss_distill.factor = max(0, epoch - 1) / 3
+            model.method.loss_distill.alpha = model.method.loss_distill.beta = 1 + epoch
         values.append(compiled(images, targets, **extra)[term].item())
         counts.append(len(graphs))
     assert [i for i in range(2, 5) if counts[i] > counts[i - 1]] == ([] if new_at is None else [new_at])
