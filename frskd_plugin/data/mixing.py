@@ -14,6 +14,7 @@ with them equals ``lam * CE(p, y) + (1 - lam) * CE(p, y[index])``, of the studen
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 Box = tuple[int, int, int, int]
 
 
-def mixup(images: Tensor, lam: float, index: Tensor) -> Tensor:
+def mixup(images: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
     """Blend each image with its partner: ``lam * x + (1 - lam) * x[index]``.
 
     Args:
@@ -67,21 +68,22 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
     return (row0, row1, column0, column1), 1 - (row1 - row0) * (column1 - column0) / (height * width)
 
 
-def cutmix(images: Tensor, box: Box, index: Tensor) -> Tensor:
+def cutmix(images: Tensor, box: Box | Tensor, index: Tensor) -> Tensor:
     """Return copies of the images with the box taken from their partners.
 
     Args:
         images: [B, C, H, W], of any type.
-        box: (row0, row1, column0, column1).
+        box: (row0, row1, column0, column1), numbers or int64 [4].
         index: partners [B], on the images' device.
     """
     row0, row1, column0, column1 = box
-    mixed = images.clone()
-    mixed[:, :, row0:row1, column0:column1] = images[:, :, row0:row1, column0:column1][index]
-    return mixed
+    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
+    in_rows, in_columns = (rows >= row0) & (rows < row1), (columns >= column0) & (columns < column1)
+    # a mask and not a slice: a box that lies on the device has no numbers for the host
+    return torch.where(in_rows[:, None] & in_columns, images[index], images)
 
 
-def mixed_targets(targets: Tensor, index: Tensor, lam: float, num_classes: int) -> Tensor:
+def mixed_targets(targets: Tensor, index: Tensor, lam: float | Tensor, num_classes: int) -> Tensor:
     """Return soft targets ``lam * y + (1 - lam) * y[index]``.
 
     Args:
@@ -136,14 +138,28 @@ class Mixup:
         self.alpha = _check_alpha(alpha)
         self.generator = generator
 
-    def __call__(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K] -> mixed images and soft targets [B, K]."""
+    def draw(self, shape: Sequence[int]) -> dict[str, Tensor]:
+        """Draw what mixes a batch [B, C, H, W], on the CPU: ``lam`` [] in float64 and partners ``index`` [B]."""
         lam = draw_beta(self.alpha, self.generator)
-        index = draw_partners(images, self.generator)
-        return mixup(images, lam, index), mixed_targets(targets, index, lam, num_classes)
+        return {"lam": torch.tensor(lam, dtype=torch.float64), "index": draw_partners(shape[0], self.generator)}
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, num_classes: int, drawn: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K] -> mixed images and soft targets [B, K].
+
+        ``drawn`` is of `draw`, on any device; by default it is drawn now.
+        """
+        drawn = self.draw(images.shape) if drawn is None else drawn
+        index = drawn["index"].to(images.device, non_blocking=True)
+        return self.mix(images, index, drawn), mixed_targets(targets, index, drawn["lam"], num_classes)
+
+    def mix(self, images: Tensor, index: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Mix the images alone."""
+        return mixup(images, drawn["lam"], index)
 
 
-class CutMix:
+class CutMix(Mixup):
     """CutMix of every batch: one box, with ``lam ~ Beta(alpha, alpha)``, and one random permutation.
 
     Args:
@@ -155,17 +171,19 @@ class CutMix:
     """
 
     def __init__(self, alpha: float = 1.0, generator: torch.Generator | None = None) -> None:
-        self.alpha = _check_alpha(alpha)
-        self.generator = generator
+        super().__init__(alpha, generator)
 
-    def __call__(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K] -> mixed images and soft targets [B, K]."""
-        height, width = images.shape[2:]
-        lam = draw_beta(self.alpha, self.generator)
-        index = draw_partners(images, self.generator)
+    def draw(self, shape: Sequence[int]) -> dict[str, Tensor]:
+        """Draw ``lam``, here the share outside of the box, ``index``, and ``box`` int64 [4]; see `Mixup.draw`."""
+        drawn = super().draw(shape)
+        height, width = shape[2:]
         row, column = (int(torch.randint(size, (), generator=self.generator)) for size in (height, width))
-        box, lam = cutmix_box(lam, (row, column), height, width)
-        return cutmix(images, box, index), mixed_targets(targets, index, lam, num_classes)
+        box, lam = cutmix_box(float(drawn["lam"]), (row, column), height, width)
+        return {**drawn, "lam": torch.tensor(lam, dtype=torch.float64), "box": torch.tensor(box)}
+
+    def mix(self, images: Tensor, index: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Mix the images alone."""
+        return cutmix(images, drawn["box"].to(images.device, non_blocking=True), index)
 
 
 def draw_beta(alpha: float, generator: torch.Generator | None = None) -> float:
@@ -177,9 +195,9 @@ def draw_beta(alpha: float, generator: torch.Generator | None = None) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-def draw_partners(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a random permutation [B] of the batch on its device, drawn on the CPU: the host never waits for a GPU."""
-    return torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
+def draw_partners(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw a random permutation of a batch, int64 [B] on the CPU."""
+    return torch.randperm(count, generator=generator)
 
 
 def _check_alpha(alpha: float) -> float:

@@ -12,7 +12,7 @@ images, the parts of several processes and the resume of a run, stay those of an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,27 +154,29 @@ class TensorImages:
                 f"The images lie on {self.device}, which a worker process of the DataLoader cannot read: set "
                 "num_workers=0. Nothing is left for workers to do."
             )
-        index = torch.tensor([int(i) for i in indices]).to(self.device, non_blocking=True)
-        if self.augment:
-            inputs = crop_windows(self._images, index, self._crops_of(indices, index), self.size)
-        else:
-            inputs = self._images[index]
-        return {"inputs": inputs, "targets": self._targets[index]}
+        plan = self.plan(indices)
+        return self.take({name: value.to(self.device, non_blocking=True) for name, value in plan.items()})
+
+    def plan(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return what `take` makes a batch of: ``index`` [B] and, with augmentation, ``crops`` [B, 3], on the CPU."""
+        index = torch.tensor([int(i) for i in indices])
+        return {"index": index, "crops": self._crops_of(indices, index)} if self.augment else {"index": index}
+
+    def take(self, plan: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch of a `plan` that lies on the data set's device; the same operations for every batch."""
+        index = plan["index"]
+        images = crop_windows(self._images, index, plan["crops"], self.size) if self.augment else self._images[index]
+        return {"inputs": images, "targets": self._targets[index]}
 
     def _crops_of(self, indices: Sequence[Any], index: Tensor) -> Tensor:
         """Return crop and flip [B, 3] of indices, those of their pass or, for plain ints, new ones."""
         if not all(hasattr(i, "epoch") for i in indices):
             high = 2 * self.padding + 1
-            draws = [torch.randint(bound, index.shape) for bound in (high, high, 2)]
-            return torch.stack(draws, dim=1).to(self.device, non_blocking=True)
+            return torch.stack([torch.randint(bound, index.shape) for bound in (high, high, 2)], dim=1)
         passes = [(i.seed, i.epoch, getattr(i, "draw", 0)) for i in indices]
-        if len(set(passes)) == 1:
-            return self._table(passes[0])[index]
         crops = index.new_empty(len(index), 3)
         for key in dict.fromkeys(passes):
-            # numbers and not a mask, which would make the host wait for a GPU
-            places = torch.tensor([place for place, own in enumerate(passes) if own == key])
-            places = places.to(self.device, non_blocking=True)
+            places = torch.tensor([own == key for own in passes])
             crops[places] = self._table(key)[index[places]]
         return crops
 
@@ -182,7 +184,7 @@ class TensorImages:
         """Return crops [N, 3] of all images; a batch may lie in two epochs, with two draws of each."""
         if key not in self._crops:
             latest = dict(list(self._crops.items())[-3:])
-            self._crops = {**latest, key: draw_crops(len(self), self.padding, *key).to(self.device)}
+            self._crops = {**latest, key: draw_crops(len(self), self.padding, *key)}
         return self._crops[key]
 
 

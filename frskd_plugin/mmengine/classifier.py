@@ -102,7 +102,12 @@ class TimmClassifier(BaseModel):
         """Do nothing: timm and the method have initialised their weights when they were made."""
 
     def forward(
-        self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor", index: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor | None = None,
+        mode: str = "tensor",
+        index: Tensor | None = None,
+        drawn: dict[str, Tensor] | None = None,
     ) -> Any:
         """Run as mmengine asks for by ``mode``.
 
@@ -113,6 +118,7 @@ class TimmClassifier(BaseModel):
             mode: 'loss': the terms ``loss_*``, which mmengine sums, and ``train_top1`` of the student, in percent;
                 'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``;
                 'tensor': the plain network's logits [B, K].
+            drawn: of the ``draw`` of ``mix``, for 'loss'; None draws now.
 
         Raises:
             ValueError: another mode.
@@ -120,17 +126,24 @@ class TimmClassifier(BaseModel):
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=self.memory_format)
         if mode == "loss":
-            return self.loss(inputs, targets, index)
+            return self.loss(inputs, targets, index, drawn)
         if mode == "predict":
             return self.predict(inputs, targets)
         if mode == "tensor":
             return self.network.student(inputs)
         raise ValueError(f"TimmClassifier: mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
-    def loss(self, inputs: Tensor, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+    def loss(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        index: Tensor | None = None,
+        drawn: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Compute the method's terms on a batch, mixed first where the config says so."""
         if self.mix is not None:
-            inputs, targets = self.mix(inputs, targets, self.network.student.num_classes)
+            extra = () if drawn is None else (drawn,)
+            inputs, targets = self.mix(inputs, targets, self.network.student.num_classes, *extra)
         output = self.network(inputs, targets, **({"index": index} if self.network.method.needs.index else {}))
         if "output" not in output:
             name = type(self.network.method).__name__

@@ -178,6 +178,17 @@ class MethodDataset:
         places = torch.tensor([int(index) for index in indices])
         return self._join([self.dataset.__getitems__(list(view)) for view in draws], places, dim=1)
 
+    def plan(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the plans of a batch's views (`TensorImages`), ``index`` [B, views] and ``crops`` [B, views, 3]."""
+        draws = zip(*map(self._draws, indices), strict=True)
+        plans = [self.dataset.plan(list(view)) for view in draws]
+        return {name: torch.stack([plan[name] for plan in plans], dim=1) for name in plans[0]}
+
+    def take(self, plan: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the batch of a `plan`, see `TensorImages.take`."""
+        views = [self.dataset.take({name: value[:, i] for name, value in plan.items()}) for i in range(self.views)]
+        return self._join(views, plan["index"][:, 0], dim=1)
+
     def _draws(self, index: int) -> list[int]:
         if not isinstance(index, DrawnIndex):
             return [index] * self.views

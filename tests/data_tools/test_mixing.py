@@ -82,6 +82,20 @@ def test_draws_follow_the_random_state_and_leave_the_batch_alone(mix):
     assert first[1].shape == (6, 6) and torch.allclose(first[1].sum(dim=1), torch.ones(6))
 
 
+@pytest.mark.parametrize("mix", [Mixup(0.3), CutMix(1.0)])
+def test_what_is_drawn_before_mixes_to_the_bit_as_numbers_do(mix):
+    images, labels = torch.randn(6, 3, 9, 8), torch.arange(6)
+    torch.manual_seed(5)
+    expected = mix(images, labels, 6)
+    torch.manual_seed(5)
+    drawn = mix.draw(images.shape)
+    mixed, soft = mix(images, labels, 6, drawn)
+    assert torch.equal(mixed, expected[0]) and torch.equal(soft, expected[1])
+    lam, index = drawn["lam"].item(), drawn["index"]
+    by_number = cutmix(images, drawn["box"].tolist(), index) if "box" in drawn else mixup(images, lam, index)
+    assert torch.equal(mixed, by_number) and torch.equal(soft, mixed_targets(labels, index, lam, 6))
+
+
 @pytest.mark.parametrize("kind", [Mixup, CutMix])
 def test_a_generator_draws_apart_from_the_global_state(kind):
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
