@@ -1,1 +1,1 @@
-"""Data on disk: training lists of PASCAL VOC and drawn scenes. Needs numpy and Pillow only."""
+"""Data of small and large images, read and mixed without OpenMMLab: `prepare_data` and own loops need none."""

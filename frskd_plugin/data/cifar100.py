@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from frskd_plugin.core.checkpoint_file import known_name, plain
 from frskd_plugin.data.image_folder import (
+    LabelledImages,
     Transforms,
-    build_transforms,
     check_complete,
     how_to_prepare,
     open_folder,
@@ -104,11 +103,7 @@ def load_cifar100(
 
 
 def find_archive_folder(data_root: str | Path, split: str) -> Path | None:
-    """Return the folder of the python archive's files, or None where ``data_root`` holds image folders.
-
-    Raises:
-        FileNotFoundError: It holds neither; says what is expected.
-    """
+    """Return the folder of the python archive's files; None where ``data_root`` holds image folders."""
     root = Path(data_root)
     for folder in (root / ARCHIVE_FOLDER, root):
         if (folder / split).is_file() and (folder / "meta").is_file():
@@ -123,16 +118,7 @@ def find_archive_folder(data_root: str | Path, split: str) -> Path | None:
 
 
 def first_of_each_class(arrays: ImageArrays, images_per_class: int) -> ImageArrays:
-    """Return the first images of each class, in the order of the set.
-
-    Raises:
-        ValueError: The number is not positive, or a class has fewer images.
-
-    Example:
-        >>> arrays = ImageArrays(torch.zeros(5, 3, 1, 1), torch.tensor([1, 0, 1, 1, 0]), ["a", "b"])
-        >>> first_of_each_class(arrays, 2).targets
-        tensor([1, 0, 1, 0])
-    """
+    """Return the first images of each class, in the order of the set."""
     if images_per_class < 1:
         raise ValueError(f"images_per_class must be at least 1 or None for all, got {images_per_class}")
     order = torch.argsort(arrays.targets, stable=True)
@@ -192,7 +178,7 @@ def _read_images(data_root: Path, split: str) -> ImageArrays:
     return ImageArrays(images, torch.tensor(folder.targets), folder.classes)
 
 
-class Cifar100Dataset(Dataset):
+class Cifar100Dataset(LabelledImages):
     """CIFAR-100 for an ordinary `DataLoader`; `TensorCifar100` is the fast way.
 
     Args:
@@ -201,8 +187,6 @@ class Cifar100Dataset(Dataset):
         transforms: from a uint8 tensor [3, 32, 32] to another; see `build_transforms`.
         images_per_class: the first images of each class only.
         expected_images: number of images of the whole split; any other is an error.
-
-    Items are ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``.
 
     Raises:
         FileNotFoundError, ValueError: as `load_cifar100`.
@@ -216,18 +200,8 @@ class Cifar100Dataset(Dataset):
         images_per_class: int | None = None,
         expected_images: int | None = None,
     ) -> None:
-        self._images, targets, self.classes = load_cifar100(data_root, split, images_per_class, expected_images)
-        self.targets: list[int] = targets.tolist()
-        self._transform = build_transforms(transforms)
+        self._images, targets, classes = load_cifar100(data_root, split, images_per_class, expected_images)
+        super().__init__(classes, targets.tolist(), transforms)
 
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """Return the names of the classes, as OpenMMLab's data sets give them."""
-        return {"classes": tuple(self.classes)}
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        # a copy, so that no transform in place writes into the set
-        return {"inputs": to_uint8(self._transform(self._images[index].clone())), "targets": self.targets[index]}
+    def _image(self, index: int) -> Tensor:
+        return self._images[index].clone()  # so that no transform in place writes into the set

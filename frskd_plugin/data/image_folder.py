@@ -7,7 +7,6 @@ the device.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,6 @@ class ImageSet:
         num_classes: number of classes.
         images: number of images of each split, whose names are those of the folders.
         per_class: images of each class, for the splits in which all classes have as many.
-        image_size: (height, width) if all images have one size.
         sources: file as published -> what it unpacks to (where that lies beside it, the archive is left alone), or None
             if it is not an archive.
         url: the page of the authors.
@@ -41,82 +39,66 @@ class ImageSet:
     num_classes: int
     images: dict[str, int]
     per_class: dict[str, int]
-    image_size: tuple[int, int] | None
     sources: dict[str, str | None]
     url: str
 
 
 IMAGE_SETS = {
     "cifar100": ImageSet(
-        num_classes=100,
-        images={"train": 50000, "test": 10000},
-        per_class={"train": 500, "test": 100},
-        image_size=(32, 32),
-        sources={"cifar-100-python.tar.gz": "cifar-100-python"},
-        url="https://www.cs.toronto.edu/~kriz/cifar.html",
+        100,
+        {"train": 50000, "test": 10000},
+        {"train": 500, "test": 100},
+        {"cifar-100-python.tar.gz": "cifar-100-python"},
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
     "tinyimagenet": ImageSet(
-        num_classes=200,
-        images={"train": 100000, "val": 10000},
-        per_class={"train": 500, "val": 50},
-        image_size=(64, 64),
-        sources={"tiny-imagenet-200.zip": "tiny-imagenet-200"},
-        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        200,
+        {"train": 100000, "val": 10000},
+        {"train": 500, "val": 50},
+        {"tiny-imagenet-200.zip": "tiny-imagenet-200"},
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     ),
     "cub200": ImageSet(
-        num_classes=200,
-        images={"train": 5994, "test": 5794},
-        per_class={},
-        image_size=None,
-        sources={"CUB_200_2011.tgz": "CUB_200_2011"},
-        url="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        200,
+        {"train": 5994, "test": 5794},
+        {},
+        {"CUB_200_2011.tgz": "CUB_200_2011"},
+        "https://www.vision.caltech.edu/datasets/cub_200_2011/",
     ),
     "mit67": ImageSet(
-        num_classes=67,
-        images={"train": 5360, "test": 1340},
-        per_class={},
-        image_size=None,
-        sources={"indoorCVPR_09.tar": "Images", "TrainImages.txt": None, "TestImages.txt": None},
-        url="https://web.mit.edu/torralba/www/indoor.html",
+        67,
+        {"train": 5360, "test": 1340},
+        {},
+        {"indoorCVPR_09.tar": "Images", "TrainImages.txt": None, "TestImages.txt": None},
+        "https://web.mit.edu/torralba/www/indoor.html",
     ),
     "stanford40": ImageSet(
-        num_classes=40,
-        images={"train": 4000, "test": 5532},
-        per_class={"train": 100},
-        image_size=None,
-        sources={"Stanford40_JPEGImages.zip": "JPEGImages", "Stanford40_ImageSplits.zip": "ImageSplits"},
-        url="http://vision.stanford.edu/Datasets/40actions.html",
+        40,
+        {"train": 4000, "test": 5532},
+        {"train": 100},
+        {"Stanford40_JPEGImages.zip": "JPEGImages", "Stanford40_ImageSplits.zip": "ImageSplits"},
+        "http://vision.stanford.edu/Datasets/40actions.html",
     ),
     "dogs": ImageSet(
-        num_classes=120,
-        images={"train": 12000, "test": 8580},
-        per_class={"train": 100},
-        image_size=None,
-        sources={"images.tar": "Images", "lists.tar": "train_list.mat"},
-        url="http://vision.stanford.edu/aditya86/ImageNetDogs/",
+        120,
+        {"train": 12000, "test": 8580},
+        {"train": 100},
+        {"images.tar": "Images", "lists.tar": "train_list.mat"},
+        "http://vision.stanford.edu/aditya86/ImageNetDogs/",
     ),
     "imagenet": ImageSet(
-        num_classes=1000,
-        images={"train": 1281167, "val": 50000},
-        per_class={"val": 50},
-        image_size=None,
-        sources={
-            "ILSVRC2012_img_train.tar": "train",
-            "ILSVRC2012_img_val.tar": "val",
-            "ILSVRC2012_devkit_t12.tar.gz": "ILSVRC2012_devkit_t12",
-        },
-        url="https://image-net.org/challenges/LSVRC/2012/",
+        1000,
+        {"train": 1281167, "val": 50000},
+        {"val": 50},
+        {"ILSVRC2012_img_train.tar": "train", "ILSVRC2012_img_val.tar": "val"}
+        | {"ILSVRC2012_devkit_t12.tar.gz": "ILSVRC2012_devkit_t12"},
+        "https://image-net.org/challenges/LSVRC/2012/",
     ),
 }
 
 
 def how_to_prepare(data_root: str | Path, name: str = "NAME") -> str:
-    """Return the sentence with which an error about a missing or incomplete set ends.
-
-    Example:
-        >>> how_to_prepare("data/birds", "cub200")
-        '`python tools/prepare_data.py cub200 SRC data/birds` makes it from CUB_200_2011.tgz in the folder SRC'
-    """
+    """Return the sentence with which an error about a missing or incomplete set ends."""
     if name in IMAGE_SETS:
         source = f"{', '.join(IMAGE_SETS[name].sources)} in the folder SRC"
     else:
@@ -128,36 +110,6 @@ def how_to_prepare(data_root: str | Path, name: str = "NAME") -> str:
 TransformItem = Mapping[str, Any] | Callable[[Any], Any]
 Transforms = TransformItem | Sequence[TransformItem] | None
 
-_FLIP: dict[str, Any] = dict(type="RandomHorizontalFlip")
-_LARGE: dict[str, list[dict[str, Any]]] = {
-    "train": [dict(type="RandomResizedCrop", size=224), _FLIP],
-    "test": [dict(type="Resize", size=256), dict(type="CenterCrop", size=224)],
-}
-# Training and test images of the paper (section 4.1).
-STANDARD_TRANSFORMS: dict[str, dict[str, list[dict[str, Any]]]] = {
-    "cifar100": {"train": [dict(type="RandomCrop", size=32, padding=4), _FLIP], "test": []},
-    "tinyimagenet": {
-        "train": [dict(type="RandomResizedCrop", size=32), _FLIP],
-        "test": [dict(type="Resize", size=32)],
-    },
-    **{name: _LARGE for name in ("cub200", "mit67", "stanford40", "dogs", "imagenet")},
-}
-
-
-def standard_transforms(name: str, train: bool) -> list[dict[str, Any]]:
-    """Return the paper's transforms of a data set, as dicts of a new list.
-
-    Raises:
-        ValueError: The data set is none of the paper's.
-
-    Example:
-        >>> standard_transforms("cub200", train=False)
-        [{'type': 'Resize', 'size': 256}, {'type': 'CenterCrop', 'size': 224}]
-    """
-    if name not in STANDARD_TRANSFORMS:
-        raise ValueError(f"expected a data set out of {', '.join(STANDARD_TRANSFORMS)}, got {name!r}")
-    return copy.deepcopy(STANDARD_TRANSFORMS[name]["train" if train else "test"])
-
 
 def build_transforms(transforms: Transforms) -> Callable[[Any], Any]:
     """Build one callable of a transform, of several in a row, or of None (which leaves the image as it is).
@@ -168,16 +120,10 @@ def build_transforms(transforms: Transforms) -> Callable[[Any], Any]:
     Raises:
         ValueError: The name or the arguments are not those of a transform.
         TypeError: An item is neither a dict nor a callable.
-
-    Example:
-        >>> build_transforms([dict(type="Resize", size=8, interpolation="bicubic")])(torch.zeros(3, 4, 4)).shape
-        torch.Size([3, 8, 8])
     """
-    if transforms is None:
-        return v2.Identity()
     if isinstance(transforms, Mapping) or callable(transforms):
         return _build(transforms)
-    steps = [_build(item) for item in transforms]
+    steps = [_build(item) for item in transforms or ()]
     return v2.Compose(steps) if steps else v2.Identity()
 
 
@@ -195,22 +141,17 @@ def _build(item: TransformItem) -> Callable[[Any], Any]:
         arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
     if "transforms" in arguments:  # those that hold others, such as RandomApply
         arguments["transforms"] = [_build(inner) for inner in arguments["transforms"]]
+    known = [n for n in dir(v2) if inspect.isclass(getattr(v2, n)) and issubclass(getattr(v2, n), torch.nn.Module)]
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "such as RandomCrop, Resize or RandomHorizontalFlip"
+        raise ValueError(f"`type` of a transform must be a class of torchvision.transforms.v2, got {name!r}; {hint}")
     try:
-        return _transform_class(name)(**arguments)
+        return getattr(v2, name)(**arguments)
     except TypeError as error:
         raise ValueError(
             f"transform {name}: {error}; see torchvision.transforms.v2.{name} for its arguments"
         ) from error
-
-
-def _transform_class(name: Any) -> type:
-    """Return the transform of torchvision with this name."""
-    known = [n for n in dir(v2) if inspect.isclass(getattr(v2, n)) and issubclass(getattr(v2, n), torch.nn.Module)]
-    if name in known:
-        return getattr(v2, name)
-    close = difflib.get_close_matches(str(name), known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "such as RandomCrop, Resize or RandomHorizontalFlip"
-    raise ValueError(f"`type` of a transform must be a class of torchvision.transforms.v2, got {name!r}; {hint}")
 
 
 def to_uint8(image: Any) -> Tensor:
@@ -236,9 +177,6 @@ SPLITS = ("train", "val", "test")
 def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageFolder:
     """Open the images and classes of ``data_root/split``, in the order of class and file name; no image is read.
 
-    Args:
-        name: of the data set in `frskd_plugin.data.image_folder`, for error messages.
-
     Raises:
         FileNotFoundError: The folder, or a class folder's images, are missing.
         ValueError: The class folders are not those of the training split, so labels would not mean the same.
@@ -257,9 +195,10 @@ def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageF
     if split != "train" and train.is_dir():
         difference = sorted({path.name for path in train.iterdir() if path.is_dir()} ^ set(images.classes))
         if difference:
+            some = ", ".join(difference[:3]) + (f" and {len(difference) - 3} more" if len(difference) > 3 else "")
             raise ValueError(
-                f"{folder} and {train} do not have the same class folders ({_some(difference)}), so their labels would "
-                f"differ: {expected}"
+                f"{folder} and {train} do not have the same class folders ({some}), so their labels would differ: "
+                f"{expected}"
             )
     return images
 
@@ -267,11 +206,7 @@ def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageF
 def check_complete(
     where: str | Path, classes: int, images: int, expected_classes: int | None, expected_images: int | None, hint: str
 ) -> None:
-    """Compare the numbers of classes and images with those of the whole set; None expects nothing.
-
-    Raises:
-        ValueError: Says what was expected and found, and gives the hint.
-    """
+    """Compare the numbers of classes and images with those of the whole set (ValueError); None expects nothing."""
     for what, found, expected in (("classes", classes, expected_classes), ("images", images, expected_images)):
         if expected is not None and found != expected:
             raise ValueError(
@@ -304,12 +239,40 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def has_deep_pixels(image: Image.Image) -> bool:
-    """Tell whether an open image, not loaded yet, has integers of more than 8 bits or floats in its file."""
+    """Tell if an open image, not loaded yet, has integers of more than 8 bits or floats in its file."""
     raw_modes = [str(part[3][0] if isinstance(part[3], tuple) else part[3]) for part in image.tile]
     return image.mode[0] in "IF" or any(";16" in mode for mode in raw_modes)
 
 
-class ImageFolderDataset(Dataset):
+class LabelledImages(Dataset):
+    """Data set of ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``; a subclass has ``_image`` and the names.
+
+    Attributes:
+        classes: names of the labels.
+        targets: label of each image.
+    """
+
+    def __init__(self, classes: list[str], targets: list[int], transforms: Transforms) -> None:
+        self.classes = classes
+        self.targets = targets
+        self._transform = build_transforms(transforms)
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Return the names of the classes, as OpenMMLab's data sets give them."""
+        return {"classes": tuple(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        return {"inputs": to_uint8(self._transform(self._image(index))), "targets": self.targets[index]}
+
+    def _image(self, index: int) -> Any:
+        raise NotImplementedError
+
+
+class ImageFolderDataset(LabelledImages):
     """Images of ``data_root/split/<class>/<image>``, classes in alphabetical order.
 
     Args:
@@ -318,8 +281,6 @@ class ImageFolderDataset(Dataset):
         transforms: from an RGB image of Pillow to one of uint8; see `build_transforms`.
         expected_classes: number of classes of the whole set; any other is an error.
         expected_images: number of images of the whole split; any other is an error.
-
-    Items are ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``.
 
     Raises:
         FileNotFoundError: The split is missing.
@@ -336,31 +297,10 @@ class ImageFolderDataset(Dataset):
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        self._images = open_folder(data_root, split)
-        check_complete(
-            Path(data_root) / split,
-            len(self._images.classes),
-            len(self._images),
-            expected_classes,
-            expected_images,
-            how_to_prepare(data_root),
-        )
-        self.classes: list[str] = self._images.classes
-        self.targets: list[int] = self._images.targets
-        self._transform = build_transforms(transforms)
+        self._images = images = open_folder(data_root, split)
+        found, hint = (len(images.classes), len(images)), how_to_prepare(data_root)
+        check_complete(Path(data_root) / split, *found, expected_classes, expected_images, hint)
+        super().__init__(images.classes, images.targets, transforms)
 
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """Return the names of the classes, as OpenMMLab's data sets give them."""
-        return {"classes": tuple(self.classes)}
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        image, target = self._images[index]
-        return {"inputs": to_uint8(self._transform(image)), "targets": target}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    def _image(self, index: int) -> Image.Image:
+        return self._images[index][0]

@@ -6,7 +6,7 @@ with them equals ``lam * CE(p, y) + (1 - lam) * CE(p, y[index])``, of the studen
 `timm.data.Mixup` makes the same images and targets of the same partners, ``lam`` and box. Its draws differ:
 
 * Partners: image ``i`` meets image ``B - 1 - i`` (the flipped batch, of an even size); here a random permutation.
-* Box: an odd height or width stays odd (``size // 2`` before the centre, ``(size + 1) // 2`` after it); here one less.
+* Box: an odd height or width stays odd; here one less.
 * Targets: ``label_smoothing=0.1`` unless it is told otherwise; here none. Soft targets need ``multi_label=True``.
 * State: it draws from numpy's and writes into the batch it was given; here torch's state, and new tensors.
 """
@@ -25,12 +25,7 @@ Box = tuple[int, int, int, int]
 
 
 def mixup(images: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
-    """Blend each image with its partner: ``lam * x + (1 - lam) * x[index]``.
-
-    Args:
-        images: floats [B, C, H, W].
-        lam: share of the image itself.
-        index: partners [B], on the images' device.
+    """Blend each image of [B, C, H, W] with its partner: ``lam * x + (1 - lam) * x[index]``.
 
     Raises:
         TypeError: The images are not floats.
@@ -53,12 +48,6 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
         centre: (row, column) of the box.
         height: rows of the image.
         width: columns of the image.
-
-    Example:
-        >>> cutmix_box(0.6, (3, 5), 8, 8)
-        ((1, 5, 3, 7), 0.75)
-        >>> cutmix_box(0.2, (0, 7), 8, 8)
-        ((0, 3, 4, 8), 0.8125)
     """
     share = math.sqrt(1 - lam)
     half_height, half_width = int(height * share) // 2, int(width * share) // 2
@@ -69,13 +58,7 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
 
 
 def cutmix(images: Tensor, box: Box | Tensor, index: Tensor) -> Tensor:
-    """Return copies of the images with the box taken from their partners.
-
-    Args:
-        images: [B, C, H, W], of any type.
-        box: (row0, row1, column0, column1), numbers or int64 [4].
-        index: partners [B], on the images' device.
-    """
+    """Return copies of images [B, C, H, W] with the box (row0, row1, column0, column1) taken from their partners."""
     row0, row1, column0, column1 = box
     rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
     in_rows, in_columns = (rows >= row0) & (rows < row1), (columns >= column0) & (columns < column1)
@@ -135,13 +118,20 @@ class Mixup:
     """
 
     def __init__(self, alpha: float = 0.2, generator: torch.Generator | None = None) -> None:
-        self.alpha = _check_alpha(alpha)
+        if not alpha > 0:
+            raise ValueError(
+                f"`alpha` of Beta(alpha, alpha) must be above 0, got {alpha}. To mix nothing, leave it out."
+            )
+        self.alpha = float(alpha)
         self.generator = generator
 
     def draw(self, shape: Sequence[int]) -> dict[str, Tensor]:
         """Draw what mixes a batch [B, C, H, W], on the CPU: ``lam`` [] in float64 and partners ``index`` [B]."""
         lam = draw_beta(self.alpha, self.generator)
-        return {"lam": torch.tensor(lam, dtype=torch.float64), "index": draw_partners(shape[0], self.generator)}
+        return {
+            "lam": torch.tensor(lam, dtype=torch.float64),
+            "index": torch.randperm(shape[0], generator=self.generator),
+        }
 
     def __call__(
         self, images: Tensor, targets: Tensor, num_classes: int, drawn: Mapping[str, Tensor] | None = None
@@ -193,14 +183,3 @@ def draw_beta(alpha: float, generator: torch.Generator | None = None) -> float:
     """
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return float(np.random.default_rng(seed).beta(alpha, alpha))
-
-
-def draw_partners(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a random permutation of a batch, int64 [B] on the CPU."""
-    return torch.randperm(count, generator=generator)
-
-
-def _check_alpha(alpha: float) -> float:
-    if not alpha > 0:
-        raise ValueError(f"`alpha` of Beta(alpha, alpha) must be above 0, got {alpha}. To mix nothing, leave it out.")
-    return float(alpha)

@@ -37,10 +37,6 @@ def draw_crops(count: int, padding: int, seed: int, epoch: int, draw: int = 0) -
 
     Raises:
         ValueError: A negative seed, epoch or draw.
-
-    Example:
-        >>> bool((draw_crops(100, 4, seed=0, epoch=3) == draw_crops(100, 4, seed=0, epoch=3)).all())
-        True
     """
     if min(seed, epoch, draw) < 0:
         raise ValueError(f"seed, epoch and draw must not be negative, got seed={seed}, epoch={epoch}, draw={draw}.")
@@ -53,10 +49,6 @@ def mirrored_canvas(images: Tensor, padding: int) -> Tensor:
 
     Any crop of the padded image, flipped or not, is then a window [H, W] of the canvas. It holds more than twice
     the bytes of the images (456 MB for the 50000 of CIFAR-100), and makes a batch in one operation instead of four.
-
-    Args:
-        images: [N, C, H, W].
-        padding: p, pixels on each side and between the two.
     """
     return torch.cat([F.pad(images, [padding] * 4), F.pad(images.flip(-1), [0, padding, padding, padding])], dim=-1)
 
@@ -66,12 +58,9 @@ def crop_windows(canvas: Tensor, index: Tensor, crops: Tensor, size: Sequence[in
 
     Args:
         canvas: [N, C, H + 2p, 2W + 3p] of `mirrored_canvas`.
-        index: which images, int64 [B].
+        index: of the images, int64 [B].
         crops: (top, left, flip) of each, int64 [B, 3].
         size: (H, W).
-
-    Returns:
-        New tensor [B, C, H, W].
     """
     height, width = size
     windows = canvas.unfold(2, height, 1).unfold(3, width, 1)  # a view [N, C, tops, lefts, H, W]
@@ -97,12 +86,6 @@ class TensorImages:
     Raises:
         TypeError: Images are not uint8, targets not integers.
         ValueError: Shapes do not fit, there is no image, or the padding is negative.
-
-    Example:
-        >>> dataset = TensorImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10), augment=True)
-        >>> batch = dataset.__getitems__([3, 1])
-        >>> list(batch["inputs"].shape), batch["targets"]
-        ([2, 3, 8, 8], tensor([3, 1]))
     """
 
     def __init__(
@@ -123,7 +106,7 @@ class TensorImages:
         self.size = tuple(images.shape[-2:])
         images = images.to(self.device)
         self._images = mirrored_canvas(images, padding) if augment else images.clone()
-        self._targets = targets.to(self.device, torch.int64, copy=True)
+        self.targets = targets.to(self.device, torch.int64, copy=True)
         self._crops: dict[Pass, Tensor] = {}  # tables [N, 3]: the last four
 
     @property
@@ -131,24 +114,15 @@ class TensorImages:
         """Return the names of the classes, as OpenMMLab's data sets give them."""
         return {"classes": self.classes}
 
-    @property
-    def targets(self) -> Tensor:
-        """Return the label of each image, int64 [N]."""
-        return self._targets
-
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one sample: inputs uint8 [C, H, W] and its target."""
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a batch: inputs uint8 [B, C, H, W] and targets int64 [B], new tensors on the data set's device.
-
-        Raises:
-            ValueError: A worker process of a loader asks for images that lie on another device than the CPU.
-        """
+        """Return a batch: inputs uint8 [B, C, H, W] and targets int64 [B], new tensors on the data set's device."""
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise ValueError(
                 f"The images lie on {self.device}, which a worker process of the DataLoader cannot read: set "
@@ -166,7 +140,7 @@ class TensorImages:
         """Return the batch of a `plan` that lies on the data set's device; the same operations for every batch."""
         index = plan["index"]
         images = crop_windows(self._images, index, plan["crops"], self.size) if self.augment else self._images[index]
-        return {"inputs": images, "targets": self._targets[index]}
+        return {"inputs": images, "targets": self.targets[index]}
 
     def _crops_of(self, indices: Sequence[Any], index: Tensor) -> Tensor:
         """Return crop and flip [B, 3] of indices, those of their pass or, for plain ints, new ones."""

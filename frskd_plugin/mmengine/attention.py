@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import abc
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +15,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
-from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.core.feature_losses import attention_map
 from frskd_plugin.mmengine.hooks import unwrap_model
 
@@ -32,33 +29,25 @@ MIN_SPREAD = 1e-4
 def attention_panels(
     feats: Sequence[Tensor], size: tuple[int, int], padded_size: tuple[int, int] | None = None
 ) -> list[np.ndarray]:
-    """Return the attention map of each level: channel mean of the squares, at image size, in 0..1.
-
-    It is interpolated bilinearly and stretched; a flat map becomes 0 everywhere.
+    """Return the attention map [H, W] of each level: channel mean of the squares, resized and stretched to 0..1.
 
     Args:
         feats: maps [1, C_i, H_i, W_i] of one image.
         size: height and width of the image.
         padded_size: height and width of what the network saw, where the image was padded below and on the right.
 
-    Returns:
-        A map [H, W] a level.
-
-    >>> import torch
     >>> feat = torch.tensor([[[[1.0, 2.0]], [[1.0, 0.0]]]])  # means of squares: 1 and 2
     >>> attention_panels([feat], (1, 4))[0].round(2).tolist()
     [[0.0, 0.25, 0.75, 1.0]]
     """
     panels = []
     for feat in feats:
-        # its unit norm does not matter here
-        attention = attention_map(feat).view(1, 1, *feat.shape[-2:])
+        attention = attention_map(feat).view(1, 1, *feat.shape[-2:])  # its unit norm does not matter here
         attention = F.interpolate(attention, padded_size or size, mode="bilinear", align_corners=False)
         attention = attention[0, 0, : size[0], : size[1]]
         low, high = attention.min(), attention.max()
         flat = high - low <= MIN_SPREAD * high
-        stretched = attention * 0 if flat else (attention - low) / (high - low)
-        panels.append(stretched.cpu().numpy())
+        panels.append((attention * 0 if flat else (attention - low) / (high - low)).cpu().numpy())
     return panels
 
 
@@ -72,24 +61,13 @@ def as_picture(image: Tensor) -> np.ndarray:
     """Return what a picture shows of an image [C, H, W] in 0..255 with any number of bands, as [H, W, 3] of uint8.
 
     The first three bands are taken as RGB; fewer are shown as the first one in grey.
-
-    >>> import torch
-    >>> as_picture(torch.zeros(5, 2, 4)).shape, as_picture(torch.zeros(2, 2, 4)).shape
-    ((2, 4, 3), (2, 4, 3))
     """
     shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
     return shown.float().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Field of a picture.
-
-    Attributes:
-        title: stands above it.
-        image: RGB [H, W, 3], 0..255.
-        attention: [H, W] in 0..1, laid over the image; None shows the image alone.
-    """
+class Panel(NamedTuple):
+    """Field of a picture: an image [H, W, 3] in 0..255, and a map [H, W] in 0..1 laid over it."""
 
     title: str
     image: np.ndarray
@@ -97,11 +75,7 @@ class Panel:
 
 
 def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
-    """Draw panels in rows; None leaves a field empty, and so does the end of a row that is shorter than others.
-
-    Args:
-        rows: of panels. The first panel of all gives the shape of the fields.
-    """
+    """Draw panels in rows, in fields of the first panel's shape; None leaves one empty, and so does a shorter row."""
     columns = max(map(len, rows))
     panels = [panel for row in rows for panel in row if panel is not None]
     height, width = panels[0].image.shape[:2]
@@ -124,12 +98,11 @@ def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
 FOLDER = "attention"
 
 
-class AttentionHook(Hook, abc.ABC):
+class AttentionHook(Hook):
     """Draw images of the validation set after the training and, if asked for, in its course.
 
     The pictures go to ``WORK_DIR/attention/NAME.png``, those of an epoch to ``WORK_DIR/attention/epoch_N/NAME.png``,
-    and through the visualizer to its backends, such as TensorBoard. A subclass says what a picture shows. Nothing of it
-    changes what is trained.
+    and to the visualizer's backends, such as TensorBoard. A subclass has the `picture`. What is trained stays the same.
 
     Args:
         num_images: how many images of the validation set, from its start.
@@ -148,26 +121,20 @@ class AttentionHook(Hook, abc.ABC):
         self.interval = interval
         self.by_epoch = by_epoch
 
-    @abc.abstractmethod
     def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
-        """Return a name for files, and the picture.
-
-        Args:
-            model: in eval mode.
-            dataset: of the validation.
-            index: of the image in it.
-        """
+        """Return a name for files and the picture of a sample of the validation; ``model`` is in eval mode."""
+        raise NotImplementedError
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Draw where an epoch is due; the last one is drawn after the training."""
+        """Draw after an epoch that is due; after the last one it is done with the training."""
         if self.by_epoch and self.every_n_epochs(runner, self.interval) and not self.is_last_train_epoch(runner):
             self._draw(runner, f"epoch_{runner.epoch + 1}", runner.epoch + 1)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Draw where an iteration is due."""
-        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
-            if not self.is_last_train_iter(runner):
-                self._draw(runner, f"iter_{runner.iter + 1}", runner.iter + 1)
+        """Draw after an iteration that is due."""
+        due = not self.by_epoch and self.every_n_train_iters(runner, self.interval)
+        if due and not self.is_last_train_iter(runner):
+            self._draw(runner, f"iter_{runner.iter + 1}", runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
         """Draw with the weights at the end of the training."""
@@ -185,20 +152,15 @@ class AttentionHook(Hook, abc.ABC):
         for index in range(min(self.num_images, len(dataset))):
             name, figure = self.picture(model, dataset, index)
             canvas = FigureCanvasAgg(figure)
-            buffer = io.BytesIO()
-            canvas.print_png(buffer)
             path = Path(runner.work_dir) / FOLDER / folder / f"{name}.png"
-            atomic_write(path, buffer.getvalue())
+            save_figure(figure, path)
             runner.visualizer.add_image(f"{FOLDER}_{name}", np.array(canvas.buffer_rgba())[..., :3], step)
             runner.logger.info(f"Picture of the attention maps: {path}")
         model.train(training)
 
 
 class ClassifierAttentionPictureHook(AttentionHook):
-    """Draw an image with the class that each network predicts, and its attention maps, block by block.
-
-    It serves a `TimmClassifier` with any method; only a self-teacher has a row of its own.
-    """
+    """Draw an image, the class that each network of a `TimmClassifier` predicts, and its attention maps, by block."""
 
     def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
         """See `AttentionHook.picture`."""
@@ -209,14 +171,7 @@ class ClassifierAttentionPictureHook(AttentionHook):
 
 @torch.no_grad()
 def picture_of(model: Any, image: Tensor, target: int, classes: Sequence[str] = ()) -> Figure:
-    """Draw the picture of one image; ``model`` must be in eval mode.
-
-    Args:
-        model: a `TimmClassifier`.
-        image: uint8 [C, H, W], RGB or with any number of bands.
-        target: its label.
-        classes: names of the labels; without them they are numbers.
-    """
+    """Draw the picture of one image, uint8 [C, H, W] with any number of bands, by a `TimmClassifier` in eval mode."""
     inputs = model.data_preprocessor(dict(inputs=image[None], targets=torch.tensor([target])))["inputs"]
     feats, logits = model.network.student_forward(inputs)
     pixels = as_picture(image)

@@ -7,7 +7,6 @@ import json
 import os
 import uuid
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,14 @@ PARTIAL_GRADIENTS = "partial_gradients"
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's `CheckpointHook`, safe against a killed process and a full disk.
 
-    * Every checkpoint and `last_checkpoint` is written atomically, and `last_checkpoint` only after the checkpoint.
-    * Old checkpoints are removed only after the new one is whole, and at least two are kept.
-    * `resume=True` without `load_from` goes on from the newest whole checkpoint: a damaged one is reported.
-    * Every run has an id, in its checkpoints and in ``run.json``, so that a checkpoint of an earlier run in the same
-      folder is not taken for this one's.
+    * Every checkpoint is written atomically, `last_checkpoint` after it; at least two are kept, and an old one is
+      removed only then.
+    * `resume=True` without `load_from` goes on from the newest whole checkpoint: a damaged one is reported. Every run
+      has an id, in its checkpoints and in ``run.json``, which tells them from those of an earlier run in the folder.
     * mmengine writes the checkpoint of an epoch before it validates. A run that was killed in between validates first
-      when it goes on, so that no score is missing and the best checkpoint is the best one; that changes nothing in
-      what is trained. What the killed run left over is removed.
-    * Gradients that are accumulated over several steps are stored too, so that none are lost at the end of an epoch.
-      With several processes each goes on with their mean, which gives the same sum.
+      when it goes on, so that no score is missing and the best checkpoint is the best one. Its left-overs are removed.
+    * Gradients that are accumulated over several steps are stored too. With several processes each goes on with their
+      mean, which gives the same sum.
 
     The arguments are those of `CheckpointHook`. Checkpoints on remote storage (`out_dir` with a scheme, or
     `backend_args`) are written by their own backend.
@@ -155,10 +152,7 @@ class AtomicCheckpointHook(CheckpointHook):
             atomic_write(Path(runner.work_dir) / RUN_NAME, json.dumps(run).encode())
 
     def _move_best(self, runner: Any) -> None:
-        """Look for the best checkpoints in this folder alone: what a checkpoint remembers may be any path.
-
-        In a copied folder it is the file of the other run. The remembered file is removed when there is a better one.
-        """
+        """Look for the best checkpoints in this folder alone: a checkpoint may remember any path, to be removed."""
         if not self.save_best:
             return
         paths = self._best_paths()
@@ -191,9 +185,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 path.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
-        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
-        outdated: Sequence[int] = ()
-        if self.max_keep_ckpts > 0:
+        kept, outdated = getattr(self, "keep_ckpt_ids", None), []
+        if kept is not None:
             # A step that is saved again (after a new best score) moves to the end.
             steps = [kept_step for kept_step in kept if kept_step != step] + [step]
             outdated, steps = steps[: -self.max_keep_ckpts], steps[-self.max_keep_ckpts :]
@@ -219,21 +212,18 @@ class AtomicCheckpointHook(CheckpointHook):
                 atomic_write(Path(runner.work_dir) / LAST_CHECKPOINT, str(self.last_ckpt).encode())
         except OSError as error:
             self.last_ckpt = earlier
-            if self.max_keep_ckpts > 0:
-                self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            if kept is not None:
+                self.keep_ckpt_ids = kept
             raise _explained(error, name, runner.work_dir) from error
         if is_main_process():
             for old_step in outdated:
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step)))
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
-        """Do as mmengine does, but remove the previous best file only when the new one is whole.
-
-        mmengine removes the file it remembers before it writes; so it is made to forget it for that long. Scores are
-        stored as Python numbers: with numpy's, checkpoints could not be read with `weights_only=True`.
-        """
+        """Do as mmengine does, but remove the previous best file (forgotten meanwhile) after the new one is whole."""
         if not self.save_best:
             return
+        # with numpy's numbers, checkpoints could not be read with `weights_only=True`
         metrics = {name: value.item() if isinstance(value, np.generic) else value for name, value in metrics.items()}
         previous = self._best_paths()
         self._remember_best(dict.fromkeys(previous))

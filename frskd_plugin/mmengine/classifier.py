@@ -30,8 +30,7 @@ class TimmClassifier(BaseModel):
     """`frskd_plugin.wrap` of a timm model, driven by mmengine.
 
     A batch is ``dict(inputs=uint8 [B, 3, H, W], targets=int64 [B])``, with ``index`` [B] or views [B, V, 3, H, W] for
-    methods that ask for them, see `provide_method_data`. The plain network's weights alone, as timm names them, load
-    too: into the student.
+    methods that ask for them, see `provide_method_data`. The plain network's weights alone load too, into the student.
 
     Args:
         student: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ...; ``pretrained`` is False by
@@ -119,9 +118,6 @@ class TimmClassifier(BaseModel):
                 'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``;
                 'tensor': the plain network's logits [B, K].
             drawn: of the ``draw`` of ``mix``, for 'loss'; None draws now.
-
-        Raises:
-            ValueError: another mode.
         """
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=self.memory_format)
@@ -184,9 +180,7 @@ def _stored_normalisation(checkpoint: str | Path) -> dict[str, list[float]]:
 def _check_mix(mix: dict[str, Any], method: str) -> None:
     needs = method_class(method).needs
     if needs.views > 1 or needs.order != "any" or needs.index:
-        does = (
-            "remembers its prediction of each image" if needs.index else "compares images of one label in its batches"
-        )
+        does = "remembers its prediction of each image" if needs.index else "compares images of one label in a batch"
         raise ValueError(
             f"TimmClassifier: the method {method!r} {does}, which {mix.get('type')} would mix with others: set "
             f"mix=None, or choose another method."
@@ -211,7 +205,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
         non_blocking: do not wait for copies from pinned memory.
 
     Raises:
-        ValueError: `mean` and `std` differ in length, or a std is not above 0.
+        ValueError: `mean` and `std` differ in length, or a std is not above 0; inputs of another shape or type.
     """
 
     mean: Tensor
@@ -226,11 +220,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Normalise inputs [B, C, H, W] or views [B, V, C, H, W], uint8 to float32, and move the rest of the batch.
-
-        Raises:
-            ValueError: inputs of another shape or type.
-        """
+        """Normalise inputs [B, C, H, W] or views [B, V, C, H, W], uint8 to float32, and move the rest of the batch."""
         inputs = data["inputs"]
         if not isinstance(inputs, Tensor):
             raise ValueError(
@@ -247,7 +237,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
 
 def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
-    """Tell whether the target is among the k highest logits, which it is where k is the number of classes or more.
+    """Tell if the target is among the k highest logits, which it is where k is the number of classes or more.
 
     One logit predicts class 1 where it is positive, for any k.
 
@@ -277,13 +267,6 @@ class TopKAccuracyMetric(BaseMetric):
     """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ``teacher_top5`` where a teacher predicts too.
 
     With several processes each image counts once: what a sampler repeats to give all of them equally many is dropped.
-
-    Args:
-        top_k: the values of k.
-        kwargs: of mmengine's ``BaseMetric``.
-
-    Raises:
-        ValueError: a k below 1, or none.
     """
 
     default_prefix = ""

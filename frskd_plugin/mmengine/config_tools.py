@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -62,7 +62,7 @@ def read_config(path: str | Path) -> Config:
     except Exception as error:  # whatever a config raises
         raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
     check_version(config, str(path))
-    classes = [part["type"] for part, _ in _dicts(config) if isinstance(part.get("type"), type)]
+    classes = [part["type"] for part, _ in dicts(config) if isinstance(part.get("type"), type)]
     if classes:
         raise ValueError(
             f"config {path} is of mmengine's new style: its types are imported classes ({classes[0].__name__}, ...), "
@@ -88,14 +88,7 @@ def _forks_found() -> Iterator[None]:
 
 
 def check_version(config: Config, name: str = "the config") -> None:
-    """Refuse a config that asks for a later version than this one.
-
-    Raises:
-        ValueError: see above.
-
-    Example:
-        >>> check_version(Config(dict(frskd_plugin_version="0.0.1")))
-    """
+    """Refuse a config that asks for a later version than this one (ValueError)."""
     wanted = config.get(VERSION_KEY)
     if wanted is not None and _numbers(str(wanted)) > _numbers(__version__):
         raise ValueError(
@@ -165,17 +158,12 @@ def set_data_root(config: Any, data_root: str | Path) -> int:
     """Set the `data_root` of a config's data sets, and return how many there were.
 
     Data sets of different roots, such as ``VOCdevkit/VOC2007`` and ``VOCdevkit/VOC2012``, keep their places below the
-    folder that they share: that folder is what ``data_root`` replaces. Other parts of a config with a key of that name
-    stay. A metric names its file as a whole: an `ann_file` in that folder moves with it.
+    folder that they share, which is replaced. A metric's `ann_file` in that folder moves with it.
 
     Raises:
         ValueError: the data sets' roots share no folder.
-
-    >>> config = Config(dict(train_dataloader=dict(dataset=dict(data_root="data/voc"))))
-    >>> set_data_root(config, "/mnt/voc"), config.train_dataloader.dataset.data_root
-    (1, '/mnt/voc')
     """
-    found = [part for part, in_data in _dicts(config) if "data_root" in part and in_data]
+    found = [part for part, in_data in dicts(config) if "data_root" in part and in_data]
     roots = {Path(part["data_root"]) for part in found if part["data_root"]}
     shared = _shared_folder(roots)
     if "data_root" in config and (not roots or _inside(config["data_root"], shared)):
@@ -184,7 +172,7 @@ def set_data_root(config: Any, data_root: str | Path) -> int:
     def moved(path: str | None) -> str:
         return str(Path(data_root) / Path(path).relative_to(shared)) if path and roots else str(data_root)
 
-    for part, _ in _dicts(config):
+    for part, _ in dicts(config):
         if "data_root" not in part and _inside(part.get("ann_file"), shared):
             part["ann_file"] = moved(part["ann_file"])
     for part in found:
@@ -211,23 +199,19 @@ def _inside(path: Any, folder: Path) -> bool:
     return isinstance(path, str) and folder != Path() and Path(path).is_relative_to(folder)
 
 
-def _dicts(value: Any, in_data: bool = False) -> Iterator[tuple[Any, bool]]:
-    """Yield the config and every dict in it, at any depth, and whether it belongs to a data set or its loader."""
+def dicts(value: Any, in_data: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yield the config and every dict in it, at any depth, with True for those of a data set or its loader."""
     if isinstance(value, (dict, Config)):
         yield value, in_data
         for key, item in value.items():
-            yield from _dicts(item, in_data or "dataset" in str(key) or "dataloader" in str(key))
+            yield from dicts(item, in_data or "dataset" in str(key) or "dataloader" in str(key))
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _dicts(item, in_data)
+            yield from dicts(item, in_data)
 
 
 def is_classifier(config: Config) -> bool:
-    """Tell whether a config trains a classifier of this package.
-
-    >>> is_classifier(Config(dict(model=dict(type="TimmClassifier"))))
-    True
-    """
+    """Tell if a config trains a classifier of this package."""
     return config.get("model", {}).get("type") == "TimmClassifier"
 
 
@@ -239,19 +223,19 @@ def explained_build(name: str) -> Iterator[None]:
         ValueError: in place of the `TypeError` or `KeyError` of the registry.
         ImportError: with the cure, where the config needs operators of mmcv that are not there.
     """
-    hint = (
-        f"Check the spelling; a config of a later version needs that version (frskd_plugin {__version__} is installed)"
-    )
+    hint = f"Check the spelling; a later version's config needs that version (frskd_plugin {__version__} is installed)"
     try:
         yield
-    except TypeError as error:
-        if not _refuses_key(error):
+    except (TypeError, KeyError) as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        builders = [frame for frame in frames if frame.f_code.co_filename.endswith(_BUILDERS)]
+        if isinstance(error, TypeError):
+            text, to_blame = f"{error}.", _refuses_key(error, builders)
+        else:
+            text, to_blame = error.args[0], "registry" in str(error) and frames[-1] in builders
+        if not to_blame:
             raise
-        raise ValueError(f"config {name}: {error}. {hint}") from error
-    except KeyError as error:
-        if "registry" not in str(error) or not _frames(error)[-1].f_code.co_filename.endswith(_BUILDERS):
-            raise
-        raise ValueError(f"config {name}: {error.args[0]} {hint}") from error
+        raise ValueError(f"config {name}: {text} {hint}") from error
     except ImportError as error:
         if not lacks_operators(error) or MISSING_OPERATORS in str(error):
             raise
@@ -262,21 +246,15 @@ def explained_build(name: str) -> Iterator[None]:
 _BUILDERS = (os.path.join("registry", "build_functions.py"), os.path.join("registry", "registry.py"))
 
 
-def _frames(error: BaseException) -> list[FrameType]:
-    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-
-
-def _refuses_key(error: TypeError) -> bool:
-    """Tell whether the unknown argument stands in the config of a component being built that does not have it."""
+def _refuses_key(error: TypeError, builders: list[FrameType]) -> bool:
+    """Tell if the unknown argument stands in the config of a component being built that does not have it."""
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    building = [frame.f_locals for frame in _frames(error) if frame.f_code.co_filename.endswith(_BUILDERS)]
-    given = [part["obj_cls"] for part in building if name is not None and "obj_cls" in part and name[1] in part["cfg"]]
-    return name is not None and any(name[1] not in _parameters(component) for component in given)
-
-
-def _parameters(component: Any) -> Iterable[str]:
-    component = component.load() if isinstance(component, LazyComponent) else component
-    return inspect.signature(component).parameters
+    for parts in (frame.f_locals for frame in builders if name is not None):
+        component = parts.get("obj_cls")
+        component = component.load() if isinstance(component, LazyComponent) else component
+        if component is not None and name[1] in parts["cfg"] and name[1] not in inspect.signature(component).parameters:
+            return True
+    return False
 
 
 # settings that name weights: of timm and mmseg, of `TimmFeatureExtractor`, of ``timm.create_model``
@@ -284,7 +262,7 @@ _WEIGHTS = ("pretrained", "checkpoint", "checkpoint_path")
 
 
 def without_pretrained(config: Any) -> tuple[Any, bool]:
-    """Return a copy of a model's config that loads and downloads nothing, and whether that made a difference.
+    """Return a copy of a model's config that loads and downloads nothing, and True if that made a difference.
 
     >>> without_pretrained(dict(backbone=dict(pretrained=True)))
     ({'backbone': {'pretrained': False}}, True)

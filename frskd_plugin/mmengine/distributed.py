@@ -19,16 +19,10 @@ from torch import distributed, nn
 # Registered here and not in registration.py: mmengine asks this registry for classes, not for something that builds.
 @MODEL_WRAPPERS.register_module(force=True)
 class SyncBNDataParallel(MMDistributedDataParallel):
-    """mmengine's DDP wrapper that takes care of BN before it wraps.
+    """mmengine's DDP wrapper, which makes every BN a synchronised one first if it shall (``sync_bn``).
 
-    Args:
-        module: the model.
-        sync_bn: convert every BN to a synchronised one, with `timm.layers.convert_sync_batchnorm`: mmengine's
-            `sync_bn='torch'` would replace timm's BatchNormAct2d by a BN without the activation.
-        kwargs: further arguments of `MMDistributedDataParallel`.
-
-    On a CPU there is no synchronised BN: SyncBN layers become plain ones, as mmengine does in one process, with a
-    warning.
+    It does so by `timm.layers.convert_sync_batchnorm`: mmengine's `sync_bn='torch'` would replace timm's BatchNormAct2d
+    by a BN without the activation. On a CPU there is none: SyncBN layers become plain ones, with a warning.
 
     Raises:
         ValueError: ``sync_bn`` for a model on the CPU.
@@ -78,9 +72,9 @@ def init_distributed(launcher: str) -> None:
 
 
 def end_distributed() -> None:
-    """Leave the process group after the work is done; without it gloo's threads may abort a process that ends well.
+    """Leave the process group after the work is done, all ranks together; else gloo's threads may abort a process.
 
-    All ranks wait for each other first. Not for the way out after an error: the other ranks would never come.
+    Not for the way out after an error: the other ranks would never come.
     """
     if distributed.is_initialized():
         gc.collect()  # models that are gone but for their cycles hold the group, and its threads with it
@@ -88,27 +82,28 @@ def end_distributed() -> None:
         distributed.destroy_process_group()
 
 
+# launcher -> torch.distributed's variables, and its own that hold them
+_VARIABLES = {
+    "slurm": {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"},
+    "mpi": {name: f"OMPI_COMM_WORLD_{name.removeprefix('WORLD_')}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+}
+
+
 def _complete_environment(launcher: str) -> None:
     """Translate the launcher's variables into those of torch.distributed."""
-    environ = os.environ
-    if launcher == "slurm" and "SLURM_PROCID" in environ:
-        environ.setdefault("RANK", environ["SLURM_PROCID"])
-        environ.setdefault("WORLD_SIZE", environ["SLURM_NTASKS"])
-        environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
-        if "MASTER_ADDR" not in environ:
+    environ, own = os.environ, _VARIABLES.get(launcher, {})
+    if own and own["RANK"] in environ:
+        environ.setdefault("RANK", environ[own["RANK"]])
+        environ.setdefault("WORLD_SIZE", environ[own["WORLD_SIZE"]])
+        environ["LOCAL_RANK"] = environ.get(own["LOCAL_RANK"], "0")  # `--local-rank` has set one
+        environ.setdefault("MASTER_PORT", "29500")
+        if launcher == "slurm" and "MASTER_ADDR" not in environ:
             hosts = subprocess.run(
                 ["scontrol", "show", "hostname", environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
             )
             environ["MASTER_ADDR"] = hosts.stdout.split()[0]
-        environ.setdefault("MASTER_PORT", "29500")
-    elif launcher == "mpi" and "OMPI_COMM_WORLD_RANK" in environ:
-        environ.setdefault("RANK", environ["OMPI_COMM_WORLD_RANK"])
-        environ.setdefault("WORLD_SIZE", environ["OMPI_COMM_WORLD_SIZE"])
-        environ["LOCAL_RANK"] = environ["OMPI_COMM_WORLD_LOCAL_RANK"]
-        environ.setdefault("MASTER_PORT", "29500")
-    missing = [
-        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ
-    ]
+    expected = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in expected if name not in environ]
     if missing:
         raise ValueError(
             f"--launcher {launcher} expects the environment variables of its launcher, but {', '.join(missing)} "
@@ -121,27 +116,16 @@ def prepare_distributed(config: Config) -> None:
     """Make a config fit for several processes: its model wrapper, and BN statistics that all ranks share.
 
     `SyncStatisticsHook` averages the running statistics after each epoch (and before each validation), so that the
-    ranks evaluate, and end with, the same model.
-
-    Raises:
-        ValueError: as `set_model_wrapper`.
-    """
-    set_model_wrapper(config)
-    hooks = list(config.get("custom_hooks") or [])
-    if all(hook.get("type") not in ("SyncBuffersHook", "SyncStatisticsHook") for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type="SyncStatisticsHook")]
-
-
-def set_model_wrapper(config: Config) -> None:
-    """Set `config.model_wrapper_cfg` for a distributed run; a wrapper that the config chooses stays.
-
-    `sync_bn='torch'` and `sync_bn='timm'` both mean timm's conversion, which does the same for torch's own BN.
+    ranks evaluate, and end with, the same model. `sync_bn='torch'` and `sync_bn='timm'` both mean timm's conversion,
+    which does the same for torch's own BN. A wrapper or a hook that the config chooses stays.
 
     Raises:
         ValueError: `sync_bn` without CUDA, or with a wrapper of the config's own.
     """
-    sync_bn = config.get("sync_bn")
-    chosen = config.get("model_wrapper_cfg")
+    hooks = list(config.get("custom_hooks") or [])
+    if all(hook.get("type") not in ("SyncBuffersHook", "SyncStatisticsHook") for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type="SyncStatisticsHook")]
+    sync_bn, chosen, cuda = config.get("sync_bn"), config.get("model_wrapper_cfg"), torch.cuda.is_available()
     if sync_bn in ("timm", "torch") and chosen is not None:
         raise ValueError(
             f"sync_bn={sync_bn!r} sets model_wrapper_cfg itself; remove one of the two from the config (a wrapper of "
@@ -149,19 +133,16 @@ def set_model_wrapper(config: Config) -> None:
         )
     if chosen is not None or sync_bn == "mmcv":
         return
-    cuda = torch.cuda.is_available()
     if sync_bn is not None and not cuda:
         raise ValueError(
             f"sync_bn={sync_bn!r} needs CUDA, which is not available here; remove it from the config or give "
             f"--cfg-options sync_bn=None"
         )
-    wrapper: dict[str, Any] = dict(
+    config.model_wrapper_cfg = dict(
         type="SyncBNDataParallel",
         sync_bn=sync_bn is not None,
         broadcast_buffers=False,
         find_unused_parameters=config.get("find_unused_parameters", False),
+        **({} if cuda else {"device_ids": None}),
     )
-    if not cuda:
-        wrapper["device_ids"] = None
-    config.model_wrapper_cfg = wrapper
     config.sync_bn = None

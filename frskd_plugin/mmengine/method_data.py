@@ -1,15 +1,13 @@
 """Data as a training method asks for it (`DataNeeds`): views, indices, orders of batches.
 
-The batch samplers take the order of a `SeededSampler`, its share of the images in each process, its seed and its epoch,
-so they are the same after a resume. ``batch_size`` counts the images that are new in a step: a batch holds twice as
-many, and an epoch has as many steps as that of another method, or one less where each batch shares half with the one
-before.
+The batch samplers take order, share of the process, seed and epoch of a `SeededSampler`, so they are the same after a
+resume. ``batch_size`` counts the images that are new in a step: a batch holds twice as many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +19,14 @@ from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.methods import DataNeeds, check_settings, method_class, method_settings
 from frskd_plugin.methods.frskd import FRSKD
 from frskd_plugin.mmengine.config_tools import is_classifier
-from frskd_plugin.mmengine.seeding import DrawnIndex, SeededSampler
+from frskd_plugin.mmengine.seeding import DatasetWrapper, DrawnIndex, SeededSampler
 
 # DataNeeds.order -> the batch sampler that makes it
 BATCH_SAMPLERS = {"class_pairs": "ClassPairBatchSampler", "overlap": "OverlapBatchSampler"}
 
 
 def method_name(config: Config) -> str:
-    """Return the name of the training method in a classifier's config; 'baseline' where there is none.
-
-    Raises:
-        ValueError: the method has no name.
-    """
+    """Return the name of the training method in a classifier's config; 'baseline' where there is none."""
     return str(_method_of(config)["name"])
 
 
@@ -47,7 +41,7 @@ def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> 
         options: settings, with dots for nested ones: ``{"teacher.model_name": "resnet34"}``.
 
     Returns:
-        Whether the method is another one now.
+        True where the method is another one now.
 
     Raises:
         ValueError: the config's model is no `TimmClassifier`, or there is no such method or setting.
@@ -71,11 +65,8 @@ def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> 
 def provide_method_data(config: Config) -> None:
     """Change a classifier's config so that its method gets the views, the order and the indices that it asks for.
 
-    A data set that needs no more is left as it is; calling it again changes nothing. A method with a setting
-    ``num_samples`` (PS-KD) gets the size of the training set, and `MethodProgressHook` joins the hooks.
-
-    Args:
-        config: is changed. ``model.method`` names the method.
+    Calling it again changes nothing. A method with a setting ``num_samples`` (PS-KD) gets the size of the training set,
+    and `MethodProgressHook` joins the hooks.
 
     Raises:
         ValueError: there is no such method, or its settings are not those of the method.
@@ -134,7 +125,7 @@ def _count_samples(dataset: dict[str, Any]) -> int:
     return len(DATASETS.build(dataset))
 
 
-class MethodDataset:
+class MethodDataset(DatasetWrapper):
     """Data set whose samples hold augmented views of each image, or its place in the data set.
 
     A sample is asked for once for each view, and the views differ by the ``draw`` of their `DrawnIndex`: they are the
@@ -152,20 +143,9 @@ class MethodDataset:
     """
 
     def __init__(self, dataset: Any, views: int = 1, index: bool = False) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        super().__init__(dataset)
         self.views = check_positive_int("views", views)
         self.index = bool(index)
-
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        return self.dataset.metainfo
-
-    def full_init(self) -> None:
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._join([self.dataset[i] for i in self._draws(index)], int(index), dim=0)
@@ -210,7 +190,23 @@ class MethodDataset:
         return joined
 
 
-class ClassPairBatchSampler:
+class _HalvedBatches:
+    """Batch sampler whose batches have two halves of ``batch_size`` images, out of a `SeededSampler`."""
+
+    def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
+        if not isinstance(sampler, SeededSampler):
+            raise TypeError(
+                f"{type(self).__name__} needs train_dataloader.sampler of type SeededSampler, got "
+                f"{type(sampler).__name__}; set sampler=dict(type='SeededSampler', shuffle=True) and train by epochs."
+            )
+        self.sampler = sampler
+        self.batch_size = check_positive_int("batch_size", batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+
+class ClassPairBatchSampler(_HalvedBatches):
     """Sampler of batches whose second half holds, in the same order, partners of the first half's images.
 
     Every image is once an epoch in a first half. Its partner is another image of its class where there is one, drawn
@@ -226,7 +222,7 @@ class ClassPairBatchSampler:
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
-        self.sampler, self.batch_size = _checked(type(self).__name__, sampler, batch_size)
+        super().__init__(sampler, batch_size)
         self.targets = labels_of(sampler.dataset)
 
     def __iter__(self) -> Iterator[list[DrawnIndex]]:
@@ -236,11 +232,8 @@ class ClassPairBatchSampler:
             images = order[start : start + self.batch_size]
             yield [*images, *(DrawnIndex(partners[i], i.epoch, i.seed, draw=1) for i in images)]
 
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
 
-
-class OverlapBatchSampler:
+class OverlapBatchSampler(_HalvedBatches):
     """Sampler of batches whose first half is the second half of the batch before, augmented anew.
 
     Every image is new once an epoch; see `overlapping_batches` for the two ends of an epoch.
@@ -255,7 +248,7 @@ class OverlapBatchSampler:
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
-        self.sampler, self.batch_size = _checked(type(self).__name__, sampler, batch_size)
+        super().__init__(sampler, batch_size)
         overlapping_batches(range(len(sampler)), batch_size)  # is there more than one half?
 
     def __iter__(self) -> Iterator[list[DrawnIndex]]:
@@ -263,15 +256,11 @@ class OverlapBatchSampler:
             yield [*(index.redrawn(1) for index in before), *new]
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size) - 1
+        return super().__len__() - 1
 
 
 def labels_of(dataset: Any) -> Tensor:
-    """Return the label of each image, int64 [N] on the CPU, of a data set or of the one that it wraps.
-
-    Raises:
-        ValueError: it has none, or not one for each image.
-    """
+    """Return the label of each image, int64 [N] on the CPU, of a data set or of the one that it wraps."""
     inner = dataset
     while not hasattr(inner, "targets") and hasattr(inner, "dataset"):
         inner = inner.dataset
@@ -286,17 +275,6 @@ def labels_of(dataset: Any) -> Tensor:
     return labels
 
 
-def _checked(name: str, sampler: Any, batch_size: int) -> tuple[SeededSampler, int]:
-    if not isinstance(sampler, SeededSampler):
-        raise TypeError(
-            f"{name} needs train_dataloader.sampler of type SeededSampler, got {type(sampler).__name__}; set "
-            "sampler=dict(type='SeededSampler', shuffle=True) and train by epochs."
-        )
-    return sampler, check_positive_int("batch_size", batch_size)
-
-
-Index = TypeVar("Index", bound=int)
-
 # With the seed and the epoch, the key of the partners' random numbers: a stream apart from that of the crops.
 _PARTNERS = 0x70616972
 
@@ -304,7 +282,7 @@ _PARTNERS = 0x70616972
 def class_partners(targets: Tensor, seed: int, epoch: int) -> Tensor:
     """Draw another image of the same class for each image; itself, where its class has one image.
 
-    The partners follow from the seed and the epoch alone, so that every process draws the same.
+    They follow from the seed and the epoch alone, so that every process draws the same.
 
     Args:
         targets: the label of each image, integers [N], on the CPU.
@@ -313,10 +291,6 @@ def class_partners(targets: Tensor, seed: int, epoch: int) -> Tensor:
 
     Returns:
         Indices int64 [N].
-
-    Example:
-        >>> class_partners(torch.tensor([5, 8, 5, 7, 8]), seed=0, epoch=0).tolist()
-        [2, 4, 0, 3, 1]
     """
     by_class = targets.argsort(stable=True)  # images of one class side by side
     _, counts = targets[by_class].unique_consecutive(return_counts=True)
@@ -329,7 +303,7 @@ def class_partners(targets: Tensor, seed: int, epoch: int) -> Tensor:
     return partners
 
 
-def overlapping_batches(order: Sequence[Index], size: int) -> Iterator[tuple[list[Index], list[Index]]]:
+def overlapping_batches(order: Sequence[Any], size: int) -> Iterator[tuple[list[Any], list[Any]]]:
     """Yield both halves of each batch: ``size`` images that the batch before had too, and ``size`` that are new.
 
     Of the first batch both halves are new. Where ``size`` does not divide the number of images, the last half is filled

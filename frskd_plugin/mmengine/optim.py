@@ -17,10 +17,9 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class AutocastOptimWrapper(OptimWrapper):
-    """An `OptimWrapper` whose forward passes run under `torch.autocast`.
+    """An `OptimWrapper` whose forward passes run under `torch.autocast` in bfloat16, which needs no loss scaling.
 
-    For bfloat16, which needs no loss scaling, on any device; mmengine's `AmpOptimWrapper` refuses to run on the CPU.
-    On CUDA with float16 take mmengine's `AmpOptimWrapper`: it scales the loss.
+    mmengine's `AmpOptimWrapper` refuses to run on the CPU; for float16 on CUDA take that one: it scales the loss.
 
     Args:
         dtype: 'bfloat16', or the `torch.dtype`.
@@ -64,15 +63,10 @@ class SelfTeacherOptimWrapperConstructor:
 
     Rules of ``paramwise_cfg`` know parameters by name. Stock configs multiply the learning rate of ``head`` (SegFormer
     by 10), and the self-teacher's neck is as new as the head is: so it is named ``decode_head.self_teacher.*`` while
-    the groups are made. Names in checkpoints stay. Any other model gets the groups that it would get without.
+    the groups are made. Names in checkpoints stay.
 
     Building a segmentor or detector with a self-teacher registers it in place of mmengine's own constructor. A config
     with another ``constructor`` keeps that one; to have both, name this one and the other as ``paramwise_cfg.base``.
-
-    Args:
-        optim_wrapper_cfg: config of the optimizer wrapper, with ``optimizer``.
-        paramwise_cfg: rules of mmengine, such as ``custom_keys``; ``base``: name of the constructor that applies them,
-            by default mmengine's.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -87,10 +81,7 @@ class SelfTeacherOptimWrapperConstructor:
 
 
 def with_teacher_in_head(model: nn.Module) -> nn.Module:
-    """Return a view of a model in which its self-teacher is named as a part of the head; parameters are shared.
-
-    A model without ``self_teacher`` or without a head is returned itself.
-    """
+    """Return a view of a model, with its parameters, in which its self-teacher is named as a part of the head."""
     head = next((name for name in _HEADS if name in model._modules), None)
     teacher = model._modules.get("self_teacher")
     if head is None or teacher is None:

@@ -1,12 +1,12 @@
 """Register every component by name in mmengine's root registries, without importing what it is made of.
 
 A name in a root registry is seen from mmseg and mmdet alike. The class behind a name is imported when a config first
-builds it, so ``import frskd_plugin`` never pays for ``mmseg.models``. Packages that overwrite each other's files
-(OpenMMLab originals beside their forks, several OpenCVs) are warned about.
+builds it, so ``import frskd_plugin`` never pays for ``mmseg.models``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import warnings
@@ -85,22 +85,14 @@ COMPONENTS: dict[str, dict[str, str]] = {
 
 
 class LazyComponent:
-    """Stand-in for the class ``module.name`` in a registry, which imports it when it is first built.
-
-    Args:
-        module: module that defines the class.
-        name: name of the class.
-
-    Raises:
-        ImportError: at the first use, with the real reason, where the module cannot be imported.
-    """
+    """Stand-in for the class ``module.name`` in a registry, which imports it when it is first built."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.__name__ = name
 
     def load(self) -> type:
-        """Return the class itself."""
+        """Return the class itself; an `ImportError` has the real reason where the module cannot be imported."""
         try:
             return getattr(importlib.import_module(self.module), self.__name__)
         except ImportError as error:
@@ -127,9 +119,8 @@ def register_all() -> None:
                 root.register_module(name=name, module=LazyComponent(module, name))
 
 
-# The originals and the ``onedl-*`` forks provide the same import names. pip installs one over the other without a word;
-# what is left is a mixture of both, which fails with errors that name neither.
-# import name -> distributions that provide it; at most one of them may be installed
+# Import name -> distributions that provide it; pip installs one over the other without a word, and the mixture of both
+# fails with errors that name neither.
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "mmengine": ("mmengine", "mmengine-lite", "onedl-mmengine"),
     "mmcv": ("mmcv", "mmcv-lite", "mmcv-full", "onedl-mmcv"),
@@ -145,20 +136,13 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the version of each installed distribution of `PROVIDERS`, by name.
-
-    A distribution whose metadata carry no version (the torn rest of a removed package) counts as not installed.
-    """
+    """Return the version of each installed distribution of `PROVIDERS`, by name."""
     found = {}
-    for names in PROVIDERS.values():
-        for name in names:
-            try:
-                version = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            if version:
-                found[name] = version
-    return found
+    for name in (name for names in PROVIDERS.values() for name in names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    # the torn rest of a removed package has no version
+    return {name: version for name, version in found.items() if version}
 
 
 def versions_text() -> str:
@@ -170,17 +154,7 @@ def versions_text() -> str:
 
 
 def mixed_stacks(installed: Mapping[str, str]) -> list[str]:
-    """Return messages about distributions that must not be installed together, with the commands that mend it.
-
-    Args:
-        installed: version of each installed distribution, by name.
-
-    Example:
-        >>> mixed_stacks({"onedl-mmcv": "2.3.6", "opencv-python": "5.0.0"})
-        []
-        >>> print(mixed_stacks({"mmcv": "2.1.0", "onedl-mmcv": "2.3.6"})[0])  # doctest: +ELLIPSIS
-        mmcv 2.1.0 and onedl-mmcv 2.3.6 both provide `mmcv` and overwrite each other's files. Keep one: ...
-    """
+    """Return messages about distributions that must not be installed together, with the commands that mend it."""
     messages = []
     for import_name, providers in PROVIDERS.items():
         found = [name for name in providers if name in installed]
@@ -202,20 +176,15 @@ def _mixed_families(installed: Mapping[str, str]) -> list[str]:
     names = [name for key, providers in PROVIDERS.items() if key != "cv2" for name in providers if name in installed]
     forks = [name for name in names if name.startswith("onedl-")]
     originals = [name for name in names if name not in forks]
-    if not forks or not originals:
-        return []
-    return [
+    text = (
         f"{', '.join(originals)} (original OpenMMLab) and {', '.join(forks)} (onedl forks) are not made for each "
         f"other. Use one family: `pip uninstall -y {' '.join(originals)}`, then install their forks (or the reverse)."
-    ]
+    )
+    return [text] if forks and originals else []
 
 
 def warn_about_mixed_stacks() -> None:
-    """Warn once about each mixture that is installed.
-
-    Example:
-        >>> warn_about_mixed_stacks()
-    """
+    """Warn once about each mixture that is installed."""
     for message in mixed_stacks(installed_versions()):
         warnings.warn(message, stacklevel=2)
 
@@ -228,14 +197,10 @@ MISSING_OPERATORS = (
 
 
 def lacks_operators(error: BaseException) -> bool:
-    """Tell whether an import failed because mmcv's operators are not there, or are made for another torch.
+    """Tell if an import failed because mmcv's operators are not there, or are made for another torch.
 
-    >>> lacks_operators(ModuleNotFoundError("No module named 'mmcv._ext'"))
-    True
     >>> lacks_operators(ImportError("/site/mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c10"))
     True
-    >>> lacks_operators(ModuleNotFoundError("No module named 'mmdet'"))
-    False
     """
     text = str(error).replace("\\", "/")
     return isinstance(error, ImportError) and ("mmcv._ext" in text or "mmcv/_ext." in text)

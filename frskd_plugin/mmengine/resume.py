@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint
+from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint, safe_torch_load
 
 
 @contextmanager
@@ -28,47 +27,29 @@ def safe_loading() -> Iterator[None]:
 
     mmengine's loaders try ``weights_only=True`` first, and then, or at once, without.
     """
-    safe = OrderedDict((prefix, _safe(loader)) for prefix, loader in CheckpointLoader._schemes.items())
-    with _replaced(CheckpointLoader, "_schemes", safe):
+    before = CheckpointLoader._schemes
+    CheckpointLoader._schemes = OrderedDict((prefix, _safe(loader)) for prefix, loader in before.items())
+    try:
         yield
-
-
-def safe_runner(runner: Any) -> None:
-    """Make a runner read its checkpoints with `safe_loading`, whoever has built it."""
-    load = runner.load_checkpoint
-
-    @functools.wraps(load)
-    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
-        with safe_loading():
-            return load(*args, **kwargs)
-
-    runner.load_checkpoint = load_checkpoint
+    finally:
+        CheckpointLoader._schemes = before
 
 
 def _safe(loader: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(loader)
     def load(*args: Any, **kwargs: Any) -> Any:
-        with _replaced(torch, "load", _torch_load):
-            return loader(*args, **kwargs)
+        with safe_torch_load():
+            content = loader(*args, **kwargs)
+        if isinstance(content, dict) and isinstance(content.get("meta"), dict):
+            content["meta"].pop("config", None)  # text of old mmcv, which `Runner.resume` would execute
+        return content
 
     return load
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _torch_load(file: Any, map_location: Any = None, **unused: Any) -> Any:
-    content = read_checkpoint(file, map_location)
-    if isinstance(content, dict) and isinstance(content.get("meta"), dict):
-        content["meta"].pop("config", None)  # text of old mmcv, which `Runner.resume` would execute
-    return content
+def safe_runner(runner: Any) -> None:
+    """Make a runner read its checkpoints with `safe_loading`, whoever has built it."""
+    runner.load_checkpoint = safe_loading()(runner.load_checkpoint)
 
 
 LAST_CHECKPOINT = "last_checkpoint"
@@ -93,19 +74,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def find_resume_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the newest whole checkpoint of a training run; None where there is none and the run starts anew.
+    """Return the path that `resume_state` finds."""
+    found = resume_state(work_dir)
+    return found[0] if found else None
+
+
+def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return path and `meta` of the newest whole checkpoint of a training run; None where the run starts anew.
 
     A damaged one is reported with its name and the one before it is taken.
 
     Raises:
         BrokenCheckpointError: there are checkpoints and none of them can be read, or all are of an earlier run.
     """
-    found = resume_state(work_dir)
-    return found[0] if found else None
-
-
-def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Find as `find_resume_checkpoint` does, with the checkpoint's `meta` (seed, epoch, iteration) beside the path."""
     found, refused = newest_checkpoint(work_dir)
     if found is not None and refused:
         refused.append(f"Resuming from {found[0].name} instead.")
@@ -142,11 +123,7 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[tuple[Path, dict[str, Any]]
 
 
 def refuse_to_start_over(work_dir: str | Path) -> None:
-    """Refuse a work folder with whole checkpoints to a run that would start from the beginning in it.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Refuse a work folder with whole checkpoints (ValueError) to a run that would start from the beginning in it."""
     for path in _candidates(Path(work_dir)):
         with contextlib.suppress(OSError, BrokenCheckpointError):
             epoch = _load_whole(path)["meta"].get("epoch", "?")
@@ -169,17 +146,12 @@ def remove_run(work_dir: str | Path) -> None:
 
 
 def _read(file: Path) -> bytes:
-    """Return the content of a small file; reading a pipe would wait for ever."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file")
-    return file.read_bytes()
+    """Return the content of a small file; nothing of what is no file: reading a pipe would wait for ever."""
+    return file.read_bytes() if file.is_file() else b""
 
 
 def read_run(work_dir: str | Path) -> dict[str, Any]:
-    """Return the record of the run that trains in a folder: its ``run_id`` and the step it was ``validated`` at.
-
-    It is empty where there is none, and for one that is damaged: the checkpoints hold the id too.
-    """
+    """Return the record of a folder's run, ``run_id`` and ``validated`` (a step); empty where it is damaged or gone."""
     try:
         run = json.loads(_read(Path(work_dir) / RUN_NAME))
     except (OSError, ValueError, RecursionError):
@@ -192,19 +164,11 @@ def read_run(work_dir: str | Path) -> dict[str, Any]:
 def checkpoint_files(folder: Path) -> dict[Path, int]:
     """Return the numbered checkpoints in a folder, ``epoch_3.pth`` and the like, with their number."""
     matches = {path: _NUMBERED.fullmatch(path.name) for path in folder.glob("*.pth") if os.path.isfile(path)}
-    return {path: int(found["step"]) for path, found in matches.items() if found and not _is_best(path)}
-
-
-def _is_best(path: Path) -> bool:
-    return path.name.startswith("best_")
+    return {path: int(found["step"]) for path, found in matches.items() if found and not path.name.startswith("best_")}
 
 
 def _load_whole(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that a training can go on from, and compare it with its checksums.
-
-    Raises:
-        BrokenCheckpointError: it is damaged, or holds weights only.
-    """
+    """Read a checkpoint that a training can go on from, and compare it with its checksums."""
     checkpoint = load_checkpoint(path)
     if zipfile.is_zipfile(path):  # torch.load does not compare the stored bytes with their checksums
         with zipfile.ZipFile(path) as archive:
@@ -223,11 +187,9 @@ def _load_whole(path: Path) -> dict[str, Any]:
 def _candidates(work_dir: Path) -> list[Path]:
     """List the checkpoints that the run of a folder may go on from, newest first.
 
-    `last_checkpoint` says of which kind they are (``epoch_``, ``iter_``), and where they lie if not in the folder
-    itself. Where it is damaged or gone, times tell which is the newest.
-
-    Files with a higher number that are older than the one it names are left over from an earlier run in the same
-    folder. A newer one was written just before the process was killed, when `last_checkpoint` was still the old one.
+    `last_checkpoint` names their kind (``epoch_``, ``iter_``) and place; without it their times tell which is newest.
+    Files with a higher number that are older than the one it names are of an earlier run in the same folder. A newer
+    one was written just before the process was killed, when `last_checkpoint` was still the old one.
     """
     last, files = last_checkpoint(work_dir), checkpoint_files(work_dir)
     if last is None:
@@ -258,16 +220,16 @@ def _time(path: Path) -> int:
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
-    """Return the file that `last_checkpoint` names; in `work_dir` itself if it is there: the folder may have moved.
+    """Return the file that `last_checkpoint` names, or its namesake in `work_dir`, which may have moved.
 
-    None where the file is missing, or cannot be one of mmengine: a folder, binary, blank, the name of a best score's.
+    None where `last_checkpoint` is missing, or cannot be one of mmengine: a folder, binary, blank, a best score's name.
     """
     try:
         text = _read(work_dir / LAST_CHECKPOINT).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
     named = Path(text)
-    if not text or not text.isprintable() or not named.name or _is_best(named):
+    if not text or not text.isprintable() or not named.name or named.name.startswith("best_"):
         return None
     places = (work_dir / named.name, work_dir / named, named)
     return next((path for path in places if os.path.isfile(path)), places[1])

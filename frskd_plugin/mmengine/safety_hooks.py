@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
@@ -20,11 +19,11 @@ _SHOWN = 3
 
 
 class FiniteLossHook(Hook):
-    """Stop a training whose loss is NaN or infinite, before a checkpoint holds what came of it.
+    """Stop a training (FloatingPointError) whose loss is NaN or infinite, before a checkpoint holds what came of it.
 
-    The losses of each step are looked at on the CPU at once, on other devices every `interval` steps, at the end of an
-    epoch and before a checkpoint is written, so that the device is not waited for at each step. Weights are looked at
-    before they are written: a gradient can be infinite where the loss is not.
+    The losses of each step are looked at on the CPU at once, on other devices (not to wait for them) every `interval`
+    steps, at the end of an epoch and before a checkpoint is written. Weights are looked at before they are written: a
+    gradient can be infinite where the loss is not.
 
     Args:
         stop: end the training; False warns and goes on.
@@ -34,8 +33,7 @@ class FiniteLossHook(Hook):
         ValueError: `interval` is below 1.
     """
 
-    # After the hook that sets the learning rate, before those that log and save.
-    priority = "HIGH"
+    priority = "HIGH"  # after the hook that sets the learning rate, before those that log and save
 
     def __init__(self, stop: bool = True, interval: int = 20) -> None:
         if interval < 1:
@@ -47,11 +45,7 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Note the losses of a step.
-
-        Raises:
-            FloatingPointError: one is not finite.
-        """
+        """Note the losses of a step."""
         losses = {
             name: value.detach()
             for name, value in (outputs or {}).items()
@@ -70,11 +64,7 @@ class FiniteLossHook(Hook):
         self._check(runner)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Look at the losses so far, and at the weights.
-
-        Raises:
-            FloatingPointError: one of them is not finite.
-        """
+        """Look at the losses so far, and at the weights."""
         self._check(runner)
         weights = checkpoint["state_dict"]
         for name, _ in unwrap_model(runner.model).named_parameters():
@@ -87,17 +77,15 @@ class FiniteLossHook(Hook):
         if not steps:
             return
         sums = torch.stack([sum(losses.values()) for _, _, losses in steps])  # type: ignore[arg-type]
-        for finite, (iteration, rate, losses) in zip(torch.isfinite(sums).tolist(), steps, strict=True):
-            if finite:
-                continue
-            values = {name: value.item() for name, value in losses.items()}
-            terms = {name: value for name, value in values.items() if name != "loss"} or values
+        wrong = [step for step, finite in zip(steps, torch.isfinite(sums).tolist(), strict=True) if not finite]
+        if wrong:
+            iteration, rate, losses = wrong[0]
+            terms = {name: value for name, value in losses.items() if name != "loss"} or losses
             self._report(
                 runner,
                 f"loss is not finite at iteration {iteration + 1}, epoch {runner.epoch + 1}, learning rate {rate:.4g}: "
-                f"{', '.join(f'{name} {value:.4g}' for name, value in terms.items())}",
+                f"{', '.join(f'{name} {value.item():.4g}' for name, value in terms.items())}",
             )
-            return
 
     def _report(self, runner: Any, text: str) -> None:
         if not self.stop:
@@ -115,37 +103,26 @@ class FiniteLossHook(Hook):
 class WeightsFitHook(Hook):
     """Refuse a checkpoint whose weights do not fit the model, where mmengine warns and goes on with random ones.
 
-    * A run that goes on needs all of its weights.
-    * A test needs all weights but those of parts that only training uses (`AUXILIARY`).
-    * A training that starts from `load_from` may have another head, as in fine-tuning; what was left out is said. It is
-      refused where nothing of the backbone fits.
-
-    Args:
-        test: for a test, in place of a training.
-        partial: allow a test with what fits.
+    A run that goes on needs all of its weights; a test (``test``) all but those of parts that only training uses
+    (`AUXILIARY`), or what fits (``partial``). A training that starts from `load_from` may have another head, as in
+    fine-tuning; what was left out is said. It is refused where nothing of the backbone fits.
     """
 
-    # After the hook that chooses averaged weights, before the one that takes up the run.
-    priority = "LOW"
+    priority = "LOW"  # after the hook that chooses averaged weights, before the one that takes up the run
 
     def __init__(self, test: bool = False, partial: bool = False) -> None:
         self.test = test
         self.partial = partial
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Compare before mmengine loads.
-
-        Raises:
-            ValueError: see above; it names the first keys.
-        """
+        """Compare before mmengine loads."""
         model = unwrap_model(runner.model)
         model = model.module if isinstance(model, BaseTTAModel) else model
         found = misfits(model, checkpoint.get("state_dict", checkpoint))
         if self.test:
-            found = {
-                kind: {key: text for key, text in keys.items() if not key.startswith(AUXILIARY)}
-                for kind, keys in found.items()
-            }
+            for keys in found.values():
+                for key in [key for key in keys if key.startswith(AUXILIARY)]:
+                    del keys[key]
         if not any(found.values()):
             return
         what = f"{runner._load_from} does not fit the model of this config: {_listed(found)}"
@@ -163,16 +140,11 @@ class WeightsFitHook(Hook):
         backbone = {name for name in names if name.startswith(_BACKBONES)} or set(names)
         if not backbone - found["missing"].keys() - found["shape"].keys():
             raise ValueError(f"{what}. Nothing of it fits the backbone; give a checkpoint of the same network")
-        runner.logger.log(logging.WARNING, "Left out: %s", what)
+        runner.logger.warning("Left out: %s", what)
 
 
 def guard_training(runner: Any, allow_nan: bool = False) -> None:
-    """Add both hooks to a runner that is to train; a `FiniteLossHook` of its config stays.
-
-    Args:
-        runner: gets the hooks.
-        allow_nan: go on with a loss that is not finite.
-    """
+    """Add both hooks to a runner that is to train; ``allow_nan`` goes on with a loss that is not finite."""
     runner.register_hook(WeightsFitHook())
     if not any(isinstance(hook, FiniteLossHook) for hook in runner.hooks):
         runner.register_hook(FiniteLossHook())

@@ -24,12 +24,6 @@ def derive_seeds(*keys: int) -> tuple[int, int, int]:
 
     Raises:
         ValueError: a key is negative.
-
-    Example:
-        >>> derive_seeds(0, 1) == derive_seeds(0, 1)
-        True
-        >>> derive_seeds(0, 1) == derive_seeds(1, 0)
-        False
     """
     if any(key < 0 for key in keys):
         raise ValueError(f"random seeds must not be negative, got {keys}; give a seed >= 0")
@@ -64,15 +58,9 @@ def seeded(*keys: int) -> Iterator[None]:
 
 
 class DrawnIndex(int):
-    """Index of a dataset that knows the pass (epoch) and the seed it was drawn with.
+    """Index of a dataset that knows the pass (epoch) and the seed it was drawn with; else an `int`.
 
-    It is an `int` for everything else, and survives the way to a worker process.
-
-    Args:
-        index: the index.
-        epoch: the pass.
-        seed: the seed.
-        draw: tells the augmentations of one image in one pass apart, where it is asked for more than once.
+    ``draw`` tells the augmentations of one image in one pass apart, where it is asked for more than once.
 
     Example:
         >>> index = DrawnIndex(7, epoch=2, seed=42)
@@ -86,9 +74,7 @@ class DrawnIndex(int):
 
     def __new__(cls, index: int, epoch: int, seed: int, draw: int = 0) -> DrawnIndex:
         drawn = super().__new__(cls, index)
-        drawn.epoch = epoch
-        drawn.seed = seed
-        drawn.draw = draw
+        drawn.epoch, drawn.seed, drawn.draw = epoch, seed, draw
         return drawn
 
     def __reduce__(self) -> tuple[type[DrawnIndex], tuple[int, int, int, int]]:
@@ -102,14 +88,7 @@ class DrawnIndex(int):
 class SeededSampler(DefaultSampler):
     """mmengine's `DefaultSampler` with `DrawnIndex` in place of `int`, for epoch-based training.
 
-    The epoch is set by mmengine's `DistSamplerSeedHook`, one of its default hooks. The settings are those of
-    `DefaultSampler`: `dataset`, `shuffle`, `seed` (the runner's where none is given) and `round_up`.
-
-    Example:
-        >>> sampler = SeededSampler(range(3), shuffle=False, seed=1)
-        >>> sampler.set_epoch(4)
-        >>> [(index, index.epoch) for index in sampler]
-        [(0, 4), (1, 4), (2, 4)]
+    The epoch is set by mmengine's `DistSamplerSeedHook`, one of its default hooks.
     """
 
     def __iter__(self) -> Iterator[DrawnIndex]:
@@ -122,18 +101,8 @@ class SeededInfiniteSampler(InfiniteSampler):
 
     The epoch of an index is the number of passes that the stream of all ranks had completed before it.
 
-    Args:
-        dataset: anything with a length.
-        shuffle: draw a new order for each pass.
-        seed: of the order and of the indices, the same on all ranks; None: drawn once and shared by the ranks.
-
     Raises:
         ValueError: the dataset is empty.
-
-    Example:
-        >>> draws = iter(SeededInfiniteSampler(range(2), shuffle=False, seed=1))
-        >>> [(int(index), index.epoch) for _, index in zip(range(5), draws)]
-        [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
@@ -146,39 +115,31 @@ class SeededInfiniteSampler(InfiniteSampler):
             yield DrawnIndex(index, epoch=position // self.size, seed=self.seed)
 
 
-class SeededDataset:
-    """Load sample `index` of `dataset` with random states that follow from (seed, epoch, index) and `DrawnIndex.draw`.
-
-    Augmentation is then the same with any number of workers, and the same in a resumed run as in one that was never
-    interrupted. It needs `SeededSampler` or `SeededInfiniteSampler`, which send seed and epoch along with the index.
-
-    A plain `int` is loaded with the random state as it is, as `dataset[index]` does: for looking at a sample by hand,
-    and for validation, whose pipelines draw nothing. In training, a sampler of another type would silently lose what
-    this class is for; `tools/train.py` and `StepSeedHook` refuse it.
-
-    Args:
-        dataset: a dataset, or the config of one.
-    """
+class DatasetWrapper:
+    """Data set around another (or the config of one), which has everything that the wrapper itself has not."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
 
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        return self.dataset.metainfo
-
-    def full_init(self) -> None:
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
-
-    def get_data_info(self, index: int) -> dict[str, Any]:
-        return self.dataset.get_data_info(index)
-
-    def get_cat_ids(self, index: int) -> list[int]:
-        return self.dataset.get_cat_ids(index)
-
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):  # not there yet while it is unpickled; and whole batches
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class SeededDataset(DatasetWrapper):
+    """Load sample `index` of `dataset` with random states that follow from (seed, epoch, index) and `DrawnIndex.draw`.
+
+    Augmentation is then the same with any number of workers, and after a resume. It needs `SeededSampler` or
+    `SeededInfiniteSampler`; `StepSeedHook` refuses another one in training. A plain `int` is loaded with the random
+    state as it is: for looking at a sample by hand, and for validation, whose pipelines draw nothing.
+
+    Args:
+        dataset: a dataset, or the config of one.
+    """
 
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, DrawnIndex):
@@ -190,19 +151,16 @@ class SeededDataset:
 class StepSeedHook(Hook):
     """Set the random states before each training step, so that dropout and drop-path are the same after a resume.
 
-    A checkpoint holds no random state. Deriving it from the number of the iteration needs none, for epoch-based and
-    for iteration-based training alike; ranks draw differently.
+    A checkpoint holds no random state: it follows from the number of the iteration. Ranks draw differently.
 
     Args:
-        seed: the seed of the run; None takes the runner's (`randomness = dict(seed=...)`, or the one it drew and wrote
-            into its checkpoints).
+        seed: the seed of the run; None takes the runner's.
 
     Raises:
         ValueError: a negative seed.
     """
 
-    # Before every hook that might draw.
-    priority = "VERY_HIGH"
+    priority = "VERY_HIGH"  # before every hook that might draw
 
     def __init__(self, seed: int | None = None) -> None:
         if seed is not None and seed < 0:
@@ -210,11 +168,7 @@ class StepSeedHook(Hook):
         self.seed = seed
 
     def before_train(self, runner: Any) -> None:
-        """Refuse a `SeededDataset` whose sampler sends no seeds: the run would not be reproducible.
-
-        Raises:
-            ValueError: the training sampler is neither `SeededSampler` nor `SeededInfiniteSampler`.
-        """
+        """Refuse a `SeededDataset` whose sampler sends no seeds (ValueError): the run would not be reproducible."""
         loader = runner.train_dataloader
         dataset = loader.dataset
         while not isinstance(dataset, SeededDataset) and hasattr(dataset, "dataset"):

@@ -1,9 +1,8 @@
 """Read configs that a run has stored, in its checkpoints and its work folder, without executing them.
 
-A config file is Python, and so is its text in a checkpoint. The user's own configs are run as ever; of a text that
-came with a file only data is taken. Data may still lead somewhere: a registry of mmengine that does not know a ``type``
-imports and calls whatever has that name (``subprocess.Popen``), and ``custom_imports`` imports. Both need the user's
-word.
+A config file is Python, and so is its text in a checkpoint, of which only data is taken. Data may still lead somewhere:
+a registry of mmengine that does not know a ``type`` imports and calls whatever has that name (``subprocess.Popen``),
+and ``custom_imports`` imports. Both need the user's word.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import ast
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine import registry
@@ -23,6 +21,7 @@ from mmengine.registry import Registry
 from mmengine.utils import import_modules_from_strings
 
 from frskd_plugin.core.checkpoint_file import BrokenCheckpointError
+from frskd_plugin.mmengine.config_tools import dicts
 
 ALLOW_IMPORTS = "--allow-imports"
 _SCOPES = {*MODULE2PACKAGE, "mmengine", "mmcv"}  # whose registries may be imported
@@ -47,10 +46,6 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: it holds anything else.
-
-    Example:
-        >>> parse_config("lr = 0.1\\nmodel = dict(type='ResNet', depths=[3, 4])", "the config")
-        {'lr': 0.1, 'model': {'type': 'ResNet', 'depths': [3, 4]}}
     """
     settings: dict[str, Any] = {}
     try:
@@ -115,18 +110,19 @@ def stored_config(checkpoint: Any, name: str, allow_imports: bool = False) -> Co
 
 
 def _check_imports(settings: dict[str, Any], name: str) -> None:
+    parts = [part for part, _ in dicts(settings)]
     imports = settings.get("custom_imports") or {}
     imports = imports.get("imports") if isinstance(imports, dict) else imports
     modules = imports if isinstance(imports, (list, tuple)) else [imports] if imports else []
     known = {"frskd_plugin", *_SCOPES}
     # what is imported already is no news
     foreign = [str(name) for name in modules if str(name).split(".")[0] not in known and name not in sys.modules]
-    scopes = [settings.get("default_scope"), *(item.get("_scope_") for item in _dicts(settings))]
+    scopes = [settings.get("default_scope"), *(part.get("_scope_") for part in parts)]
     foreign += [str(scope) for scope in scopes if scope is not None and scope not in _SCOPES]
-    types = {item["type"] for item in _dicts(settings) if isinstance(item.get("type"), str)}
+    types = {part["type"] for part in parts if isinstance(part.get("type"), str)}
     foreign += sorted(kind for kind in types - _registered(types) if _is_importable(kind))
     # timm fetches the settings of 'hf-hub:NAME', and reads a folder for 'local-dir:PATH'
-    names = [item.get("model_name") for item in _dicts(settings)]
+    names = [part.get("model_name") for part in parts]
     foreign += [name for name in names if isinstance(name, str) and ":" in name]
     if foreign:
         raise ValueError(
@@ -159,16 +155,6 @@ def _is_importable(kind: str) -> bool:
         return importlib.util.find_spec(kind.split(".")[0]) is not None
     except (ImportError, ValueError):
         return False
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every dict in a config, at any depth."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _dicts(item)
 
 
 class _NotDataError(Exception):

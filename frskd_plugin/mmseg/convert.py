@@ -1,4 +1,4 @@
-"""Turns a plain config of mmsegmentation into the FRSKD one, with the channels found by a dry run."""
+"""Turn a plain config of mmsegmentation into the FRSKD one, with the channels found by a dry run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_MAX_SHARE = 0.5  # the self-teacher's copy of the decode head comes on t
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """The self-teacher that suits a segmentor.
+    """Self-teacher that suits a segmentor.
 
     Attributes:
         maps: the segmentor's feature maps.
@@ -43,17 +43,15 @@ class TeacherPlan:
 
     @property
     def head_share(self) -> float:
-        """The decode head's multiply-accumulates / the segmentor's: about what the self-teacher's copy adds."""
+        """Return the decode head's share of the multiply-accumulates: about what the self-teacher's copy adds."""
         return self.maps.head_macs / self.maps.macs
 
-    def neck(self) -> dict[str, Any]:
-        """Config of the feature network."""
-        neck = dict(type="SelfTeacherNeck", in_channels=list(self.maps.channels), width=self.width)
-        return neck if self.max_channels is None else {**neck, "max_channels": self.max_channels}
-
     def self_teacher(self, alpha: float, beta: float, temperature: float) -> dict[str, Any]:
-        """Config of the self-teacher."""
-        made: dict[str, Any] = dict(type="FRSKDHead", neck=self.neck())
+        """Return the config of the self-teacher."""
+        neck = dict(type="SelfTeacherNeck", in_channels=list(self.maps.channels), width=self.width)
+        if self.max_channels is not None:
+            neck["max_channels"] = self.max_channels
+        made: dict[str, Any] = dict(type="FRSKDHead", neck=neck)
         if not self.maps.in_order:
             made["feat_indices"] = list(self.maps.indices)
         if self.maps.extra_levels:
@@ -75,7 +73,7 @@ def frskd_config(
     max_channels: int | None = None,
     image_size: Sequence[int] | None = None,
 ) -> Config:
-    """The config that trains the same segmentor with FRSKD.
+    """Return the config that trains the same segmentor with FRSKD.
 
     The segmentor is built without pretrained weights and run once, to see its feature maps; data sets are not touched.
 
@@ -109,12 +107,7 @@ def frskd_config(
 
 
 def plain_config(config: Config | str | Path) -> Config:
-    """The config, read if it is a file, after the check that it can be turned into FRSKD.
-
-    Raises:
-        TypeError: it is neither a config nor a path.
-        ValueError: see `frskd_config`.
-    """
+    """Return the config, read if it is a file, after the check that it can be turned into FRSKD."""
     if isinstance(config, (str, Path)):
         config = read_config(config)
     if not isinstance(config, Config):
@@ -127,11 +120,7 @@ def plain_config(config: Config | str | Path) -> Config:
 
 
 def frskd_type(config: Config) -> str:
-    """Name of the segmentor that trains the config's model with FRSKD.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the name of the segmentor that trains the config's model with FRSKD; without one, raise a ValueError."""
     model = config.get("model")
     if not model:
         raise ValueError("the config has no `model`: give the config of a whole training, not a part of one (_base_).")
@@ -165,15 +154,7 @@ def plan_self_teacher(
 ) -> TeacherPlan:
     """Look at the segmentor's maps and choose the self-teacher's size.
 
-    Args:
-        config: config of a plain segmentor; it is only read.
-        width: factor of the self-teacher's channels (1, 2, ...), or ``'auto'``: the widest within ``max_share``.
-        max_share: for ``'auto'``, the greatest share of the segmentor's MACs that the feature network may take.
-        max_channels: cap of each level's channels; None: none.
-        image_size: height and width for which the costs are counted; None: what the config says.
-
-    Raises:
-        ValueError: a setting is out of its range, or the segmentor cannot be built or run.
+    The settings are those of `frskd_config`.
     """
     check_width(width)
     if max_channels is not None:
@@ -182,32 +163,23 @@ def plan_self_teacher(
     # the classifier that is counted with the feature network there has one output and costs nothing
     student = StudentInfo(nn.Identity(), maps.channels, maps.sizes, 1, maps.macs, (3, *maps.image_size))
     if width == "auto":
-        width, max_channels = _width_within(student, max_share, max_channels)
+        if not max_share > 0:
+            raise ValueError(f"`max_share` must be > 0 (self-teacher's MACs / segmentor's MACs), got {max_share}.")
+        try:
+            width, max_channels = width_within(student, max_share, max_channels)
+        except ValueError:  # the network is so cheap that nothing keeps within the share: the least that there is
+            width, max_channels = 1, min(max_channels or CHANNEL_STEP, CHANNEL_STEP)
     share = teacher_share(student, int(width), max_channels)
     return TeacherPlan(maps, int(width), max_channels, share)
 
 
-def _width_within(student: StudentInfo, max_share: float, max_channels: int | None) -> tuple[int, int | None]:
-    """As `width_within`; for a network so cheap that nothing keeps within the share, the least that there is."""
-    if not max_share > 0:
-        raise ValueError(f"`max_share` must be > 0 (self-teacher's MACs / segmentor's MACs), got {max_share}.")
-    try:
-        return width_within(student, max_share, max_channels)
-    except ValueError:
-        return 1, min(max_channels or CHANNEL_STEP, CHANNEL_STEP)
-
-
 def checked_weights(alpha: float, beta: float, temperature: float) -> tuple[float, float, float]:
-    """The settings of the distillation terms, after a check.
-
-    Raises:
-        ValueError: a negative weight, or a temperature that is not positive.
-    """
+    """Return the settings of the distillation terms, after a check."""
     return check_not_negative("alpha", alpha), check_not_negative("beta", beta), check_temperature(temperature)
 
 
 def merged_imports(config: Config) -> dict[str, Any]:
-    """The config's ``custom_imports`` with this package among them.
+    """Return the config's ``custom_imports`` with this package among them.
 
     >>> merged_imports(Config(dict(custom_imports=dict(imports="mine"))))
     {'imports': ['mine', 'frskd_plugin']}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,9 @@ from PIL import Image
 
 from frskd_plugin.data.image_folder import has_deep_pixels
 
-_HINT = "check data_root (--data-root sets it) and the list of images"
-
 
 def require_files(name: str, data_root: str | None, paths: Iterable[str], hint: str) -> None:
-    """Check that each path (relative to ``data_root``) exists.
-
-    Raises:
-        FileNotFoundError: Names the first one that is missing, and gives the hint.
-    """
+    """Check that each path (relative to ``data_root``) exists; a `FileNotFoundError` names the first that does not."""
     for path in paths:
         expected = Path(data_root or "") / path
         if not expected.exists():
@@ -42,8 +37,7 @@ class CheckedPascalVOCDataset(PascalVOCDataset):
     Args:
         ann_file: list of ids, one a line, below ``data_root``.
         data_root: the devkit's folder, which holds VOC2007 and VOC2012, or one of these two.
-        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``); None: ``JPEGImages`` and
-            ``SegmentationClass``.
+        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``).
         kwargs: further arguments of `PascalVOCDataset`, such as ``pipeline``.
 
     Raises:
@@ -72,11 +66,9 @@ class CamVidDataset(BaseSegDataset):
 
     Args:
         ann_file: list of ids, one a line, below ``data_root``.
-        img_suffix: of the images.
-        seg_map_suffix: of the label maps.
         data_root: folder with ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` (pixel = class index 0..10, 255 =
             void) and ``ImageSets/Segmentation/<split>.txt``, or the folder in which that one is named ``CamVid``.
-        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``); None: those two.
+        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``).
         kwargs: further arguments of `BaseSegDataset`, such as ``pipeline``.
 
     Raises:
@@ -84,19 +76,7 @@ class CamVidDataset(BaseSegDataset):
     """
 
     METAINFO = dict(
-        classes=(
-            "sky",
-            "building",
-            "pole",
-            "road",
-            "pavement",
-            "tree",
-            "signsymbol",
-            "fence",
-            "car",
-            "pedestrian",
-            "bicyclist",
-        ),
+        classes=tuple("sky building pole road pavement tree signsymbol fence car pedestrian bicyclist".split()),
         palette=[
             [128, 128, 128],
             [128, 0, 0],
@@ -115,8 +95,6 @@ class CamVidDataset(BaseSegDataset):
     def __init__(
         self,
         ann_file: str = "ImageSets/Segmentation/train.txt",
-        img_suffix: str = ".jpg",
-        seg_map_suffix: str = ".png",
         data_root: str | None = None,
         data_prefix: dict[str, str] | None = None,
         **kwargs: Any,
@@ -131,14 +109,23 @@ class CamVidDataset(BaseSegDataset):
             [*data_prefix.values(), ann_file],
             "data_root is the folder that holds JPEGImages, SegmentationClass and ImageSets/Segmentation",
         )
-        super().__init__(
-            ann_file=ann_file,
-            img_suffix=img_suffix,
-            seg_map_suffix=seg_map_suffix,
-            data_root=data_root,
-            data_prefix=data_prefix,
-            **kwargs,
-        )
+        super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs)
+
+
+@contextmanager
+def _named(kind: str, path: str) -> Iterator[None]:
+    """Say which file is missing or cannot be decoded."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{kind} {path} is missing; check data_root (--data-root sets it) and the list of images"
+        ) from error
+    except Exception as error:  # each decoder has its own kinds of errors
+        raise ValueError(
+            f"{kind} {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
+            f"of the list of images"
+        ) from error
 
 
 class LoadCheckedImage(LoadImageFromFile):
@@ -152,15 +139,8 @@ class LoadCheckedImage(LoadImageFromFile):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         path = results["img_path"]
-        try:
+        with _named("image", path):
             loaded = super().transform(results)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"image {path} is missing; {_HINT}") from error
-        except Exception as error:  # each decoder has its own kinds of errors
-            raise ValueError(
-                f"image {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
-                f"of the list of images"
-            ) from error
         if loaded is not None and self.color_type != "unchanged" and _has_deep_pixels(path):
             raise ValueError(
                 f"image {path} has more than 8 bits a channel, of which color_type={self.color_type!r} cuts off; "
@@ -193,16 +173,9 @@ class LoadCheckedAnnotations(LoadAnnotations):
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         path = results["seg_map_path"]
-        try:
+        with _named("mask", path):
             content = fileio.get(path, backend_args=self.backend_args)
             labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend).squeeze()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"mask {path} is missing; {_HINT}") from error
-        except Exception as error:  # each decoder has its own kinds of errors
-            raise ValueError(
-                f"mask {path} cannot be decoded ({type(error).__name__}: {error}); restore the file, or take it out "
-                f"of the list of images"
-            ) from error
         results["gt_seg_map"] = self._mapped(_whole_labels(labels, path), results)
         results["seg_fields"].append("gt_seg_map")
         self._check(results["gt_seg_map"], results)
@@ -257,11 +230,7 @@ def _has_deep_pixels(path: str) -> bool:
 
 
 def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:
-    """Return labels of any type as uint8 or, where they are greater, uint16: mmseg takes them modulo 256.
-
-    Raises:
-        ValueError: they are no whole numbers from 0 to 65535.
-    """
+    """Return labels of any type as uint8 or, where they are greater, uint16: mmseg takes them modulo 256."""
     if labels.dtype == np.uint8 or not labels.size:
         return labels.astype(np.uint8)
     least, most = labels.min(), labels.max()
@@ -277,9 +246,6 @@ class SelfTeacherIoUMetric(IoUMetric):
     """mmseg's ``IoUMetric``, with the self-teacher's figures under ``self_teacher.`` beside the student's.
 
     The teacher's stand there when the samples carry ``pred_self_teacher`` (`SelfTeacherValidationHook`).
-
-    Args:
-        **kwargs: of ``IoUMetric``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -289,11 +255,8 @@ class SelfTeacherIoUMetric(IoUMetric):
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
         """Count the predictions of a batch."""
         super().process(data_batch, data_samples)
-        teacher_samples = [
-            {**sample, "pred_sem_seg": sample["pred_self_teacher"]}
-            for sample in data_samples
-            if "pred_self_teacher" in sample
-        ]
+        key = "pred_self_teacher"
+        teacher_samples = [{**sample, "pred_sem_seg": sample[key]} for sample in data_samples if key in sample]
         self.self_teacher_metric.dataset_meta = self.dataset_meta
         self.self_teacher_metric.process(data_batch, teacher_samples)
 

@@ -49,7 +49,7 @@ class FeatureMaps:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Rows of the image that a row of each level covers."""
+        """Return the rows of the image that a row of each level covers."""
         return tuple(round(self.image_size[0] / height) for height, _ in self.sizes)
 
     @property
@@ -61,9 +61,8 @@ class FeatureMaps:
 def feature_channels(config: Config, image_size: Sequence[int] | None = None) -> FeatureMaps:
     """Build the segmentor of a config without pretrained weights, run it once, and look at its maps.
 
-    Shapes suffice for that, so it runs on the meta device at the training's image size; where a network needs real
-    numbers it runs on the CPU, with small images if it takes them. Nothing of the config, of torch's random state or of
-    the file system changes, and nothing is downloaded.
+    It runs on the meta device at the training's image size; where a network needs real numbers, on the CPU, with small
+    images if it takes them. Neither the config nor torch's random state changes, and nothing is downloaded.
 
     Args:
         config: of a plain segmentor of mmseg.
@@ -92,14 +91,7 @@ def feature_channels(config: Config, image_size: Sequence[int] | None = None) ->
 
 
 def image_size_of(config: Config, image_size: Sequence[int] | None = None) -> tuple[int, int]:
-    """Height and width of the training images: the given one, the preprocessor's, ``crop_size``, or 512x512.
-
-    Raises:
-        ValueError: it is not a pair of positive ints.
-
-    >>> image_size_of(Config(dict(crop_size=(64, 128), model=dict())))
-    (64, 128)
-    """
+    """Return height and width of the training images: those given, the preprocessor's, ``crop_size``, or 512x512."""
     preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
     size = image_size or preprocessor.get("size") or config.get("crop_size") or DEFAULT_IMAGE_SIZE
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -109,11 +101,7 @@ def image_size_of(config: Config, image_size: Sequence[int] | None = None) -> tu
 
 
 def build_plain(config: Config) -> EncoderDecoder:
-    """The segmentor with random weights, for a run in one process.
-
-    Raises:
-        ValueError: a component or a setting is not known.
-    """
+    """Return the segmentor with random weights, for a run in one process."""
     with explained_build(config.filename or "of the segmentor"):
         model: EncoderDecoder = MODELS.build(without_pretrained(config.model)[0])
     # torch's FLOP counter hooks what asks for a gradient, which fails on parameters handed to modules under no_grad
@@ -153,7 +141,7 @@ def _look(model: Any, size: tuple[int, int]) -> FeatureMaps:
 
 
 def _head_macs(model: Any, image: torch.Tensor, trunk_macs: int) -> int:
-    """Multiply-accumulates of the decode head(s); 0 where they ask for more than shapes."""
+    """Count multiply-accumulates of the decode head(s); 0 where they ask for more than shapes."""
     try:
         with FlopCounterMode(display=False) as whole:
             model(image, mode="tensor")

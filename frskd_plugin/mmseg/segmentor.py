@@ -32,8 +32,8 @@ class EffDetSegHead(BaseDecodeHead):
 
     Args:
         in_channels: channels of the level that ``in_index`` names.
-        channels: channels between the two convolutions.
-        norm_cfg: normalisation behind the first.
+        channels: channels between the two convolutions, with ``norm_cfg`` behind the first.
+        norm_cfg: batch normalisation by default.
         dropout_ratio: of the classifier's input; the published head has none.
         **kwargs: of mmseg's ``BaseDecodeHead``, ``num_classes`` among them.
     """
@@ -118,7 +118,7 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         return add_prefix(self.self_teacher.loss(inputs, logits, data_samples, corners), "self_teacher")
 
     def as_self_teacher(self) -> EncoderDecoder:
-        """This segmentor with the self-teacher in place of the decode head; parameters are shared, not copied."""
+        """Return this segmentor with the self-teacher in place of the decode head; parameters are shared."""
         teacher = copy.copy(self)
         teacher._modules = {**self._modules, "decode_head": self.self_teacher}
         return teacher
@@ -131,12 +131,12 @@ class FRSKDEncoderDecoder(EncoderDecoder):
             return super().extract_feat(inputs)
 
     def distilled_maps(self, inputs: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The student's maps [B, C_i, H_i, W_i] of images, highest resolution first, and the self-teacher's of them."""
+        """Return the student's maps [B, C_i, H_i, W_i] of images, highest resolution first, and the self-teacher's."""
         feats = self.self_teacher.levels(self.as_self_teacher().extract_feat(inputs))
         return feats, self.self_teacher.neck(feats)
 
     def predict(self, inputs: Tensor, data_samples: SampleList | None = None) -> SampleList:
-        """The plain segmentor's prediction of images [B, 3, H, W]; see ``predict_self_teacher``."""
+        """Predict images [B, 3, H, W] as the plain segmentor does; see ``predict_self_teacher``."""
         if not self.predict_self_teacher:
             return super().predict(inputs, data_samples)
         samples = None if data_samples is None else [sample.clone() for sample in data_samples]

@@ -22,17 +22,12 @@ _LEAST_SCORE = 1e-6
 
 
 def flat_maps(feats: Any) -> list[Tensor]:
-    """The feature maps [B, C_i, H_i, W_i] in a tensor or in nested lists and tuples, in order of appearance.
+    """Return the feature maps [B, C_i, H_i, W_i] in a tensor or in nested lists and tuples, in order of appearance.
 
     Class tokens and other tensors that are no maps are left out, and so is a map that was handed out before.
 
     Raises:
         ValueError: there is no map.
-
-    >>> import torch
-    >>> tokens, map_ = torch.rand(2, 8), torch.rand(2, 8, 4, 4)
-    >>> [tuple(feat.shape) for feat in flat_maps([(map_, tokens), (map_ + 1, tokens)])]
-    [(2, 8, 4, 4), (2, 8, 4, 4)]
     """
     maps: list[Tensor] = []
     for tensor in _tensors(feats):
@@ -58,7 +53,7 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
 def select_maps(
     maps: Sequence[Tensor], feat_indices: Sequence[int] | None = None, extra_levels: int = 0
 ) -> list[Tensor]:
-    """The self-teacher's levels, highest resolution first.
+    """Return the self-teacher's levels, highest resolution first.
 
     Args:
         maps: the student's maps [B, C_i, H_i, W_i], in any order.
@@ -69,7 +64,6 @@ def select_maps(
     Raises:
         ValueError: there is no map of such an index.
 
-    >>> import torch
     >>> maps = [torch.rand(1, 8, s, s) for s in (4, 16, 8)]
     >>> [tuple(feat.shape[2:]) for feat in select_maps(maps, (1, 2, 0), extra_levels=1)]
     [(16, 16), (8, 8), (4, 4), (2, 2)]
@@ -88,13 +82,10 @@ def select_maps(
 
 
 def level_of(in_index: int, num_maps: int, feat_indices: Sequence[int] | None = None) -> int:
-    """The self-teacher's level that holds the student's map ``in_index``.
+    """Return the self-teacher's level that holds the student's map ``in_index``.
 
     A negative index counts from the end of the student's maps, as in mmseg. With ``feat_indices`` these are as many as
     it names, or as its greatest index asks for.
-
-    Raises:
-        ValueError: the self-teacher does not receive that map.
 
     >>> level_of(-1, 3), level_of(0, 3, (2, 1, 0)), level_of(-1, 3, (0, 2, 1))
     (2, 2, 1)
@@ -112,32 +103,17 @@ def level_of(in_index: int, num_maps: int, feat_indices: Sequence[int] | None = 
 
 
 def first_of(table: dict[str, Any], head_type: type) -> Any:
-    """Look a class, or the nearest of its bases, up in a table by name; None where it names none of them.
-
-    Names, because a module of mmseg may need packages that are not installed.
-
-    >>> first_of({"int": "a number"}, bool)
-    'a number'
-    """
+    """Look a class, or the nearest of its bases, up in a table by name (its module may not be there); None without."""
     return next((table[base.__name__] for base in head_type.__mro__ if base.__name__ in table), None)
 
 
 def loss_and_logits(
     head: nn.Module, inputs: Sequence[Any], data_samples: SampleList, train_cfg: Any, test_cfg: Any
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """A head's own training loss, and the logits of the semantic map that it predicts; ``forward`` runs once.
+    """Return a head's own training losses, and the logits [B, K, H, W] of the semantic map that it predicts.
 
-    Only where ``forward`` gives no map (PointRend classifies points), the head's ``predict`` is run beside it.
-
-    Args:
-        head: of mmseg; a stage of a cascade too.
-        inputs: what its ``loss`` takes before the samples: the maps and, behind a first stage, the last one's output.
-        data_samples: ground truth, ``gt_sem_seg`` [1, H, W] each.
-        train_cfg: of the segmentor.
-        test_cfg: of the segmentor.
-
-    Returns:
-        The losses, and logits [B, K, H, W] with the graph that made them.
+    Its ``forward`` runs once; only where that gives no map (PointRend classifies points), ``predict`` is run beside it.
+    ``inputs`` are what its ``loss`` takes before the samples: the maps and, in a cascade, the last stage's output.
     """
     with record_calls(head, "forward") as outputs:
         losses = head.loss(*inputs, data_samples, train_cfg)
@@ -149,12 +125,9 @@ def loss_and_logits(
 
 
 def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
-    """The logits [B, K, H, W] of the map that ``head.predict`` would make of an output of ``head.forward``.
+    """Return the logits [B, K, H, W] of the map that ``head.predict`` would make of an output of ``head.forward``.
 
-    Mask classification gives the logarithm of its class scores, so that a softmax makes them probabilities.
-
-    Returns:
-        None where the output holds no such map.
+    It is None where the output holds no such map.
     """
     where = first_of(_CLASSES_AND_MASKS, type(head))
     if where is not None:
@@ -168,14 +141,12 @@ def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
 def mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """Log of the class scores that mask classification gives to each position (MaskFormer, Section 3.4).
 
+    A softmax makes them probabilities: ``log(sum_q softmax(class_logits)_k * sigmoid(mask_logits))``, [B, K, H, W].
+
     Args:
         class_logits: of each query, [B, Q, K + 1]; the last class is "no object".
         mask_logits: of each query, [B, Q, H, W].
 
-    Returns:
-        [B, K, H, W]: ``log(sum_q softmax(class_logits)_k * sigmoid(mask_logits))``.
-
-    >>> import torch
     >>> classes, masks = torch.tensor([[[9.0, -9.0, -9.0]]]), torch.full((1, 1, 1, 1), 9.0)
     >>> mask_class_logits(classes, masks).softmax(1).flatten().round().tolist()
     [1.0, 0.0]
@@ -186,15 +157,10 @@ def mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 @contextmanager
 def early_losses(head: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """For the length of the block, ``head.loss_by_feat`` keeps nothing but the gradient in the head's own logits.
+    """Let ``head.loss_by_feat`` keep nothing but the gradient in the head's own logits, for a block.
 
-    mmseg up-samples the logits to the size of the labels, and its losses keep a map of that size for the backward pass.
-    Values and gradients are the same without. Left as they are: outputs that are no single tensor, and losses with
-    weights of their own to train.
-
-    Args:
-        head: a decode head of mmseg.
-        wanted: False does nothing.
+    mmseg's losses keep an up-sampled map of logits for the backward pass. Values and gradients are the same without.
+    Left as they are: outputs that are no single tensor, and losses with weights of their own to train.
     """
     has_weights = any(parameter.requires_grad for parameter in loss_parameters(head))
     if not wanted or has_weights:
@@ -215,6 +181,6 @@ def early_losses(head: nn.Module, wanted: bool = True) -> Iterator[None]:
 
 
 def loss_parameters(head: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a head's loss functions; mmseg's own have none."""
+    """Return the parameters of a head's loss functions; mmseg's own have none."""
     losses = [module for name, module in head.named_modules() if name.split(".")[0].startswith("loss")]
     return [parameter for module in losses for parameter in module.parameters(recurse=False)]

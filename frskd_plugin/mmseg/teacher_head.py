@@ -28,11 +28,7 @@ _COMMON = ("num_classes", "out_channels", "threshold", "dropout_ratio", "align_c
 
 
 def head_type_of(head: str | type, owner: str) -> type:
-    """The class of a decode head, or behind its name in mmseg's registry; none is built.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """Return the class of a decode head, or behind its name in mmseg's registry; none is built."""
     head_type = registered_type(MODELS, head)
     if head_type is None:
         raise ValueError(
@@ -47,8 +43,8 @@ def check_servable(head: str | type, owner: str) -> None:
     It has to read plain maps by ``in_index``, and its training loss must be ``forward`` followed by ``loss_by_feat``.
 
     Args:
-        head: the class, or its name in mmseg's registry. The class is asked, before one is built.
-        owner: who asks.
+        head: the class, or its name in mmseg's registry; none is built.
+        owner: the one that asks, for messages.
 
     Raises:
         ValueError: naming the head and what would serve.
@@ -67,13 +63,7 @@ def check_servable(head: str | type, owner: str) -> None:
 def check_student_head(head: str | type, owner: str, behind_another: bool = False) -> None:
     """Refuse a student's decode head that is of another kind than its segmentor, or predicts no classes.
 
-    Args:
-        head: the class, or its name in mmseg's registry.
-        owner: who asks.
-        behind_another: whether it is a later stage of a cascade.
-
-    Raises:
-        ValueError: naming the head, the reason, and what would serve.
+    ``behind_another`` is for the later stages of a cascade.
     """
     head_type = head_type_of(head, owner)
     name = head_type.__name__
@@ -93,16 +83,13 @@ def check_student_head(head: str | type, owner: str, behind_another: bool = Fals
 
 
 def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Config of the head that a self-teacher gets where none is asked for.
+    """Return the config of the head that a self-teacher gets where none is asked for.
 
     1. A copy of the student's head with its losses, class weights and sampler, where `check_servable` lets it pass.
-    2. Of a cascade: such a copy of its first stage, which reads maps alone, with the losses of the last stage that
-       makes its loss from a map, as the first one's often weighs less.
+    2. Of a cascade (a list): such a copy of its first stage, which reads maps alone, with the losses of the last stage
+       that makes its loss from a map, as the first one's often weighs less.
     3. Otherwise (branches, class tokens, mask classification) a plain ``FCNHead``, 3x3 convolution and classifier, with
        the student's classes, on the map that the student's prediction comes from. Its loss is a cross-entropy.
-
-    Args:
-        decode_head: of the student; a list for a cascade.
 
     Raises:
         ValueError: a plain head is needed and the student's does not say its number of classes.
@@ -120,12 +107,12 @@ def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict
 
 
 def reading_part(head: dict[str, Any]) -> dict[str, Any]:
-    """The part of a head's config that says which maps it reads: the head itself, or the head inside it (K-Net)."""
+    """Return the part of a head's config that says which maps it reads: itself, or the head inside it (K-Net)."""
     return head.get("kernel_generate_head", head)
 
 
 def maps_read(head: dict[str, Any]) -> int | list[int]:
-    """The indices of the student's maps that a head's output depends on."""
+    """Return the indices of the student's maps that a head's output depends on."""
     in_index = reading_part(head).get("in_index", -1)
     if isinstance(in_index, int):
         return in_index
@@ -136,12 +123,7 @@ def maps_read(head: dict[str, Any]) -> int | list[int]:
 
 
 def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any]:
-    """A head's config for other maps: with their channels, and what else follows from these.
-
-    Args:
-        head: its ``in_index`` counts these maps.
-        channels: of each map, or of all.
-    """
+    """Return a head's config for other maps, which its ``in_index`` counts, of these channels each."""
     made = copy.deepcopy(head)
     reading = reading_part(made)
 
@@ -149,9 +131,10 @@ def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any
         return channels if isinstance(channels, int) else channels[index]
 
     in_index = reading["in_index"]
-    reading["in_channels"] = of(in_index) if isinstance(in_index, int) else [of(index) for index in in_index]
+    widths = [of(index) for index in ([in_index] if isinstance(in_index, int) else in_index)]
+    reading["in_channels"] = widths[0] if isinstance(in_index, int) else widths
     if reading.get("num_convs") == 0:  # FCNHead classifies its input as it is
-        reading["channels"] = sum(of(index) for index in ([in_index] if isinstance(in_index, int) else in_index))
+        reading["channels"] = sum(widths)
     if reading.get("c1_in_channels"):  # DeepLabV3+ reads map 0 too, whatever its `in_index`
         reading["c1_in_channels"] = of(0)
     return made

@@ -17,6 +17,11 @@ _SHIPPED = ".mim/configs"
 # the paper's segmentors distil after 40 of 60 epochs (reference section 9)
 _WARM_UP_SHARE = 2 / 3
 
+# settings that tell how the maps of a network become levels, and why they are there
+_WIRING = {
+    "feat_indices": "The network hands its maps out in another order: this is the place of each in its own.",
+    "extra_levels": "The network hands out one map; the feature network fuses at least two, so it is pooled once.",
+}
 _TEMPLATE = """\
 # FRSKD for {name}, written by tools/frskdify.py. All settings may be changed;
 # `python tools/check.py THIS_FILE` shows in one dry step what each of them does.
@@ -53,7 +58,7 @@ model = dict(
 
 
 def config_text(config: Config, plan: TeacherPlan, weights: tuple[float, float, float], target: str | Path) -> str:
-    """The source of the config that is to be written to ``target``.
+    """Return the source of the config that is to be written to ``target``.
 
     Args:
         config: the plain config, read from a file.
@@ -64,7 +69,7 @@ def config_text(config: Config, plan: TeacherPlan, weights: tuple[float, float, 
     source = Path(config.filename)
     self_teacher = plan.self_teacher(*weights)
     height, width = plan.maps.image_size
-    wiring = {key: value for key, value in self_teacher.items() if key in ("feat_indices", "extra_levels")}
+    wiring = [(reason, f"{key}={self_teacher[key]}") for key, reason in _WIRING.items() if key in self_teacher]
     head = f": about {plan.head_share:.2f} more" if plan.maps.head_macs else ""
     return _TEMPLATE.format(
         name=source.name,
@@ -76,7 +81,7 @@ def config_text(config: Config, plan: TeacherPlan, weights: tuple[float, float, 
         share=plan.share,
         head_share=head,
         neck=call(self_teacher["neck"]),
-        wiring="".join(_wiring_line(key, value) for key, value in wiring.items()),
+        wiring="".join(f"        # {reason}\n        {setting},\n" for reason, setting in wiring),
         loss_distill=call(self_teacher["loss_distill"]),
         base_hooks="*_base_.custom_hooks," if config.get("custom_hooks") else "",
         warm_up=", ".join(f"{key}={value}" for key, value in warm_up(config).items()),
@@ -84,13 +89,10 @@ def config_text(config: Config, plan: TeacherPlan, weights: tuple[float, float, 
 
 
 def base_expression(source: Path, target: str | Path) -> str:
-    """Python for the path of the plain config, as it stands in ``_base_``.
+    """Return Python for the path of the plain config, as it stands in ``_base_``.
 
     A config that mmsegmentation ships is found in the installed package, wherever that is; any other by a path relative
     to ``target``, or an absolute one where the two share nothing but the root of the file system.
-
-    >>> base_expression(Path("/data/configs/fcn.py"), "/data/frskd/fcn.py")
-    '"../configs/fcn.py"'
     """
     source, folder = source.resolve(), Path(target).resolve().parent
     package = Path(mmseg.__path__[0]).resolve() / _SHIPPED
@@ -104,11 +106,7 @@ def base_expression(source: Path, target: str | Path) -> str:
 
 
 def find_config(name: str | Path) -> Path:
-    """A config file as it is named, or one of those that mmsegmentation ships: ``mmseg::fcn/NAME.py``, ``fcn/NAME.py``.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
+    """Return a config file as it is named, or as mmsegmentation ships it: ``mmseg::fcn/NAME.py``, ``fcn/NAME.py``."""
     path = Path(name)
     if path.is_file():
         return path
@@ -123,7 +121,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def warm_up(config: Config) -> dict[str, Any]:
-    """Settings of a `DistillWarmupHook` for the length of the config's training.
+    """Return settings of a `DistillWarmupHook` for the length of the config's training.
 
     >>> warm_up(Config(dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40000))))
     {'begin': 26667, 'by_epoch': False}
@@ -135,7 +133,7 @@ def warm_up(config: Config) -> dict[str, Any]:
 
 
 def call(settings: Mapping[str, Any]) -> str:
-    """Settings as Python with ``dict``.
+    """Return settings as Python with ``dict``.
 
     >>> call(dict(type="FRSKDLoss", alpha=1.0, names=["a"]))
     'dict(type="FRSKDLoss", alpha=1.0, names=["a"])'
@@ -144,7 +142,7 @@ def call(settings: Mapping[str, Any]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string literal in double quotes."""
+    """Return a string literal in double quotes."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -155,11 +153,3 @@ def _literal(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_literal, value))}]"
     return repr(value)
-
-
-def _wiring_line(key: str, value: Any) -> str:
-    reason = {
-        "feat_indices": "The network hands its maps out in another order: this is the place of each in its own.",
-        "extra_levels": "The network hands out one map; the feature network fuses at least two, so it is pooled once.",
-    }[key]
-    return f"        # {reason}\n        {key}={value},\n"

@@ -14,11 +14,9 @@ from torchvision.transforms import v2
 
 from frskd_plugin.data.cifar100 import Cifar100Dataset, load_cifar100, read_plain_pickle
 from frskd_plugin.data.image_folder import (
-    STANDARD_TRANSFORMS,
     ImageFolderDataset,
     build_transforms,
     read_rgb,
-    standard_transforms,
 )
 
 CLASSES = ["apple", "bear", "clock"]
@@ -179,10 +177,10 @@ def test_image_folder_items(tmp_path):
 
 def test_image_folder_loads_in_worker_processes(tmp_path):
     write_folders(tmp_path, draw(4), [0, 1, 2, 2])
-    dataset = ImageFolderDataset(tmp_path, "train", standard_transforms("cub200", train=False))
+    dataset = ImageFolderDataset(tmp_path, "train", [dict(type="Resize", size=40), dict(type="CenterCrop", size=24)])
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1)
     (batch,) = loader
-    assert batch["inputs"].shape == (4, 3, 224, 224)
+    assert batch["inputs"].shape == (4, 3, 24, 24)
     assert batch["inputs"].dtype == torch.uint8
     assert batch["targets"].tolist() == [0, 1, 2, 2]
 
@@ -258,17 +256,3 @@ def test_normalised_images_are_refused(tmp_path):
     dataset = Cifar100Dataset(tmp_path, transforms=[dict(type="ConvertImageDtype", dtype=torch.float32)])
     with pytest.raises(TypeError, match=r"must end with a uint8 image .*got torch.float32 \[3, 32, 32\]"):
         dataset[0]
-
-
-@pytest.mark.parametrize("name", list(STANDARD_TRANSFORMS))
-def test_standard_transforms_give_one_size(name):
-    side = 32 if name in ("cifar100", "tinyimagenet") else 224
-    size = (32, 32) if name == "cifar100" else (64, 64) if name == "tinyimagenet" else (70, 90)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(*size, 3), dtype=np.uint8))
-    for train in (True, False):
-        assert build_transforms(standard_transforms(name, train))(image).size == (side, side)
-
-
-def test_standard_transforms_of_an_unknown_set():
-    with pytest.raises(ValueError, match="expected a data set out of cifar100, .*, got 'svhn'"):
-        standard_transforms("svhn", train=True)

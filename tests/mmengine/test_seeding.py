@@ -96,7 +96,6 @@ def test_outer_random_states_are_restored() -> None:
 def test_wrapper_passes_through() -> None:
     inner = DrawingDataset()
     dataset = SeededDataset(inner)
-    dataset.full_init()
     assert len(dataset) == 6 and dataset.metainfo is inner.metainfo and dataset.get_data_info(2) == {"sample_idx": 2}
 
 

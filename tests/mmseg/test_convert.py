@@ -137,11 +137,11 @@ def test_width_keeps_the_cost_within_the_share():
     narrow = plan_self_teacher(config, max_share=free.share / 5)
     assert narrow.width == 1 and narrow.max_channels % 8 == 0
     assert narrow.share <= free.share / 5
-    assert narrow.neck()["max_channels"] == narrow.max_channels
+    assert narrow.self_teacher(1, 50, 1)["neck"]["max_channels"] == narrow.max_channels
     least = plan_self_teacher(config, max_share=1e-6)  # a network so cheap that nothing is within the share
     assert (least.width, least.max_channels) == (1, 8) and 1e-6 < least.share <= narrow.share
     assert plan_self_teacher(config, width=3).share > free.share
-    assert plan_self_teacher(config, width=2, max_channels=16).neck()["max_channels"] == 16
+    assert plan_self_teacher(config, width=2, max_channels=16).self_teacher(1, 50, 1)["neck"]["max_channels"] == 16
 
 
 def test_the_cost_is_counted_by_hand():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from frskd_plugin.mmengine.distributed import SyncBNDataParallel, init_distributed, set_model_wrapper
+from frskd_plugin.mmengine.distributed import SyncBNDataParallel, init_distributed, prepare_distributed
 from tests.helpers.real_runs import run_tool, write_config
 from tests.helpers.tiny_mmseg import tiny_config
 
@@ -88,7 +88,7 @@ def test_sync_bn_without_cuda_is_refused(data_root: Path) -> None:
     config = tiny_config(data_root)
     config.sync_bn = "torch"
     with pytest.raises(ValueError, match="sync_bn='torch' needs CUDA.*remove it from the config"):
-        set_model_wrapper(config)
+        prepare_distributed(config)
     with pytest.raises(ValueError, match="sync_bn needs CUDA, but the model is on the CPU"):
         SyncBNDataParallel(nn.Linear(1, 1), sync_bn=True)
 
@@ -96,13 +96,13 @@ def test_sync_bn_without_cuda_is_refused(data_root: Path) -> None:
 def test_wrapper_follows_the_config(data_root: Path) -> None:
     config = tiny_config(data_root)
     config.find_unused_parameters = True
-    set_model_wrapper(config)
+    prepare_distributed(config)
     assert config.model_wrapper_cfg.type == "SyncBNDataParallel"
     assert config.model_wrapper_cfg.find_unused_parameters
     config.model_wrapper_cfg = dict(type="Mine")
-    set_model_wrapper(config)
+    prepare_distributed(config)
     assert config.model_wrapper_cfg == dict(type="Mine")
     for sync_bn in ("torch", "timm"):  # mmengine's own conversion of torch's would drop timm's activations
         config.sync_bn = sync_bn
         with pytest.raises(ValueError, match=f"sync_bn='{sync_bn}' sets model_wrapper_cfg itself; remove one"):
-            set_model_wrapper(config)
+            prepare_distributed(config)
