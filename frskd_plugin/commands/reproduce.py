@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,71 +18,80 @@ import torch
 from frskd_plugin.commands.arguments import check_device, positive_int, whole_number
 from frskd_plugin.commands.config import add_import_option, import_modules
 from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios, total_text
-from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Scale, Table, checksum, plan_cell, plan_table
-from frskd_plugin.commands.reproduce_runs import Store, Trainer, read_json, training_command, write_json
+from frskd_plugin.commands.reproduce_plan import (
+    FIRST,
+    TABLES,
+    Column,
+    Row,
+    Scale,
+    Table,
+    checksum,
+    plan_cell,
+    plan_table,
+)
+from frskd_plugin.commands.reproduce_runs import TRAIN_RUNS, Store, Trainer, read_json, training_process, write_json
 from frskd_plugin.commands.reproduce_text import draw, markdown, scores_of
+from frskd_plugin.commands.side_by_side import train_side_by_side
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.methods import method_class, method_names
 
 PUBLISHED = Path("docs/results")
 COSTS_NAME = "costs.json"
-EPILOG = """\
+EPILOG = f"""\
 DATA holds a folder for each data set: cifar100, tinyimagenet, cub200, mit67, dogs, stanford40, imagenet, VOCdevkit
-(tools/prepare_data.py and tools/prepare_voc.py make them).
-It may be killed and started again: what is done is skipped, what was begun goes on.
-exit status: 0 all runs are done, 1 some failed, 2 the command line is wrong
+(frskd prepare_data and frskd prepare_voc make them).
+It may be killed and started again: what is done is skipped, what was begun goes on. Seed by seed, rows are run in the
+order of --methods; without it {", ".join(FIRST)} come first.
+exit status: 0 all runs are done or the time is up, 1 some failed, 2 the command line is wrong
 examples:
-  reproduce.py table1 --data data --datasets cifar100 --models wrn_16_2 --dry-run
-  reproduce.py table1 --data data --datasets cifar100 --models wrn_16_2 --epochs 8 --images-per-class 100 --seeds 0 1
-  reproduce.py table1 --data data --import my_methods --methods baseline my_method
-  reproduce.py table6          # counts parameters and FLOPs; with --data it trains as well
+  frskd reproduce table1 --data data --datasets cifar100 --models wrn_16_2 --dry-run
+  frskd reproduce table1 --data data --datasets cifar100 --models wrn_16_2 --side-by-side 3 --minutes 60
+  frskd reproduce table1 --data data --datasets cifar100 --models wrn_16_2 --epochs 8 --images-per-class 100 --seeds 0 1
+  frskd reproduce table1 --data data --import my_methods --methods baseline my_method
+  frskd reproduce table6          # counts parameters and FLOPs; with --data it trains as well
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="reproduce.py",
+        prog="frskd reproduce",
         description="Runs what is missing of a table of the paper, and writes it beside the paper's numbers.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", choices=list(TABLES), metavar="TABLE", help=", ".join(TABLES))
-    parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the data sets")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be run, and how long it would take")
+    add = parser.add_argument
+    add("table", choices=list(TABLES), metavar="TABLE", help=", ".join(TABLES))
+    add("--data", type=Path, metavar="DATA", help="folder of the data sets")
+    add("--dry-run", action="store_true", help="list what would be run, and how long it would take")
     part = parser.add_argument_group("the part of the table that is run")
     part.add_argument("--datasets", nargs="+", metavar="NAME", help="of its data sets (all)")
     part.add_argument("--models", nargs="+", metavar="NAME", help="of its networks (all)")
     part.add_argument("--methods", nargs="+", metavar="NAME", help="of its rows (all)")
     part.add_argument("--seeds", nargs="+", type=whole_number, metavar="N", help="(0 1 2; Tables 3 and 4: 0)")
     add_import_option(part)  # each method that they register becomes a row
-    scale = parser.add_argument_group("other than the paper's conditions")
-    scale.add_argument("--epochs", type=positive_int, help="in all; the schedule shrinks with them")
-    scale.add_argument("--images-per-class", type=positive_int, metavar="N", help="train on the first N of each class")
-    scale.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every config")
-    scale.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision")
-    scale.add_argument("--channels-last", action="store_true", help="that memory format")
-    scale.add_argument("--compile", action="store_true", help="torch.compile")
-    machine = parser.add_argument_group("machine and folders")
-    machine.add_argument("--jobs", type=positive_int, default=1, help="runs at a time (1)")
-    machine.add_argument("--threads", type=positive_int, help="CPU threads of each run (the cores, shared)")
-    machine.add_argument(
-        "--device",
-        nargs="+",
-        default=["cuda" if torch.cuda.is_available() else "cpu"],
-        help="cpu, cuda, or several: cuda:0 cuda:1, which the runs share",
-    )
-    machine.add_argument("--work-dir", type=Path, default=Path("work_dirs/reproduce"), help="(work_dirs/reproduce)")
-    machine.add_argument(
-        "--out",
-        type=Path,
-        help=f"tables and records (WORK_DIR/results; the records in {PUBLISHED} count too, unless this is given)",
-    )
-    machine.add_argument("--publish", action="store_true", help=f"also put the table and its records into {PUBLISHED}")
-    machine.add_argument(
-        "--no-cost", dest="cost", action="store_false", help="measure no steps; those measured before are shown"
-    )
-    machine.add_argument("--cost-steps", type=positive_int, default=5, help="steps of each method that are timed (5)")
+    add = parser.add_argument_group("other than the paper's conditions").add_argument
+    add("--epochs", type=positive_int, help="in all; the schedule shrinks with them")
+    add("--images-per-class", type=positive_int, metavar="N", help="train on the first N of each class")
+    add("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every config")
+    add("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision")
+    add("--channels-last", action="store_true", help="that memory format")
+    add("--compile", action="store_true", help="torch.compile")
+    add("--cuda-graph", choices=["on", "off"], help="a step as one CUDA graph (what frskd train chooses)")
+    add = parser.add_argument_group("machine and folders").add_argument
+    add("--jobs", type=positive_int, default=1, help="processes at a time (1)")
+    add("--side-by-side", type=positive_int, default=1, metavar="N", help="runs in each process, to fill a GPU (1)")
+    add("--minutes", type=positive_int, metavar="M", help="stop then, at the end of an epoch; the same call goes on")
+    add("--threads", type=positive_int, help="CPU threads of each process (the cores, shared)")
+    device = ["cuda" if torch.cuda.is_available() else "cpu"]
+    text = "cpu, cuda, or several: cuda:0 cuda:1, which the processes share"
+    add("--device", nargs="+", default=device, help=text)
+    add("--work-dir", type=Path, default=Path("work_dirs/reproduce"), help="(work_dirs/reproduce)")
+    text = f"tables and records (WORK_DIR/results; the records in {PUBLISHED} count too, unless this is given)"
+    add("--out", type=Path, help=text)
+    add("--publish", action="store_true", help=f"also put the table and its records into {PUBLISHED}")
+    add("--no-cost", dest="cost", action="store_false", help="measure no steps; those measured before are shown")
+    add("--cost-steps", type=positive_int, default=5, help="steps of each method that are timed (5)")
     return parser
 
 
@@ -89,26 +101,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: a name that the table does not have, a device that is not there, or no ``--data``.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == [TRAIN_RUNS]:  # a process of `Trainer`
+        return min(1, train_side_by_side(**json.loads(argv[1])))
     args = build_parser().parse_args(argv)
+    started = time.time()
     session = make_session(args)
     costs = session.costs(args.cost_steps if args.cost else 0)
+    if args.dry_run or args.data is not None:
+        print("\n".join(session.describe(costs, args.jobs * args.side_by_side)), flush=True)
     if args.dry_run:
-        print("\n".join(session.describe(costs, args.jobs)))
         return 0
     failures: dict[str, str] = {}
     if args.data is not None:
-        make_command = functools.partial(training_command, store=session.store, data=args.data.resolve())
-        threads = args.threads or threads_for(args.jobs)
+        deadline = started + 60 * args.minutes if args.minutes else None
         trainer = Trainer(
-            session.store, make_command, args.device, args.jobs, threads, on_done=lambda run: session.write(costs)
+            session.store,
+            functools.partial(training_process, store=session.store, data=args.data.resolve(), deadline=deadline),
+            args.device,
+            args.jobs,
+            args.side_by_side,
+            args.threads or threads_for(args.jobs),
+            deadline,
+            on_done=lambda run: session.write(costs),
         )
-        failures = trainer.train([run for run, _ in plan_table(session.table, session.scale, session.seeds).values()])
+        failures = trainer.train(plan_table(session.table, session.scale, session.seeds))
     print(session.write(costs))
     print(f"written: {session.store.out / session.file_stem}.md")
     if args.publish:
         print(f"published: {session.publish(costs, PUBLISHED)}")
     if failures:
-        print(f"{len(failures)} runs failed: {', '.join(failures)}")
+        print(f"{len(failures)} runs failed: {'; '.join(failures)}")
     return 1 if failures else 0
 
 
@@ -137,6 +160,7 @@ def make_session(args: argparse.Namespace) -> Session:
         )
     arguments = ["--amp-dtype", args.amp_dtype] if args.amp_dtype else []
     arguments += ["--channels-last"] * args.channels_last + ["--compile"] * args.compile
+    arguments += ["--cuda-graph", args.cuda_graph] if args.cuda_graph else []
     paper_epochs = plan_cell(table, table.rows[0], table.columns[0], Scale()).epochs
     epochs = None if args.epochs == paper_epochs else args.epochs
     scale = Scale(epochs, args.images_per_class, tuple(args.cfg_options), tuple(arguments), kind)
@@ -227,18 +251,18 @@ class Session:
                 costs[column.model] = StepCost(**known[key])
         return costs
 
-    def describe(self, costs: Mapping[str, StepCost], jobs: int) -> list[str]:
+    def describe(self, costs: Mapping[str, StepCost], at_once: int) -> list[str]:
         """Write lines about what would be run, and how long it would take."""
         lines, missing = [], []
-        for run, key in plan_table(self.table, self.scale, self.seeds).values():
+        for run in plan_table(self.table, self.scale, self.seeds):
             done = self.store.read(run) is not None
-            seconds = estimate_seconds(run, key, costs)
+            seconds = estimate_seconds(run, costs)
             missing += [seconds] if seconds is not None and not done else []
             time = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
-            lines.append(f"{'done' if done else 'to do'}  {run.name}{time}")
+            lines.append(f"{'done' if done else 'to do'}  {run.label}{time}  {self.store.log(run)}")
         count = sum(line.startswith("to do") for line in lines)
         lines.append(f"{len(lines) - count} of {len(lines)} runs are done, {count} to go")
-        return lines + ([total_text(missing, jobs)] if missing else [])
+        return lines + ([total_text(missing, at_once)] if missing else [])
 
     def _cost_key(self, model: str) -> str:
         return f"{self.table.name}, {model}, {self.device}"

@@ -22,7 +22,8 @@ from frskd_plugin.commands.training_step import (
     StepSettings,
     TrainingStep,
     interleaved_medians,
-    segmentation_steps,
+    seconds_of,
+    training_steps,
 )
 from frskd_plugin.core.blocks import Downsample, FusionNode, Upsample, UpsampleConv
 from frskd_plugin.core.self_teacher import SelfTeacher
@@ -52,19 +53,19 @@ class StepCost:
 def method_step(run: Run, batch: int, device: str) -> TrainingStep:
     """Build a step of a run's network and method on random images, with random weights, the teacher's too."""
     model = read_leaf(run.config).model
-    student = timm.create_model(run.model, num_classes=model.student.num_classes)
+    classes = model.student.num_classes
+    student = timm.create_model(run.model, num_classes=classes)
     settings: dict[str, Any] = dict(run.settings)
     if run.teacher is not None:
-        settings["teacher"] = timm.create_model(run.teacher.model, num_classes=model.student.num_classes)
-    input_size = student.pretrained_cfg["input_size"]
-    method = run.method or "baseline"
+        settings["teacher"] = timm.create_model(run.teacher.model, num_classes=classes)
+    method, size = run.method or "baseline", student.pretrained_cfg["input_size"]
     wrapped = wrap(student, method, out_indices=model.out_indices, **settings)
-    inputs = classification_batch(method_class(method).needs, batch, input_size, model.student.num_classes, device)
+    inputs = classification_batch(method_class(method).needs, batch, size, classes, device)
     return TrainingStep(
         wrapped,
         inputs,
         StepSettings(device=device),
-        loss=lambda network, images, targets, extra: network(images, targets, **extra)["loss"],
+        lambda network, images, targets, extra: network(images, targets, **extra)["loss"],
     )
 
 
@@ -80,24 +81,22 @@ def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
         ImportError: it is a segmentor, and mmsegmentation is not installed.
     """
     signatures = {key: step_signature(run) for key, run in runs.items()}
-    different = {signatures[key]: run for key, run in runs.items()}
     first = next(iter(runs.values()))
     torch.manual_seed(0)
     if first.model in SEGMENTORS:
-        plain, frskd, batch = segmentation_steps(first.model, StepSettings(device=device))
+        (plain, frskd), (batch, *_) = training_steps(first.model, StepSettings(device=device))
         steps = {signatures["baseline"]: plain, signatures["frskd"]: frskd}
-        forward_pass, warmup = plain.loss, 1
+        forward_pass: Callable[[], Any] = plain.loss
     else:
         small = timm.get_pretrained_cfg(first.model).input_size[-1] <= SMALL_IMAGE
         batch = CPU_BATCH_SMALL if small else CPU_BATCH
         if device.startswith("cuda"):
             batch = read_leaf(first.config).train_dataloader.batch_size
         plain = method_step(Run(first.config, first.data, first.model, "baseline"), batch, device)
-        steps = {signature: method_step(run, batch, device) for signature, run in different.items()}
-        forward_pass, warmup = functools.partial(plain.network.student, plain.inputs[0]), 2
-    plain_s, forward_s, *seconds = interleaved_medians(
-        [plain, torch.no_grad()(forward_pass), *steps.values()], repeat, warmup
-    )
+        steps = {signatures[key]: method_step(run, batch, device) for key, run in runs.items()}
+        forward_pass = functools.partial(plain.network.student, plain.inputs[0])
+    turns = [functools.partial(seconds_of, step) for step in (plain, torch.no_grad()(forward_pass), *steps.values())]
+    plain_s, forward_s, *seconds = interleaved_medians(turns, repeat, 2, f"steps of {first.model}")
     times = dict(zip(steps, seconds, strict=True))
     return StepCost(batch, plain_s, forward_s, {key: times[s] / plain_s for key, s in signatures.items()})
 
@@ -122,15 +121,9 @@ def images_of(run: Run) -> tuple[int, int]:
     return train, next(count for split, count in images.images.items() if split != "train")
 
 
-def estimate_seconds(run: Run, key: str, costs: Mapping[str, StepCost]) -> float | None:
-    """Estimate the seconds of a run, without loading images; None where its network was not measured.
-
-    Args:
-        run: the run.
-        key: of its row; a pretrained teacher's is that of the plain network.
-        costs: network -> steps.
-    """
-    cost, factor = costs.get(run.model), 1.0
+def estimate_seconds(run: Run, costs: Mapping[str, StepCost]) -> float | None:
+    """Estimate the seconds of a run, without loading images; None where its network was not measured."""
+    cost, factor, key = costs.get(run.model), 1.0, run.row.key
     if cost is None:  # a teacher, by its student
         student = next((small for small, large in TEACHER_OF.items() if large == run.model), "")
         cost, factor, key = costs.get(student), TEACHER_FACTOR, "baseline"
@@ -140,15 +133,15 @@ def estimate_seconds(run: Run, key: str, costs: Mapping[str, StepCost]) -> float
     return factor * run.epochs * (cost.ratios[key] * cost.plain * train + cost.forward * scored) / cost.batch
 
 
-def total_text(seconds: Sequence[float], jobs: int) -> str:
+def total_text(seconds: Sequence[float], at_once: int) -> str:
     """Write the time of all together.
 
-    >>> total_text([1800.0, 5400.0], jobs=2)
+    >>> total_text([1800.0, 5400.0], at_once=2)
     '2.0 h of training, 1.5 h with 2 at a time (from a few steps on random images; data loading is not in it)'
     """
     hours = sum(seconds) / 3600
-    wall = max([hours / jobs, *(s / 3600 for s in seconds)])
-    together = f", {wall:.1f} h with {jobs} at a time" if jobs > 1 else ""
+    wall = max([hours / at_once, *(s / 3600 for s in seconds)])
+    together = f", {wall:.1f} h with {at_once} at a time" if at_once > 1 else ""
     return f"{hours:.1f} h of training{together} (from a few steps on random images; data loading is not in it)"
 
 

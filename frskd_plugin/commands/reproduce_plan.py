@@ -22,6 +22,7 @@ IMAGES_PER_CLASS = "images_per_class"
 # methods whose weights depend on the data set: the configs hold them under `frskd`, the rest is the same for all
 WEIGHTED = ("frskd", "frskd_sla")
 FOR_ALL = {"temperature": 4.0, "width": 2}
+FIRST = ("baseline", "frskd", "frskd_f", "frskd_sla")  # rows that are run before the others
 
 
 @dataclass(frozen=True)
@@ -86,22 +87,15 @@ class Table:
 
     @classmethod
     def of(cls, name: str, content: Mapping[str, Any]) -> Table:
-        """Read a table of ``reproduce.json``.
-
-        Raises:
-            ValueError: a row has more or fewer numbers than there are columns.
-        """
+        """Read a table of ``reproduce.json``."""
         columns = [Column.of(column) for column in content["columns"]]
-        rows, scores = [], {}
-        for row in content["rows"]:
-            numbers = row.get("scores", "").split()
-            rows.append(Row(**{key: value for key, value in row.items() if key != "scores"}))
-            if "scores" in row and len(numbers) != len(columns):
-                raise ValueError(
-                    f"{name}, {row['key']}: {len(numbers)} numbers, expected one for each of {len(columns)} columns"
-                )
-            for column, number in zip(columns, numbers, strict=False):
-                scores[row["key"], column] = Score(*map(float, number.split("±")))
+        numbers = {row["key"]: row.pop("scores").split() for row in content["rows"] if "scores" in row}
+        scores = {
+            (key, column): Score(*map(float, number.split("±")))
+            for key, line in numbers.items()
+            for column, number in zip(columns, line, strict=True)
+        }
+        rows = [Row(**row) for row in content["rows"]]
         return cls(name, content["title"], rows, columns, scores, content["seeds"], content["notes"])
 
     @property
@@ -115,31 +109,26 @@ class Table:
         models: Sequence[str] | None = None,
         methods: Sequence[str] | None = None,
     ) -> Table:
-        """Return the part of it that the names leave; None leaves all.
+        """Return the part of it that the names leave; None leaves all. Rows come in the order of ``methods``.
 
         Raises:
             ValueError: a name that the table does not have, or nothing is left.
         """
-        datasets = known_names(f"--datasets: {self.name}", datasets, [column.data for column in self.columns])
-        models = known_names(f"--models: {self.name}", models, [column.model for column in self.columns])
-        methods = known_names(f"--methods: {self.name}", methods, [row.key for row in self.rows])
+        datasets = self._names("--datasets", datasets, [column.data for column in self.columns])
+        models = self._names("--models", models, [column.model for column in self.columns])
+        rows = {row.key: row for row in self.rows}
+        methods = self._names("--methods", methods, [*(key for key in FIRST if key in rows), *rows])
         columns = [column for column in self.columns if column.data in datasets and column.model in models]
         if not columns:
             pairs = ", ".join(dict.fromkeys(f"{c.data} with {c.model}" for c in self.columns))
             raise ValueError(f"{self.name} has none of these data sets with one of these models; it has {pairs}.")
-        return replace(self, rows=[row for row in self.rows if row.key in methods], columns=columns)
+        return replace(self, rows=[rows[key] for key in methods], columns=columns)
 
-
-def known_names(place: str, names: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
-    """Return the names, all that are known for None.
-
-    Raises:
-        ValueError: one is not known.
-    """
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ValueError(f"{place} has no {', '.join(unknown)}; it has {', '.join(dict.fromkeys(known))}.")
-    return known if names is None else names
+    def _names(self, option: str, names: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+        if unknown := [name for name in names or () if name not in known]:
+            has = ", ".join(dict.fromkeys(known))
+            raise ValueError(f"{option}: {self.name} has no {', '.join(unknown)}; it has {has}.")
+        return list(dict.fromkeys(known if names is None else names))
 
 
 TABLES = {name: Table.of(name, content) for name, content in _PAPER["tables"].items()}
@@ -152,7 +141,7 @@ class Scale:
     epochs: int | None = None  # in place of the config's; the steps of its schedule move in proportion
     images_per_class: int | None = None  # only the first so many of each class are trained on (CIFAR-100)
     options: tuple[str, ...] = ()  # further settings of the config, ``key=value``
-    arguments: tuple[str, ...] = ()  # further arguments of train: precision, compile, memory format
+    arguments: tuple[str, ...] = ()  # further arguments of train: precision, compile, CUDA graph, memory format
     device: str = "cpu"
 
     @property
@@ -164,9 +153,9 @@ class Scale:
         """Return the epochs of a run of a config."""
         return self.epochs or read_leaf(config).train_cfg.max_epochs
 
-    def share_of(self, config: str) -> float:
-        """Return them over those of the config."""
-        return self.epochs_of(config) / read_leaf(config).train_cfg.max_epochs
+    def shrink(self, config: str, epochs: int) -> int:
+        """Return an epoch of a config's schedule in proportion."""
+        return round(epochs * (self.epochs_of(config) / read_leaf(config).train_cfg.max_epochs))
 
 
 @dataclass(frozen=True)
@@ -184,15 +173,11 @@ class Run:
     seed: int = 0
     teacher: Run | None = None  # the run whose network teaches
     device: str = "cpu"  # kind of it
+    row: Row = field(default=Row("baseline", "Baseline", "baseline"), compare=False)  # whose cell it fills first
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the result, but the seed."""
-        return {**self.old_identity, "teacher": self.teacher and self.teacher.name, "device": self.device}
-
-    @property
-    def old_identity(self) -> dict[str, Any]:
-        """As records have it that were written before the device belonged to it."""
         return {
             "config": self.config,
             "model": self.model,
@@ -201,8 +186,14 @@ class Run:
             "epochs": self.epochs,
             "options": list(self.options),
             "arguments": list(self.arguments),
-            "teacher": self.teacher and f"{self.teacher.old_stem}_seed{self.teacher.seed}",
+            "teacher": self.teacher and self.teacher.name,
+            "device": self.device,
         }
+
+    def is_of(self, identity: Mapping[str, Any]) -> bool:
+        """Tell whether a record's identity is this run's; those of earlier versions have no device and fit any."""
+        ignored = () if "device" in identity else ("device", "teacher")
+        return all(identity.get(key) == value for key, value in self.identity.items() if key not in ignored)
 
     @property
     def setup(self) -> str:
@@ -215,24 +206,25 @@ class Run:
         return f"{setup}_{self.method}"
 
     @property
-    def stem(self) -> str:
-        """The name without the seed: for a reader, and eight digits of a checksum of the `identity`."""
+    def name(self) -> str:
+        """Its folder and its record: for a reader, eight digits of a checksum of the `identity`, and the seed."""
         settings = {
             k: v for k, v in flat(self.settings).items() if FOR_ALL.get(k) != v and not k.startswith("teacher.")
         }
         words = [f"{k}{v:g}" if isinstance(v, (int, float)) else str(v) for k, v in settings.items()]
         words += [argument.lstrip("-") for argument in self.arguments if argument != "--amp-dtype"]
-        return "_".join([self.setup, *words, f"{self.epochs}epochs", self.device, checksum(self.identity)])
+        parts = [self.setup, *words, f"{self.epochs}epochs", self.device, checksum(self.identity), f"seed{self.seed}"]
+        return "_".join(parts)
 
     @property
-    def old_stem(self) -> str:
-        """As `old_identity`."""
-        return f"{self.setup}_{checksum(self.old_identity)}"
+    def label(self) -> str:
+        """What a person calls it.
 
-    @property
-    def name(self) -> str:
-        """Return the name of its folder and its record."""
-        return f"{self.stem}_seed{self.seed}"
+        >>> Run("baseline_cifar100_wrn_16_2", "cifar100", "wrn_16_2", "baseline", seed=1).label
+        'Baseline, CIFAR-100, WRN-16-2, seed 1'
+        """
+        model = _PAPER["models"].get(self.model, self.model)
+        return f"{self.row.label}, {_PAPER['data'][self.data]}, {model}, seed {self.seed}"
 
 
 def checksum(value: Any, digits: int = 8) -> str:
@@ -265,18 +257,22 @@ def plan_cell(table: Table, row: Row, column: Column, scale: Scale, seed: int = 
     Raises:
         ValueError: the data set does not know ``images_per_class``.
     """
+    settings: dict[str, Any] = {}
     if table.is_segmentation:
-        config, method, settings = f"{row.method}_{column.data}_{column.model}", None, {}
+        config, method = f"{row.method}_{column.data}_{column.model}", None
     else:
-        config = "_".join(filter(None, ["baseline", column.data, column.model, row.recipe]))
-        method, settings = row.method, method_settings(row, config, scale)
+        config, method = "_".join(filter(None, ["baseline", column.data, column.model, row.recipe])), row.method
+        if method in WEIGHTED:
+            settings = {**FOR_ALL, **read_leaf(config).frskd}
+        if "channels" in row.settings:  # the BiFPN of one width
+            settings.pop("width", None)
+        settings |= {**row.settings, **{key: scale.shrink(config, epochs) for key, epochs in row.epochs.items()}}
     teacher = plan_teacher(column, scale) if row.has_teacher else None
     if teacher is not None:
-        settings = {**settings, "teacher": {"model_name": teacher.model}}
+        settings["teacher"] = {"model_name": teacher.model}
     arguments = (*(["--import", *row.imports] if row.imports else []), *scale.arguments)
-    epochs, options = scale.epochs_of(config), config_options(config, scale)
-    where = (config, column.data, column.model)
-    return Run(*where, method, settings, epochs, options, arguments, seed, teacher, scale.device)
+    where, epochs, options = (config, column.data, column.model), scale.epochs_of(config), config_options(config, scale)
+    return Run(*where, method, settings, epochs, options, arguments, seed, teacher, scale.device, row)
 
 
 def plan_teacher(column: Column, scale: Scale) -> Run:
@@ -287,31 +283,18 @@ def plan_teacher(column: Column, scale: Scale) -> Run:
     return Run(config, column.data, model, "baseline", {}, epochs, options, scale.arguments, device=scale.device)
 
 
-def plan_table(table: Table, scale: Scale, seeds: Sequence[int]) -> dict[str, tuple[Run, str]]:
-    """Plan every run of a table once, seed by seed, teachers before their students.
-
-    Returns:
-        name -> the run, and the key of its row, 'baseline' for a teacher.
+def plan_table(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Run]:
+    """Plan every run of a table once, seed by seed, a column after the other, teachers before their students.
 
     Raises:
         ValueError: see `plan_cell`.
     """
-    runs: dict[str, tuple[Run, str]] = {}
+    runs: dict[str, Run] = {}
     for seed, column, row in itertools.product(seeds, table.columns, table.rows):
         run = plan_cell(table, row, column, scale, seed)
-        if run.teacher is not None:
-            runs.setdefault(run.teacher.name, (run.teacher, "baseline"))
-        runs.setdefault(run.name, (run, row.key))
-    return runs
-
-
-def method_settings(row: Row, config: str, scale: Scale) -> dict[str, Any]:
-    """Return a row's settings on the data set of a config; those that count epochs shrink with the schedule."""
-    weights = {**FOR_ALL, **read_leaf(config).frskd} if row.method in WEIGHTED else {}
-    if "channels" in row.settings:  # the BiFPN of one width
-        weights.pop("width", None)
-    counted = {key: round(epochs * scale.share_of(config)) for key, epochs in row.epochs.items()}
-    return {**weights, **row.settings, **counted}
+        for needed in filter(None, (run.teacher, run)):
+            runs.setdefault(needed.name, needed)
+    return list(runs.values())
 
 
 def config_options(config: str, scale: Scale) -> tuple[str, ...]:
@@ -321,12 +304,12 @@ def config_options(config: str, scale: Scale) -> tuple[str, ...]:
         ValueError: ``images_per_class`` on a data set that does not know it.
     """
     leaf, options = read_leaf(config), []
-    if scale.share_of(config) != 1:
+    if scale.epochs_of(config) != leaf.train_cfg.max_epochs:
         milestones = ",".join(map(str, milestones_of(config, scale)))
         options += [f"train_cfg.max_epochs={scale.epochs}", f"param_scheduler.milestones=[{milestones}]"]
         for index, hook in enumerate(leaf.custom_hooks):
             if hook["type"] == "DistillWarmupHook":
-                begin = round(hook["begin"] * scale.share_of(config))
+                begin = scale.shrink(config, hook["begin"])
                 options += [f"custom_hooks.{index}.begin={begin}", f"custom_hooks.{index}.end={scale.epochs}"]
     if scale.images_per_class is not None:
         if IMAGES_PER_CLASS not in leaf.train_dataloader.dataset:
@@ -341,4 +324,4 @@ def config_options(config: str, scale: Scale) -> tuple[str, ...]:
 def milestones_of(config: str, scale: Scale) -> list[int]:
     """Return the epochs after which the learning rate falls, at the same shares of a shorter schedule."""
     steps = read_leaf(config).param_scheduler.milestones
-    return list(dict.fromkeys(max(1, round(step * scale.share_of(config))) for step in steps))
+    return list(dict.fromkeys(max(1, scale.shrink(config, step)) for step in steps))

@@ -20,6 +20,7 @@ from frskd_plugin.commands import Terminated
 from frskd_plugin.commands.config import locate_config
 from frskd_plugin.commands.json_log import LOGS, json_lines
 from frskd_plugin.commands.reproduce_plan import Run, flat
+from frskd_plugin.commands.side_by_side import PAUSED
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.hooks import RESULT_NAME, best_entry
@@ -32,7 +33,8 @@ SEGMENTATION_SCORE = "mIoU"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "onedl-mmengine", "mmengine", "onedl-mmsegmentation")
 DATA_FOLDERS = {"voc": "VOCdevkit"}  # of the others: their name
 TAIL_LINES = 3
-POLL_SECONDS = 0.1
+POLL_SECONDS, TELL_SECONDS = 0.1, 30.0
+TRAIN_RUNS = "--train-runs"  # `frskd reproduce` as the process that trains
 Entry = dict[str, float]
 
 
@@ -48,6 +50,10 @@ class Store:
         """Return the folder in which it trains."""
         return self.work_dir / run.name
 
+    def log(self, run: Run) -> Path:
+        """Return the file with all that its process writes."""
+        return self.folder(run) / LOG_NAME
+
     def record_file(self, run: Run) -> Path:
         """Return its JSON file."""
         return self.out / "runs" / f"{run.name}.json"
@@ -61,18 +67,17 @@ class Store:
         return next((record for record in self.records_of(run) if record["seed"] == run.seed), None)
 
     def records_of(self, run: Run) -> list[dict[str, Any]]:
-        """Return the records of all seeds of a run; those without a device, of earlier versions, count too."""
+        """Return the records of all seeds of a run."""
         return [read_json(file) for file in self.record_files(run)]
 
     def record_files(self, run: Run) -> list[Path]:
-        """Return the files of `records_of`, by seed."""
+        """Return the files of `records_of`, by seed; one's own come before those that are published."""
         found: dict[int, Path] = {}
-        for stem, identity in ((run.stem, run.identity), (run.old_stem, run.old_identity)):
-            for folder in filter(None, (self.out, self.published)):
-                for file in (folder / "runs").glob(f"{stem}_seed*.json"):
-                    record = read_json(file)
-                    if record.get("identity") == identity and isinstance(record.get("seed"), int):
-                        found.setdefault(record["seed"], file)
+        for folder in filter(None, (self.out, self.published)):
+            for file in sorted((folder / "runs").glob(f"{run.setup}_*_seed*.json")):
+                record = read_json(file)
+                if run.is_of(record.get("identity", {})) and isinstance(record.get("seed"), int):
+                    found.setdefault(record["seed"], file)
         return [found[seed] for seed in sorted(found)]
 
     def is_done(self, run: Run, teaches: bool = False) -> bool:
@@ -97,7 +102,7 @@ class Store:
         start = read_json(self.folder(run) / START_NAME)
         if not history or history[-1]["epoch"] != run.epochs or start.get("identity") != run.identity:
             return False
-        metric = SEGMENTATION_SCORE if SEGMENTATION_SCORE in history[-1] else "top1"
+        metric = metric_of(history[-1])
         record = {
             "name": run.name,
             "identity": run.identity,
@@ -146,6 +151,11 @@ def read_history(folder: Path) -> list[Entry]:
     return [found[epoch] for epoch in sorted(found)]
 
 
+def metric_of(entry: Entry) -> str:
+    """Return the score that decides."""
+    return SEGMENTATION_SCORE if SEGMENTATION_SCORE in entry else "top1"
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read an object; nothing where there is no such file.
 
@@ -175,8 +185,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def training_command(run: Run, store: Store, data: Path) -> list[str]:
-    """Return the command line of a run, as a user would type it; it goes on from a checkpoint where there is one."""
+def training_arguments(run: Run, store: Store, data: Path) -> list[str]:
+    """Return the arguments of ``frskd train``, as a user would type them to begin a run or to go on with it."""
     method: list[str] = []
     if run.method is not None:  # every classifier starts from a config of the plain network
         settings = flat(run.settings)
@@ -186,7 +196,7 @@ def training_command(run: Run, store: Store, data: Path) -> list[str]:
         method = ["--method", run.method, *(["--method-options", *options] if options else [])]
     config, recipe = locate_config(run.config)
     return [
-        *(sys.executable, "-m", "frskd_plugin", "train", str(config), *(["--recipe", recipe] if recipe else [])),
+        *(str(config), *(["--recipe", recipe] if recipe else [])),
         *("--data-root", str(data / DATA_FOLDERS.get(run.data, run.data))),
         *("--work-dir", str(store.folder(run)), "--seed", str(run.seed), "--resume"),
         *method,
@@ -195,15 +205,27 @@ def training_command(run: Run, store: Store, data: Path) -> list[str]:
     ]
 
 
+def training_process(runs: Sequence[Run], store: Store, data: Path, deadline: float | None) -> list[str]:
+    """Return the command line of a process that trains all of them, see `train_side_by_side`."""
+    work = {
+        "commands": [training_arguments(run, store, data) for run in runs],
+        "logs": [str(store.log(run)) for run in runs],
+        "deadline": deadline,
+    }
+    return [sys.executable, "-m", "frskd_plugin", "reproduce", TRAIN_RUNS, json.dumps(work)]
+
+
 @dataclass
 class Trainer:
-    """Trains runs that are not done, each in a process of its own, which holds the run's folder."""
+    """Trains runs that are not done, in processes that hold the runs' folders."""
 
     store: Store
-    make_command: Callable[[Run], Sequence[str]]
+    make_command: Callable[[Sequence[Run]], Sequence[str]]  # of a process that trains these
     devices: Sequence[str] = ("cuda",)  # 'cpu', 'cuda' or 'cuda:1'; the processes take turns
     jobs: int = 1  # processes at a time
+    side_by_side: int = 1  # runs of a process
     threads: int | None = None  # of each process; None leaves it to the environment
+    deadline: float | None = None  # `time.time` after which none is started
     on_done: Callable[[Run], object] = lambda run: None  # is called after each run that ended well
     say: Callable[[str], None] = functools.partial(print, flush=True)  # takes lines for the user
 
@@ -225,38 +247,30 @@ class Trainer:
         """Train what is missing, in this order, and go on when one fails.
 
         Returns:
-            name -> what went wrong, of the runs that failed.
+            label -> what went wrong, of the runs that failed.
         """
-        teachers = {run.teacher.name for run in runs if run.teacher is not None}
-        waiting = [run for run in runs if not self.store.is_done(run, run.name in teachers)]
-        total, began = len(waiting), time.monotonic()
-        self.say(f"{len(runs) - total} of {len(runs)} runs are done, {total} to go")
-        failures: dict[str, str] = {}
-        running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}  # by slot
+        self._teachers = {run.teacher.name for run in runs if run.teacher is not None}
+        self._waiting = [run for run in runs if not self.store.is_done(run, run.name in self._teachers)]
+        self._failures: dict[str, str] = {}  # by name
+        self._paused: list[str] = []
+        progress = Progress(self.store, list(self._waiting))
+        self.say(f"{len(runs) - len(self._waiting)} of {len(runs)} runs are done, {len(self._waiting)} to go")
+        running: dict[int, tuple[list[Run], subprocess.Popen[bytes]]] = {}  # by slot
         try:
-            while waiting or running:
-                unfinished = {run.name for run in (*waiting, *(run for run, _ in running.values()))}
-                for run in list(waiting):
-                    teacher = run.teacher.name if run.teacher is not None else None
-                    free = set(range(self.jobs)) - set(running)
-                    if teacher in failures:
-                        waiting.remove(run)
-                        failures[run.name] = f"its teacher {teacher} failed"
-                        self.say(f"FAILED   {run.name}: {failures[run.name]}")
-                    elif free and teacher not in unfinished:
-                        waiting.remove(run)
-                        running[min(free)] = run, self._start(run, min(free))
+            while running or (self._waiting and not self._is_late()):
+                busy = [run for group, _ in running.values() for run in group]
+                for slot in sorted(set(range(self.jobs)) - set(running)):
+                    if not self._is_late() and (group := self._next_group(busy)):
+                        running[slot] = group, self._start(group, slot)
+                        busy += group
                 time.sleep(POLL_SECONDS)
-                for slot, (run, process) in list(running.items()):
-                    if process.poll() is None:
-                        continue
-                    del running[slot]
-                    if reason := self._end(run, process.returncode, run.name in teachers):
-                        failures[run.name] = reason
-                        self.say(f"FAILED   {run.name}: {reason}")
-                    if left := len(waiting) + len(running):
-                        hours = (time.monotonic() - began) / (total - left) * left / 3600
-                        self.say(f"         {left} of {total} to go, about {hours:.1f} h at this pace")
+                for slot, (group, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        for run in group:
+                            self._end(run, process.returncode)
+                for line in progress.news():
+                    self.say(line)
         except (KeyboardInterrupt, Terminated) as stop:
             stop.args = ("the same command goes on from here",)
             raise
@@ -265,25 +279,90 @@ class Trainer:
                 process.terminate()
             for _, process in running.values():
                 process.wait()
-        return failures
+        if left := len(self._waiting) + len(self._paused):
+            self.say(f"the time is up; {left} runs are left, the same command goes on with them")
+        return {run.label: self._failures[run.name] for run in runs if run.name in self._failures}
 
-    def _start(self, run: Run, slot: int) -> subprocess.Popen[bytes]:
-        self.store.begin(run)
-        with open(self.store.folder(run) / LOG_NAME, "ab") as log:
-            process = subprocess.Popen(
-                list(self.make_command(run)), stdout=log, stderr=subprocess.STDOUT, env=self.environment(slot)
+    def _is_late(self) -> bool:
+        return bool(self._paused) or (self.deadline is not None and time.time() > self.deadline)
+
+    def _next_group(self, busy: Sequence[Run]) -> list[Run]:
+        """Take runs whose teachers are there; those whose teacher failed fail with it."""
+        unfinished = {run.name for run in (*self._waiting, *busy)}
+        group: list[Run] = []
+        for run in list(self._waiting):
+            if run.teacher is not None and run.teacher.name in self._failures:
+                self._waiting.remove(run)
+                self._fail(run, f"its teacher failed ({run.teacher.label})")
+            elif len(group) < self.side_by_side and (run.teacher is None or run.teacher.name not in unfinished):
+                self._waiting.remove(run)
+                group.append(run)
+        return group
+
+    def _start(self, group: Sequence[Run], slot: int) -> subprocess.Popen[bytes]:
+        for run in group:
+            self.store.begin(run)
+            self.say(f"started  {run.label}: {self.store.log(run)}")
+        with open(self.store.log(group[0]), "ab") as log:
+            return subprocess.Popen(
+                list(self.make_command(group)), stdout=log, stderr=subprocess.STDOUT, env=self.environment(slot)
             )
-        self.say(f"started  {run.name}")
-        return process
 
-    def _end(self, run: Run, status: int, teaches: bool) -> str | None:
-        """Record a run whose process has ended; returns what went wrong, if anything."""
-        if status == 0 and self.store.finish(run) and self.store.is_done(run, teaches):
-            record = self.store.read(run) or {}
-            self.say(f"finished {run.name}: {record['metric']} {record['last'][record['metric']]:.2f}")
+    def _end(self, run: Run, status: int) -> None:
+        """Record a run whose process has ended, or say what went wrong."""
+        if self.store.finish(run) and self.store.is_done(run, run.name in self._teachers):
+            self.say(f"finished {run.label}: {scores_text(read_history(self.store.folder(run))[-1])}")
             self.on_done(run)
-            return None
-        log = self.store.folder(run) / LOG_NAME
+            return
+        log = self.store.log(run)
+        lines = log.read_text(errors="replace").strip().splitlines()[-TAIL_LINES:] if log.is_file() else []
+        if lines[-1:] == [PAUSED]:
+            self._paused.append(run.name)
+            self.say(f"paused   {run.label}")
+            return
         reason = f"status {status}" if status else f"it ended before epoch {run.epochs} was scored"
-        lines = log.read_text(errors="replace").strip().splitlines()[-TAIL_LINES:]
-        return "\n    ".join([f"{reason}; {log} ends with", *lines])
+        self._fail(run, "\n    ".join([f"{reason}; {log} ends with", *lines]))
+
+    def _fail(self, run: Run, reason: str) -> None:
+        self._failures[run.name] = reason
+        self.say(f"FAILED   {run.label}: {reason}")
+
+
+def scores_text(entry: Entry) -> str:
+    """Write the scores of an epoch.
+
+    >>> scores_text({"epoch": 3, "top1": 70.5, "teacher_top1": 72.0})
+    'epoch 3, top1 70.50, teacher_top1 72.00'
+    """
+    return ", ".join([f"epoch {entry['epoch']}", *(f"{k} {v:.2f}" for k, v in entry.items() if k != "epoch")])
+
+
+class Progress:
+    """Reads how far runs are, and estimates the end of all from the epochs that were scored since it was made."""
+
+    def __init__(self, store: Store, runs: Sequence[Run]) -> None:
+        self._store, self._runs = store, runs
+        self._began = self._told = time.monotonic()
+        self._done = {run.name: self._last(run).get("epoch", 0) for run in runs}
+        self._before = sum(self._done.values())
+
+    def news(self) -> list[str]:
+        """Return a line for each run that has got on, at most every `TELL_SECONDS`."""
+        now, found = time.monotonic(), []
+        if now - self._told < TELL_SECONDS:
+            return []
+        self._told = now
+        for run in self._runs:
+            last = self._last(run) if self._done[run.name] < run.epochs else {}
+            if last.get("epoch", 0) > self._done[run.name]:
+                self._done[run.name] = last["epoch"]
+                found.append(f"         {run.label}: {scores_text(last)} (of {run.epochs} epochs)")
+        done = sum(self._done.values())
+        if found:
+            left = sum(run.epochs for run in self._runs) - done
+            hours = (now - self._began) / (done - self._before) * left / 3600
+            found[-1] += f"; all of them: about {hours:.1f} h to go"
+        return found
+
+    def _last(self, run: Run) -> Entry:
+        return (read_history(self._store.folder(run)) or [{}])[-1]

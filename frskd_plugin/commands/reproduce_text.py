@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from frskd_plugin.commands.benchmark import grid_head, grid_line
 from frskd_plugin.commands.reproduce_cost import Count, StepCost
 from frskd_plugin.commands.reproduce_plan import (
     SCORE_LABELS,
@@ -124,7 +125,7 @@ def _scores_text(table: Table, scale: Scale, scores: Scores, costs: Mapping[str,
             cells += [score_text(table.scores.get((row.key, column)))] if table.scores else []
         ratios = [costs[model].ratios.get(row.key) for model in models]
         body.append(cells + [DASH if ratio is None else f"× {ratio:.2f}" for ratio in ratios])
-    return grid([*header, *(f"step, {label}" for label in models.values())], body)
+    return _grid([*header, *(f"step, {label}" for label in models.values())], body)
 
 
 def _sizes_text(rows: Sequence[Row], ratios: Mapping[str, tuple[Count, Count]]) -> str:
@@ -147,19 +148,11 @@ def _sizes_text(rows: Sequence[Row], ratios: Mapping[str, tuple[Count, Count]]) 
         "self-teacher on the standard WRN-16-2, convolutions and linear layers; it computes the same graph, and "
         "projects before it up-samples."
     )
-    return f"{grid(header, body)}\n\n{remark}"
+    return f"{_grid(header, body)}\n\n{remark}"
 
 
-def grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table.
-
-    >>> print(grid(["method", "top-1"], [["FRSKD", "73.27"]]))
-    | method | top-1 |
-    |---|---|
-    | FRSKD | 73.27 |
-    """
-    lines = [f"| {' | '.join(row)} |" for row in (header, *body)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+def _grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join([*grid_head(header), *map(grid_line, body)])
 
 
 def points_of(table: Table, scores: Scores, number: int) -> dict[float, list[tuple[float, float, float]]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     end_distributed()
 
 
-def train(config: Config, args: argparse.Namespace) -> None:
-    """Build the runner of a config and train it.
+def train(config: Config, args: argparse.Namespace, hooks: Sequence[Hook] = ()) -> None:
+    """Build the runner of a config and train it, with further ``hooks`` that the config does not know of.
 
     Raises:
         ValueError: the work folder holds another training, and neither ``--resume`` nor ``--overwrite`` is given.
@@ -108,6 +109,8 @@ def train(config: Config, args: argparse.Namespace) -> None:
             runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
             open_data(runner, "train", "val")
             guard_training(runner, allow_nan=args.allow_nan)
+            for hook in hooks:
+                runner.register_hook(hook)
             if args.overwrite and is_main():
                 remove_run(config.work_dir)
             runner.logger.info(versions_text())

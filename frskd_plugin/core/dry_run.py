@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -56,6 +57,26 @@ def count_forward(network: nn.Module) -> Iterator[ForwardCost]:
     cost.macs = counter.get_total_flops() // 2
     storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in alive}
     cost.kept = sum(nbytes for pointer, nbytes in storages.items() if pointer not in own)
+
+
+def count_launches(call: Callable[[], object]) -> int:
+    """Count the operators that a call runs, with those of a backward pass in it; views launch nothing.
+
+    >>> x = torch.ones(2, 3, requires_grad=True)
+    >>> count_launches(lambda: x.view(3, 2).exp().sum()), count_launches(lambda: x.exp().sum().backward())
+    (2, 4)
+    """
+    with _LaunchCounter() as counter:
+        call()
+    return counter.count
+
+
+class _LaunchCounter(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not operator.is_view
+        return operator(*args, **(kwargs or {}))
 
 
 class _Kept:

@@ -1,0 +1,229 @@
+"""Several trainings in one process, a step of each in turn, so that together they fill a GPU.
+
+Each runs ``frskd train`` in a thread of its own, on a CUDA stream of its own, and one thread runs at a time: it hands
+over after each step. What a process has once, such as the states of the random generators, belongs to the thread that
+runs: it is exchanged at each turn. So every training computes what it computes alone, to the bit where the device does.
+The GPU works on what all of them have launched.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils import ManagerMixin
+
+from frskd_plugin.commands import Terminated, describe, train
+from frskd_plugin.commands.run_guard import locked
+from frskd_plugin.mmengine.resume import safe_loading
+
+PAUSED = "paused: the time is up, the same command goes on from here"
+
+
+def train_side_by_side(commands: Sequence[Sequence[str]], logs: Sequence[Path], deadline: float | None = None) -> int:
+    """Train what several command lines of ``frskd train`` say; returns how many failed.
+
+    Args:
+        commands: their arguments.
+        logs: a file for each, to which its output is added; of a single one it goes where this process writes.
+        deadline: `time.time` at which they stop, each at the end of an epoch; None lets them end.
+    """
+    if len(commands) == 1:
+        _train(commands[0], lambda: None, deadline)
+        return 0
+    if any("--compile" in command for command in commands):  # all of them compile the code of the same classes
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit *= len(commands)
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(log, "a", buffering=1)) for log in logs]
+        turns = [
+            Turn(lambda pause, command=command: _train(command, pause, deadline), file)
+            for command, file in zip(commands, files, strict=True)
+        ]
+        run_in_turn(turns)
+    return sum(turn.error is not None for turn in turns)
+
+
+def _train(command: Sequence[str], pause: Callable[[], None], deadline: float | None) -> None:
+    print("frskd train", shlex.join(command))
+    args = train.parse_args(command)
+    config = train.build_config(args)
+    limit = DeadlineHook(deadline)
+    with safe_loading(), locked(config.work_dir):
+        train.train(config, args, hooks=[TurnHook(pause), limit])
+    if limit.stopped:
+        print(PAUSED)
+
+
+class Turn:
+    """A function in a thread of its own, which runs only while `advance` waits for it.
+
+    Args:
+        work: is given a function to call where another may go on.
+        output: file in place of stdout and stderr.
+    """
+
+    def __init__(self, work: Callable[[Callable[[], None]], None], output: TextIO) -> None:
+        self.ended = False
+        self.error: BaseException | None = None
+        self._stop: BaseException | None = None
+        self._state: State = {**_process_state(), "managed": {}, "output": (output, output)}
+        self._may_go, self._is_back = threading.Semaphore(0), threading.Semaphore(0)
+        # a daemon: a step that hangs must not outlive a process that is told to stop twice
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def advance(self) -> None:
+        """Let it go on until its next pause, or its end."""
+        with self._own_state():
+            self._may_go.release()
+            try:
+                self._is_back.acquire()
+            except BaseException:  # Ctrl-C, SIGTERM: a step is not left half done
+                self._is_back.acquire()
+                raise
+
+    def stop(self, reason: BaseException) -> None:
+        """Raise an exception of this type out of its pause, and wait for its end."""
+        self._stop = reason
+        while not self.ended:
+            self.advance()
+
+    def _run(self, work: Callable[[Callable[[], None]], None]) -> None:
+        self._may_go.acquire()
+        try:
+            if torch.cuda.is_available():
+                with torch.cuda.stream(torch.cuda.Stream()):
+                    work(self._pause)
+            else:
+                work(self._pause)
+        except BaseException as error:
+            self.error = error
+            if not isinstance(error, (KeyboardInterrupt, Terminated)):
+                traceback.print_exc()
+            print(f"stopped: {describe(error) if isinstance(error, Exception) else error}")
+        self.ended = True
+        self._is_back.release()
+
+    def _pause(self) -> None:
+        self._is_back.release()
+        self._may_go.acquire()
+        if self._stop is not None:
+            raise type(self._stop)
+
+    @contextmanager
+    def _own_state(self) -> Iterator[None]:
+        outer = _process_state()
+        _set_process_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = _process_state()
+            _set_process_state(outer)
+
+
+def run_in_turn(turns: Sequence[Turn]) -> None:
+    """Advance all until their end; one that fails leaves the others alone, a signal stops all."""
+    waiting = deque(turns)
+    try:
+        while waiting:
+            waiting[0].advance()
+            turn = waiting.popleft()
+            if not turn.ended:
+                waiting.append(turn)
+    except BaseException as signal:
+        for turn in turns:
+            turn.stop(signal)
+        raise
+
+
+State = dict[str, Any]
+
+
+def _process_state() -> State:
+    """Read what a process has once and a training changes."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        # loggers, message hubs, scopes, visualizers: the one that was made last is the current one
+        "managed": {kind: kind._instance_dict for kind in _kinds(ManagerMixin)},
+        "loaders": CheckpointLoader._schemes,  # `safe_loading` replaces them while it trains
+        "output": (sys.stdout, sys.stderr),
+    }
+
+
+def _set_process_state(state: State) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    for device, generator_state in enumerate(state["cuda"]):
+        torch.cuda.set_rng_state(generator_state, device)
+    for kind in _kinds(ManagerMixin):
+        kind._instance_dict = state["managed"].get(kind, OrderedDict())
+    CheckpointLoader._schemes = state["loaders"]
+    sys.stdout, sys.stderr = state["output"]
+
+
+def _kinds(kind: type) -> Iterator[Any]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _kinds(child)
+
+
+class TurnHook(Hook):
+    """Let another training take its step.
+
+    Where steps are replayed as a CUDA graph, it is called once in a logging interval, before losses are waited for.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, pause: Callable[[], None]) -> None:
+        self.pause = pause
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.pause()
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.pause()
+
+
+class DeadlineHook(Hook):
+    """End a training after the checkpoint of an epoch, where the next one would come too late.
+
+    Args:
+        deadline: `time.time`; None is never.
+    """
+
+    # After the hook that saves.
+    priority = "LOWEST"
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.stopped = False
+        self._last = time.time()
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Look at the clock, where this epoch was saved."""
+        now, epoch = time.time(), runner.epoch + 1
+        is_saved = (Path(runner.work_dir) / f"epoch_{epoch}.pth").is_file()
+        if self.deadline is None or epoch == runner.max_epochs or not is_saved:
+            return
+        if now + (now - self._last) > self.deadline:
+            self.stopped = runner.train_loop.stop_training = True
+        self._last = now
