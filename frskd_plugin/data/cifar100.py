@@ -33,10 +33,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler that knows the few names that `read_checkpoint` knows.
-
-    Unpickling runs whatever functions a file names, and a data set comes from the internet.
-    """
+    """Unpickler that knows no names but those of `read_checkpoint`: a data set comes from the internet."""
 
     def find_class(self, module: str, name: str) -> Callable:
         return _latin1 if (module, name) == ("_codecs", "encode") else known_name(module, name)

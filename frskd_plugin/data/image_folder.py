@@ -155,11 +155,7 @@ def _build(item: TransformItem) -> Callable[[Any], Any]:
 
 
 def to_uint8(image: Any) -> Tensor:
-    """Return the image that left the transforms as a uint8 tensor [3, H, W].
-
-    Raises:
-        TypeError: It is no uint8 image, say because the transforms normalise it.
-    """
+    """Return the image that left the transforms as a uint8 tensor [3, H, W]; others raise a TypeError."""
     if isinstance(image, Image.Image):
         image = F.pil_to_tensor(image)
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
@@ -206,7 +202,7 @@ def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageF
 def check_complete(
     where: str | Path, classes: int, images: int, expected_classes: int | None, expected_images: int | None, hint: str
 ) -> None:
-    """Compare the numbers of classes and images with those of the whole set (ValueError); None expects nothing."""
+    """Compare the numbers of classes and images with those of the whole set; None expects nothing."""
     for what, found, expected in (("classes", classes, expected_classes), ("images", images, expected_images)):
         if expected is not None and found != expected:
             raise ValueError(
@@ -216,11 +212,7 @@ def check_complete(
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read the image in a file, in RGB.
-
-    Raises:
-        ValueError: Names the file that cannot be decoded, or has more than 8 bits a channel.
-    """
+    """Read the image in a file, in RGB; a ValueError names the file where it is damaged or has more than 8 bits."""
     try:
         with Image.open(path) as image:
             deep = has_deep_pixels(image)

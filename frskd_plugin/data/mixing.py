@@ -1,14 +1,10 @@
 """Mixup and CutMix as the paper's Table 8 uses them (reference section 8).
 
-Both mix each image of a batch with a partner and give soft targets ``lam * y + (1 - lam) * y[index]``: a cross-entropy
-with them equals ``lam * CE(p, y) + (1 - lam) * CE(p, y[index])``, of the student's logits and of the teacher's alike.
+Both mix each image of a batch with a partner and give soft targets ``lam * y + (1 - lam) * y[index]``.
 
-`timm.data.Mixup` makes the same images and targets of the same partners, ``lam`` and box. Its draws differ:
-
-* Partners: image ``i`` meets image ``B - 1 - i`` (the flipped batch, of an even size); here a random permutation.
-* Box: an odd height or width stays odd; here one less.
-* Targets: ``label_smoothing=0.1`` unless it is told otherwise; here none. Soft targets need ``multi_label=True``.
-* State: it draws from numpy's and writes into the batch it was given; here torch's state, and new tensors.
+`timm.data.Mixup` makes the same images and targets of the same partners, ``lam`` and box. Its draws differ: image ``i``
+meets image ``B - 1 - i``, an odd side of a box stays odd, labels are smoothed by default, and numpy's state is drawn
+from. Here partners are a random permutation, a side is one less, labels stay, and torch's state is drawn from.
 """
 
 from __future__ import annotations
@@ -46,8 +42,8 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
     Args:
         lam: share of the image itself, as drawn.
         centre: (row, column) of the box.
-        height: rows of the image.
-        width: columns of the image.
+        height: of the image, as ``width``.
+        width: of the image.
     """
     share = math.sqrt(1 - lam)
     half_height, half_width = int(height * share) // 2, int(width * share) // 2
@@ -73,10 +69,7 @@ def mixed_targets(targets: Tensor, index: Tensor, lam: float | Tensor, num_class
         targets: labels [B], or soft targets [B, K], which keep their type.
         index: partners [B].
         lam: share of the image's own target.
-        num_classes: K.
-
-    Returns:
-        Floats [B, K].
+        num_classes: K of the floats [B, K] that are returned.
 
     Raises:
         ValueError: Another shape, another number of classes, or (looked at on the CPU only) a label outside 0..K-1.

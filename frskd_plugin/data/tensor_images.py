@@ -1,13 +1,12 @@
 """Small images as one tensor on the device that trains: a batch is one gather, its random crops and flips included.
 
-An ordinary data set makes a sample at a time, on the CPU. One like CIFAR-100 fits whole into the memory
-of any device, where a batch of random crops is a single indexing operation on a view of it::
+One like CIFAR-100 fits whole into the memory of any device, where a batch of random crops is a single indexing
+operation on a view of it::
 
     dataset = TensorImages(images, targets, augment=True, device="cuda")
     loader = DataLoader(dataset, batch_size=128, sampler=sampler, num_workers=0, collate_fn=take_batch)
 
-The loader asks `TensorImages.__getitems__` for the whole batch, so that its sampler, and with it the order of the
-images, the parts of several processes and the resume of a run, stay those of any other data set.
+The loader asks `TensorImages.__getitems__` for the whole batch, so that the sampler stays that of any other data set.
 """
 
 from __future__ import annotations
@@ -32,11 +31,7 @@ def draw_crops(count: int, padding: int, seed: int, epoch: int, draw: int = 0) -
     """Draw crop and flip of every image of a pass: (top, left, flip) as int64 [N, 3].
 
     ``top`` and ``left`` lie in 0..2 * padding, ``flip`` is 0 or 1. The numbers follow from the seed and the epoch alone
-    (and from ``draw``, where a pass needs several crops of an image) and are drawn on the CPU: they are the same on
-    every device, in every process and after a resume.
-
-    Raises:
-        ValueError: A negative seed, epoch or draw.
+    (and from ``draw``, where a pass needs several crops of an image): on any device, in every process, after a resume.
     """
     if min(seed, epoch, draw) < 0:
         raise ValueError(f"seed, epoch and draw must not be negative, got seed={seed}, epoch={epoch}, draw={draw}.")

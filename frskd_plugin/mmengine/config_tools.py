@@ -104,11 +104,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def override(config: Config, options: Mapping[str, Any]) -> None:
-    """Set ``--cfg-options`` in a config.
-
-    Args:
-        config: is changed.
-        options: ``a.b.0`` -> value.
+    """Set ``--cfg-options``, ``a.b.0`` -> value, in a config.
 
     Raises:
         ValueError: a setting is misspelled, or lies in something that has no settings.

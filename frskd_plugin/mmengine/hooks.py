@@ -119,12 +119,7 @@ class SelfTeacherValidationHook(Hook):
     """Let the self-teacher predict beside the student at each validation, so that both accuracies are logged.
 
     It costs a second pass through the network. Without it, or with ``enabled=False``, the teacher is never run outside
-    training.
-
-    It serves every model that has the attribute ``predict_self_teacher``: `FRSKDEncoderDecoder`, `TimmClassifier`.
-
-    Args:
-        enabled: the switch.
+    training. It serves models with the attribute ``predict_self_teacher``: `FRSKDEncoderDecoder`, `TimmClassifier`.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -150,11 +145,7 @@ Entry = dict[str, float]
 
 
 def best_entry(history: list[Entry], metric: str) -> Entry:
-    """Return the entry with the highest score; of several, the first.
-
-    >>> best_entry([{"epoch": 1, "top1": 60.0}, {"epoch": 2, "top1": 70.0}, {"epoch": 3, "top1": 70.0}], "top1")
-    {'epoch': 2, 'top1': 70.0}
-    """
+    """Return the entry with the highest score; of several, the first."""
     return max(history, key=lambda entry: entry[metric])
 
 
@@ -162,17 +153,13 @@ class BestAndLastHook(Hook):
     """Write ``result.json`` into the work folder at each validation, and log last and best epoch after the training.
 
     The file is written atomically and holds ``config``, ``seed``, ``metric``, ``last``, ``best`` and ``history``: an
-    entry ``{'epoch': .., 'top1': .., ...}`` for each validation.
-
-    A run that was killed before a validation had ended makes it up when it goes on (`AtomicCheckpointHook`), so that
-    the history has no gap.
+    entry ``{'epoch': .., 'top1': .., ...}`` for each validation, without a gap where a run was killed and went on.
 
     Args:
         metric: the score that decides which epoch is best, the higher the better.
     """
 
-    # After the hooks that log the scores and keep the best checkpoint.
-    priority = "LOWEST"
+    priority = "LOWEST"  # after the hooks that log the scores and keep the best checkpoint
 
     def __init__(self, metric: str = "top1") -> None:
         self.metric = metric
@@ -188,11 +175,7 @@ class BestAndLastHook(Hook):
         self.history = [entry for entry in shared[0] if entry["epoch"] <= checkpoint["meta"]["epoch"]]
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Note the scores of a validation in the course of a training.
-
-        Raises:
-            ValueError: the metric is not among them.
-        """
+        """Note the scores of a validation in the course of a training."""
         if runner._train_loop is None or isinstance(runner._train_loop, dict):  # validation alone: tools/test.py
             return
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
@@ -201,7 +184,16 @@ class BestAndLastHook(Hook):
         self.history = [entry for entry in self.history if entry["epoch"] != runner.epoch]
         self.history.append({"epoch": runner.epoch, **metrics})
         if is_main_process():
-            atomic_write(Path(runner.work_dir) / RESULT_NAME, json.dumps(self._result(runner), indent=1).encode())
+            result = {
+                "config": Path(runner.cfg.filename or runner.experiment_name).stem,
+                "seed": runner.seed,
+                "max_epochs": runner.max_epochs,
+                "metric": self.metric,
+                "last": self.history[-1],
+                "best": best_entry(self.history, self.metric),
+                "history": self.history,
+            }
+            atomic_write(Path(runner.work_dir) / RESULT_NAME, json.dumps(result, indent=1).encode())
 
     def after_train(self, runner: Any) -> None:
         """Log both epochs."""
@@ -211,24 +203,9 @@ class BestAndLastHook(Hook):
             scores = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if key != "epoch")
             runner.logger.info("%s epoch (%d): %s", name, entry["epoch"], scores)
 
-    def _result(self, runner: Any) -> dict[str, Any]:
-        return {
-            "config": Path(runner.cfg.filename or runner.experiment_name).stem,
-            "seed": runner.seed,
-            "max_epochs": runner.max_epochs,
-            "metric": self.metric,
-            "last": self.history[-1],
-            "best": best_entry(self.history, self.metric),
-            "history": self.history,
-        }
-
 
 def read_history(path: Path) -> list[Entry]:
-    """Return the history in a ``result.json``; empty where there is none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Return the history in a ``result.json``; empty where there is none."""
     if not path.is_file():
         return []
     try:
@@ -240,8 +217,7 @@ def read_history(path: Path) -> list[Entry]:
 class SyncStatisticsHook(Hook):
     """Average the buffers of floats, such as batch normalisation's statistics, after each epoch and before validation.
 
-    mmengine's `SyncBuffersHook` takes those of integers too. But an average of PS-KD's table, which holds the bits of
-    its predictions and is the same in all processes, would overflow.
+    mmengine's `SyncBuffersHook` takes integers too, and an average of PS-KD's table, bits of predictions, overflows.
     """
 
     def __init__(self) -> None:
@@ -267,8 +243,7 @@ def _average(runner: Any) -> None:
 class ChannelsLastHook(Hook):
     """Lay the weights out as [B, H, W, C] in memory, before a checkpoint is loaded into them.
 
-    Convolutions hand the layout of their weights on to their outputs, so the images need not be touched. Names, shapes
-    and values stay; sums are taken in another order.
+    Convolutions hand the layout on to their outputs. Names, shapes and values stay; sums are taken in another order.
     """
 
     priority = "VERY_HIGH"

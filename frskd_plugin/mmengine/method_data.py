@@ -44,7 +44,7 @@ def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> 
         True where the method is another one now.
 
     Raises:
-        ValueError: the config's model is no `TimmClassifier`, or there is no such method or setting.
+        ValueError: the config's model is no `TimmClassifier`, or there is no such method.
     """
     if not is_classifier(config):
         raise ValueError(
@@ -80,8 +80,7 @@ def provide_method_data(config: Config) -> None:
         config.custom_hooks = [*hooks, dict(type="MethodProgressHook")]
     loader = config.get("train_dataloader")
     if loader is not None:
-        loader.dataset = _with_needs(loader.dataset, needs)
-        _set_order(loader, needs)
+        _provide(loader, needs)
         if "num_samples" in method_settings(name) and method.get("num_samples") is None:
             method["num_samples"] = config.model.method["num_samples"] = _count_samples(loader.dataset)
     try:
@@ -98,22 +97,16 @@ def _method_of(config: Config) -> dict[str, Any]:
     return method
 
 
-def _with_needs(dataset: dict[str, Any], needs: DataNeeds) -> dict[str, Any]:
-    if dataset.get("type") == "MethodDataset":  # of the config that a run has written
-        dataset = dataset["dataset"]
-    if needs.views == 1 and not needs.index:
-        return dataset
-    return dict(type="MethodDataset", views=needs.views, index=needs.index, dataset=dataset)
-
-
-def _set_order(loader: dict[str, Any], needs: DataNeeds) -> None:
-    """Set the batch sampler of an order; one of the user's own stays."""
-    chosen = (loader.get("batch_sampler") or {}).get("type")
-    if chosen is not None and chosen not in BATCH_SAMPLERS.values():
-        return
-    loader.pop("batch_sampler", None)
-    if needs.order != "any":
-        loader["batch_sampler"] = dict(type=BATCH_SAMPLERS[needs.order])
+def _provide(loader: dict[str, Any], needs: DataNeeds) -> None:
+    """Set data set and batch sampler as a method needs them; a batch sampler of the user's own stays."""
+    if loader["dataset"].get("type") == "MethodDataset":  # of the config that a run has written
+        loader["dataset"] = loader["dataset"]["dataset"]
+    if needs.views > 1 or needs.index:
+        loader["dataset"] = dict(type="MethodDataset", views=needs.views, index=needs.index, dataset=loader["dataset"])
+    if (loader.get("batch_sampler") or {}).get("type") in (None, *BATCH_SAMPLERS.values()):
+        loader.pop("batch_sampler", None)
+        if needs.order != "any":
+            loader["batch_sampler"] = dict(type=BATCH_SAMPLERS[needs.order])
 
 
 def _count_samples(dataset: dict[str, Any]) -> int:
@@ -215,10 +208,6 @@ class ClassPairBatchSampler(_HalvedBatches):
     Args:
         sampler: a `SeededSampler`; its data set must have ``targets``, the label of each image.
         batch_size: images of the first half.
-
-    Raises:
-        TypeError: a sampler of another type, or ``batch_size`` is no integer.
-        ValueError: a data set without labels, or ``batch_size`` is not above 0.
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
@@ -243,8 +232,7 @@ class OverlapBatchSampler(_HalvedBatches):
         batch_size: images of the second half.
 
     Raises:
-        TypeError: a sampler of another type, or ``batch_size`` is no integer.
-        ValueError: ``batch_size`` is not above 0, or there are too few images for two halves.
+        ValueError: there are too few images for two halves.
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
@@ -282,15 +270,7 @@ _PARTNERS = 0x70616972
 def class_partners(targets: Tensor, seed: int, epoch: int) -> Tensor:
     """Draw another image of the same class for each image; itself, where its class has one image.
 
-    They follow from the seed and the epoch alone, so that every process draws the same.
-
-    Args:
-        targets: the label of each image, integers [N], on the CPU.
-        seed: not negative.
-        epoch: not negative.
-
-    Returns:
-        Indices int64 [N].
+    They follow from labels [N], seed and epoch alone, so that every process draws the same indices, int64 [N].
     """
     by_class = targets.argsort(stable=True)  # images of one class side by side
     _, counts = targets[by_class].unique_consecutive(return_counts=True)
@@ -308,9 +288,6 @@ def overlapping_batches(order: Sequence[Any], size: int) -> Iterator[tuple[list[
 
     Of the first batch both halves are new. Where ``size`` does not divide the number of images, the last half is filled
     up with images from the beginning of the order.
-
-    Raises:
-        ValueError: There are no two halves.
 
     Example:
         >>> list(overlapping_batches([4, 0, 3, 1, 2], 2))

@@ -33,16 +33,9 @@ def derive_seeds(*keys: int) -> tuple[int, int, int]:
 
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
-    """Run a block with the random states of python, numpy and torch (CPU) that belong to `keys`; restore them after it.
+    """Run a block with the random states of python, numpy and torch that belong to `keys`; restore them after it.
 
     Only torch's CPU generator is touched: samples are made on the CPU, and a forked worker must not call CUDA.
-
-    Example:
-        >>> with seeded(3, 1):
-        ...     first = random.random()
-        >>> with seeded(3, 1):
-        ...     first == random.random()
-        True
     """
     python_seed, numpy_seed, torch_seed = derive_seeds(*keys)
     outer_python, outer_numpy = random.getstate(), np.random.get_state()
