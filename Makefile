@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .PHONY: help env demo test test-mmdet test-matrix lint format docs wheel clean
 
 BIN := $(VENV)/bin
-SOURCES := frskd_plugin tools configs tests scripts setup.py conftest.py noxfile.py docs/conf.py docs/_extensions
+SOURCES := frskd_plugin tools configs tests scripts setup.py conftest.py noxfile.py docs/conf.py docs/_extensions docs/gallery_source
 # this checkout first, whichever one the environment was made for
 RUN := PYTHONPATH="$(CURDIR)"
 
@@ -32,7 +32,7 @@ help: ## Show this help
 env: ## Create the environment, or reuse a complete one
 	@scripts/make_env.sh "$(VENV)"
 
-demo: env ## Train the segmentor and its baseline on drawn scenes (about 6 minutes after set-up)
+demo: env ## Train a plain network and FRSKD on drawn images and compare them (about 6 minutes after set-up)
 	$(RUN) "$(BIN)/python" tools/demo.py --work-dir "$(DEMO_DIR)"
 
 test: env ## Run all tests, doctests included
@@ -62,5 +62,5 @@ wheel: env ## Build the wheel into dist/
 	"$(BIN)/python" -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist
 
 clean: ## Remove what builds and checks leave behind (not the environment, not work_dirs/)
-	rm -rf build dist docs/_build frskd_plugin.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist docs/_build docs/gallery docs/sg_execution_times.rst frskd_plugin.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

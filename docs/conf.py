@@ -30,8 +30,20 @@ extensions = [
     "sphinx_copybutton",
     "mathml",
     "short_names",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery_source"]
+
+# A page and a notebook of each script, whose output and pictures come from running it (`-D plot_gallery=0` runs none).
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery_source",
+    "gallery_dirs": "gallery",
+    "download_all_examples": False,
+    "show_signature": False,
+    "show_memory": False,
+    "plot_gallery": "True",
+    "abort_on_example_error": True,
+}
 
 # Pages are Markdown. `$...$` and `$$...$$` are mathematics, headings have anchors as on GitHub.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -53,6 +65,8 @@ python_maximum_signature_line_length = 100
 
 html_math_renderer = "mathml"  # no scripts of other servers: the pages work without a network
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"frskd_plugin {release}"
 html_copy_source = False
 html_show_sphinx = False

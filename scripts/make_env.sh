@@ -131,7 +131,7 @@ build() {
     install --no-cache-dir --no-binary onedl-mmcv onedl-mmengine onedl-mmcv onedl-mmsegmentation
     step "4/5 tensorboard, ONNX, Sphinx and the tools for tests and checks"
     install tensorboard pytest pytest-timeout pytest-xdist ruff mypy codespell import-linter nox pre-commit pre-commit-hooks setuptools
-    install onnx onnxscript onnxruntime sphinx myst-parser furo sphinx-copybutton latex2mathml
+    install onnx onnxscript onnxruntime sphinx myst-parser furo sphinx-copybutton sphinx-gallery latex2mathml
     step "5/5 frskd_plugin itself (editable), and a look at the whole"
     link_checkout
     "$venv/bin/python" -I "$root/scripts/check_env.py" "$root/constraints.txt" >&2 ||

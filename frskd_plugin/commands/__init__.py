@@ -48,7 +48,7 @@ COMMANDS = {
     "prepare_data": Command("frskd_plugin.commands.prepare_data", "put a published set of images into our layout"),
     "prepare_voc": Command("frskd_plugin.commands.prepare_voc", "write the training lists of VOC2007 + VOC2012"),
     "make_drawn_voc": Command("frskd_plugin.commands.make_drawn_voc", "draw a small VOC devkit"),
-    "demo": Command("frskd_plugin.commands.demo", "train the segmentor and its baseline on drawn scenes"),
+    "demo": Command("frskd_plugin.commands.demo", "compare a plain network and FRSKD on drawn images, in minutes"),
     "support": Command("frskd_plugin.commands.support", "try a model of every module of timm, or family of mmseg"),
 }
 # Old name -> new name and first arguments.

@@ -79,7 +79,7 @@ def voc_palette() -> list[int]:
     return table.reshape(-1).tolist()
 
 
-def _mask(
+def shape_mask(
     shape: dict[str, list], box: tuple[float, float, float, float], size: tuple[int, int], flip: bool
 ) -> np.ndarray:
     """The pixels [H, W] of a shape that fills ``box`` (left, top, width, height in pixels)."""
@@ -99,7 +99,7 @@ def _mask(
     return np.asarray(canvas)
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int], typical: tuple[int, ...] | None = None) -> np.ndarray:
+def texture(rng: np.random.Generator, size: tuple[int, int], typical: tuple[int, ...] | None = None) -> np.ndarray:
     """A colour (any, or near a typical one) with a gradient of light and stripes, [H, W, 3] in 0..255."""
     y, x = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
     angle, frequency, phase = rng.uniform(0, np.pi), rng.uniform(2, 14), rng.uniform(0, 2 * np.pi)
@@ -112,7 +112,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], typical: tuple[int
     return colour + (stripes + light)[..., None]
 
 
-def _clutter(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+def clutter(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Pixels [H, W] of a random triangle or ellipse that belongs to the background."""
     height, width = size
     left, top = rng.uniform(-0.1, 0.9) * width, rng.uniform(-0.1, 0.9) * height
@@ -122,7 +122,7 @@ def _clutter(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         shape["ellipses"].append((0.0, 0.0, 1.0, 1.0))
     else:
         shape["polygons"].append([tuple(point) for point in rng.random((3, 2))])
-    return _mask(shape, box, size, flip=False)
+    return shape_mask(shape, box, size, flip=False)
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray, np.ndarray]:
@@ -137,19 +137,19 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (120, 160)) -> tup
     """
     rng = np.random.default_rng([seed, index])
     height, width = size
-    image = _texture(rng, size)
+    image = texture(rng, size)
     instances: np.ndarray = np.zeros(size, dtype=np.int64)  # 0 = background, k = the k-th object
     labels: np.ndarray = np.zeros(size, dtype=np.uint8)
     for _ in range(rng.integers(2, 6)):
-        mask = _clutter(rng, size)
-        image[mask] = _texture(rng, size)[mask]
+        mask = clutter(rng, size)
+        image[mask] = texture(rng, size)[mask]
     for number in range(1, rng.integers(2, 5) + 1):
         class_index = int(rng.choice(CLASS_INDICES))
         side = rng.uniform(0.35, 0.85) * min(size)
         box_width = side * rng.uniform(0.8, 1.3)
         left, top = rng.uniform(-0.15, 1.15) * width - box_width / 2, rng.uniform(0.0, 1.0) * height - side / 2
-        mask = _mask(SHAPES[class_index], (left, top, box_width, side), size, flip=bool(rng.random() < 0.5))
-        image[mask] = _texture(rng, size, COLOURS[class_index])[mask]
+        mask = shape_mask(SHAPES[class_index], (left, top, box_width, side), size, flip=bool(rng.random() < 0.5))
+        image[mask] = texture(rng, size, COLOURS[class_index])[mask]
         labels[mask], instances[mask] = class_index, number
     image = image * rng.uniform(0.7, 1.2) + rng.normal(0, 8, size=(*size, 3))
     labels[_outlines(instances)] = IGNORE

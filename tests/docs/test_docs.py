@@ -11,11 +11,13 @@ import io
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from frskd_plugin.methods import method_class, method_names, method_settings, registry
@@ -159,25 +161,30 @@ def test_every_component_of_a_config_is_in_the_api_reference() -> None:
     assert [name for name in names if not re.search(rf"\b{name}\b", entries)] == []
 
 
+@pytest.mark.parametrize("script", sorted((DOCS / "gallery_source").glob("*.py")), ids=lambda path: path.stem)
+def test_notebook_runs(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = script.read_text()
+    small = text.replace("EPOCHS, PER_CLASS = 12, 60", "EPOCHS, PER_CLASS = 1, 12")
+    assert small != text
+    exec(compile(small, str(script), "exec"), {"__name__": "notebook"})
+    assert "WideResNet" in capsys.readouterr().out
+    plt.close("all")
+
+
 @pytest.mark.slow
 def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
-    lacking = [name for name in ("sphinx", "myst_parser", "furo", "latex2mathml") if not importlib.util.find_spec(name)]
+    needed = ("sphinx", "myst_parser", "furo", "latex2mathml", "sphinx_gallery")
+    lacking = [name for name in needed if not importlib.util.find_spec(name)]
     if lacking:
         pytest.skip(f"the extra `docs` is not installed: {', '.join(lacking)}")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-b",
-        "html",
-        str(DOCS),
-        str(tmp_path / "html"),
-    ]
+    for entry in ROOT.iterdir():  # the gallery writes beside its sources
+        if entry.name == "docs":
+            shutil.copytree(entry, tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "gallery"))
+        else:
+            (tmp_path / entry.name).symlink_to(entry)
+    options = ["-W", "--keep-going", "-q", "-D", "plot_gallery=0", "-b", "html", "-d", str(tmp_path / "doctrees")]
     done = subprocess.run(
-        [*command, "-d", str(tmp_path / "doctrees")],
+        [sys.executable, "-m", "sphinx", *options, str(tmp_path / "docs"), str(tmp_path / "html")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -189,9 +196,6 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
     assert formulas and not [formula for formula in formulas if "\\" in formula]  # no command of LaTeX is left over
     for page in (tmp_path / "html").rglob("*.html"):
         assert not re.search(r"""<(?:script|link|img)[^>]+(?:src|href)=["']https?:""", page.read_text()), page
-    api = (tmp_path / "html" / "api" / "timm.html").read_text()
-    assert (
-        'id="frskd_plugin.wrap"' in api
-        and 'href="core.html#frskd_plugin.core.SelfTeacherNeck"'
-        in (tmp_path / "html" / "api" / "methods.html").read_text()
-    )
+    methods = (tmp_path / "html" / "api" / "methods.html").read_text()
+    assert 'id="frskd_plugin.wrap"' in (tmp_path / "html" / "api" / "timm.html").read_text()
+    assert 'href="core.html#frskd_plugin.core.SelfTeacherNeck"' in methods

@@ -3,7 +3,7 @@
 What a page may say in a comment on the line before a block:
 
 - ``<!-- file: NAME -->``: the block is written to NAME in the page's folder.
-- ``<!-- run -->``: the block, of a shell, is run in the page's folder.
+- ``<!-- run -->``: the lines of the block, calls of our tools, are run in the page's folder.
 - ``<!-- output -->``: the block is what the Python block before it prints; numbers may differ by 2 %.
 - ``<!-- not run: REASON -->``: a Python block that is not run.
 
@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import subprocess
-import sys
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+from frskd_plugin import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"(?:^<!-- (?P<note>[^\n]*?) -->\n)?^```(?P<kind>[\w{}-]*)\n(?P<text>.*?)^```$", re.M | re.S)
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+TOOL = re.compile(r"tools/(\w+)\.py")
 TOLERANCE = 0.02
 
 
@@ -84,30 +87,27 @@ def run_page(page: Path, folder: Path) -> None:
 
 def run_python(block: Block, page: Path, folder: Path, names: dict) -> str:
     """Run a block in ``folder`` and in the namespace ``names``; gives back what it prints."""
-    out, before = io.StringIO(), Path.cwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out):
-            exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
-    finally:
-        os.chdir(before)
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
     return out.getvalue()
 
 
 def run_shell(text: str, folder: Path, where: str) -> None:
-    """Run the lines of a block in ``folder``, with the interpreter of this process as ``python``."""
-    binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        ["bash", "-ec", text],
-        cwd=folder,
-        env={**os.environ, "PATH": binaries, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{where} ended with {done.returncode}:\n{done.stdout[-4000:]}"
+    """Run the lines of a block in ``folder``: those of our tools in this process, which has imported everything."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            while words and (setting := re.fullmatch(r"PYTHONPATH=(.+)", words[0])):
+                patch.syspath_prepend(str(folder / setting[1]))
+                words = words[1:]
+            if not words:
+                continue
+            assert words[0] == "python" and (tool := TOOL.fullmatch(words[1])), f"{where}: {line} is no tool of ours"
+            assert commands.run(tool[1], words[2:]) == 0, f"{where}: {line}"
 
 
 def similar(one: str, other: str) -> bool:
@@ -127,7 +127,7 @@ def without_blocks(text: str) -> str:
 def links(page: Path) -> list[str]:
     """The targets of a page's links and pictures, those of other servers left aside."""
     found = re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text()))
-    return [target for target in found if not re.match(r"\w+://|mailto:", target)]
+    return [target for target in found if not re.match(r"\w+://|mailto:|\.\./\.\./actions/", target)]
 
 
 def anchors(page: Path) -> set[str]:
