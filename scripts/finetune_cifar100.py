@@ -106,6 +106,8 @@ def finetune(state: dict[str, Tensor], method: str, train: Split, test: Split, s
         losses["loss"].backward()
         optimizer.step()
         schedule.step()
+        if method == "frskd":
+            losses["gate"] = model.method.loss_distill.gate.mean.clamp(0, 1)
         for name, value in losses.items():
             if value.ndim == 0:
                 log.setdefault(name, []).append(round(value.item(), 4))
@@ -119,7 +121,7 @@ def draw(logs: dict[str, dict], out: Path) -> None:
     """Draw losses (mean of ten steps) on the left and accuracies on the right."""
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "frskd", "font.size": 10})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
-    names = {"loss_ce": "C0-", "loss_teacher_ce": "C1-", "loss_kd": "C3--", "loss_feat": "C4--"}
+    names = {"loss_ce": "C0-", "loss_teacher_ce": "C1-", "loss_kd": "C3--", "loss_feat": "C4--", "gate": "C2:"}
     curves = [(name, logs["frskd"][name], style) for name, style in names.items()]
     for name, values, style in [*curves, ("loss_ce, plain run", logs["baseline"]["loss_ce"], "0.5")]:
         means = torch.tensor(values).view(-1, 10).mean(dim=1)
