@@ -1,3 +1,3 @@
 _base_ = "./baseline_mit67_resnet34.py"
 
-model = dict(method=dict(name="frskd", temperature=4.0, width=2, **_base_.frskd))
+model = dict(method=dict(name="frskd", temperature=4.0, width=2, schedule="constant", **_base_.frskd))

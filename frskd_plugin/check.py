@@ -150,13 +150,16 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
     if amp is not None and amp not in AMP_DTYPES:
         raise ValueError(f"`amp` must be one of {', '.join(map(repr, AMP_DTYPES))} or None, got {amp!r}.")
     losses = [module for module in subject.module.modules() if isinstance(module, FRSKDLoss)]
-    scheduled = [loss.factor for loss in losses if loss.factor != 1]
+    scheduled = [f"the factor {loss.factor:g}" for loss in losses if loss.factor != 1]
+    scheduled += [f"schedule={loss.schedule!r}" for loss in losses if loss.schedule != "constant" or loss.warmup]
     student, method = subject.parameters()
     with _restored(subject.module):
-        for loss in losses:
-            loss.factor = 1.0  # whatever a schedule has set
         if not subject.module.training:
             subject.module.train()
+        for loss in losses:  # whatever a schedule has set
+            loss.factor = 1.0
+            if loss.gate is not None:
+                loss.gate.eval().mean.fill_(1.0)
         if subject.warm_up is not None:
             with torch.no_grad():
                 subject.warm_up()
@@ -181,7 +184,7 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
             scheduled=subject.scheduled or bool(scheduled),
             beta_per_position=_beta_per_position(losses, levels),
         )
-    remarks = [f"the schedule had set the factor {scheduled[0]:g}; the step was taken at factor 1"] if scheduled else []
+    remarks = [f"the model has {scheduled[0]}; the step was taken with the whole distillation"] if scheduled else []
     return dataclasses.replace(
         report,
         remarks=(*subject.remarks, *remarks, *remarks_of(report)),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.blocks import Size
-from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.checks import check_not_negative, check_number, check_one_of
 from frskd_plugin.core.feature_losses import AttentionTransferLoss
-from frskd_plugin.core.schedule import ScheduledWeight
+from frskd_plugin.core.schedule import SCHEDULES, Gate, ScheduledWeight, scheduled_factor
 from frskd_plugin.core.soft_label import SoftLabelLoss
 
 
@@ -33,10 +35,18 @@ class FRSKDLoss(nn.Module):
             detectors with focal loss). 'auto' takes 'sigmoid' for one logit; methods, segmentors and detectors choose
             for it by their own criterion. A sigmoid's sum is divided by the number of positions or, for logits
             [B, K, N] of N anchors, by `expected_foreground`.
+        schedule: of ``factor``: 'constant'; 'linear' or 'rampup', see `scheduled_factor`, driven by `set_progress`; or
+            'gate', an extension of the paper: both terms are multiplied by a `Gate`, which is open as far as the
+            self-teacher is ahead of the student.
+        warmup: share of the training, 0..1, that goes by before anything is distilled; needs `set_progress` too.
+
+    Attributes:
+        gate: the `Gate`; None where ``schedule`` is another.
 
     Raises:
-        ValueError: for a negative weight, a temperature that is not positive, an unknown variant, reduction or soft
-            label, or a ``feature_reduction`` beside a ``feature_loss`` that has its own.
+        ValueError: for a negative weight, a temperature that is not positive, an unknown variant, reduction, soft label
+            or schedule, a ``warmup`` that is no share, or a ``feature_reduction`` beside a ``feature_loss`` that has
+            its own.
 
     >>> import torch
     >>> loss = FRSKDLoss(alpha=2, beta=100, temperature=4)
@@ -54,11 +64,20 @@ class FRSKDLoss(nn.Module):
         feature_loss: nn.Module | None = None,
         soft_label: str = "auto",
         feature_reduction: str = "mean",
+        schedule: str = "constant",
+        warmup: float = 0.0,
     ) -> None:
         super().__init__()
         self._alpha = ScheduledWeight(check_not_negative("alpha", alpha))
         self._beta = ScheduledWeight(check_not_negative("beta", beta))
         self._factor = ScheduledWeight(1.0)
+        self.schedule = check_one_of("schedule", schedule, SCHEDULES)
+        check_number("warmup", warmup)
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"`warmup` is a share of the training and must be in 0..1, got {warmup}.")
+        self.warmup = float(warmup)
+        self.gate = Gate() if schedule == "gate" else None
+        self._awaits_progress = self.follows_progress
         self.soft_label_loss = SoftLabelLoss(temperature, variant, soft_label)
         attention_transfer = AttentionTransferLoss(variant, feature_reduction)
         if feature_loss is not None and feature_reduction != "mean":
@@ -88,12 +107,36 @@ class FRSKDLoss(nn.Module):
 
     @property
     def factor(self) -> float:
-        """Multiply both terms; may be set at any time of a training, 0 skips their computation."""
+        """Multiply both terms; may be set at any time of a training, 0 skips their computation.
+
+        A schedule that follows the progress sets it anew with each `set_progress`.
+        """
         return self._factor.value
 
     @factor.setter
     def factor(self, value: float) -> None:
         self._factor.set(check_not_negative("factor", value))
+        self._awaits_progress = False
+
+    @property
+    def follows_progress(self) -> bool:
+        """True where the schedule or the warm-up asks how far training is."""
+        return self.schedule in ("linear", "rampup") or self.warmup > 0
+
+    def set_progress(self, step: float, total: float) -> None:
+        """Set the factor for the progress of a training; a constant schedule leaves it as it is.
+
+        Args:
+            step: epochs or steps trained so far.
+            total: epochs or steps in all.
+
+        Raises:
+            ValueError: if ``total`` is not above 0.
+        """
+        if not total > 0:
+            raise ValueError(f"`total` counts the epochs or steps of the training and must be > 0, got {total}.")
+        if self.follows_progress:
+            self.factor = scheduled_factor(self.schedule, self.warmup, step / total)
 
     @property
     def active(self) -> bool:
@@ -110,6 +153,7 @@ class FRSKDLoss(nn.Module):
         align_corners: bool = False,
         teacher_align_corners: bool | None = None,
         valid: Tensor | None = None,
+        own_losses: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted terms ``loss_kd`` and ``loss_feat``; a term of weight 0 is 0 and not computed.
 
@@ -123,18 +167,65 @@ class FRSKDLoss(nn.Module):
             align_corners: of that interpolation.
             teacher_align_corners: the same for the teacher's logits; None is as the student's.
             valid: bool [B] or [B, H, W] at that size, the positions that count for the soft labels; None is all.
+            own_losses: scalars, the losses of student and self-teacher against the targets, for ``schedule='gate'``.
 
         Raises:
-            ValueError: if shapes or numbers of levels disagree.
+            RuntimeError: in train mode, if the schedule was never told the progress.
+            ValueError: if shapes or numbers of levels disagree, or the gate gets no losses.
         """
+        if self.training and self._awaits_progress:
+            raise RuntimeError(
+                f"With schedule={self.schedule!r} and warmup={self.warmup:g} the distillation must know how far the "
+                "training is: call model.method.set_progress(epoch, max_epochs) at the start of each epoch (FRSKDTask: "
+                "task.set_progress), or steps in place of epochs; with mmengine add dict(type='MethodProgressHook') to "
+                "`custom_hooks`."
+            )
+        gate = None
+        if self.gate is not None:
+            if own_losses is None:
+                raise ValueError(
+                    "schedule='gate' compares the losses of student and self-teacher against the targets: give both as "
+                    "`own_losses`, or take another schedule."
+                )
+            gate = self.gate(*own_losses)
         soft, feature = student_logits.new_zeros(()), zero_loss(student_logits, self.feature_loss)
         if self._factor.on and self._alpha.on:
             corners = (align_corners, teacher_align_corners)
             soft = self.soft_label_loss(student_logits, teacher_logits, size, *corners, valid)
-            soft = self._factor(self._alpha(soft))
+            soft = _gated(self._factor(self._alpha(soft)), gate)
         if self._factor.on and self._beta.on:
-            feature = self._factor(self._beta(self.feature_loss(feats, refined_feats)))
+            feature = _gated(self._factor(self._beta(self.feature_loss(feats, refined_feats))), gate)
         return {"loss_kd": soft, "loss_feat": feature}
+
+
+def _gated(loss: Tensor, gate: Tensor | None) -> Tensor:
+    return loss if gate is None else (loss * gate).to(loss.dtype)
+
+
+def own_losses(distill: nn.Module, student: Any, teacher: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the argument ``own_losses`` of distillation terms with a gate; nothing for others.
+
+    Args:
+        distill: `FRSKDLoss`, or a module of the user's in its place.
+        student: its loss, or a dict of losses as OpenMMLab's heads give them: entries with ``loss`` in their name
+            count, a list of them for each of its parts.
+        teacher: the same of the self-teacher.
+
+    >>> losses = {"loss_cls": [torch.tensor(1.0), torch.tensor(2.0)], "loss_bbox": torch.ones(4), "acc": torch.ones(1)}
+    >>> own_losses(FRSKDLoss(schedule="gate"), losses, torch.tensor(3.0))
+    {'own_losses': (tensor(4.), tensor(3.))}
+    >>> own_losses(FRSKDLoss(), losses, torch.tensor(3.0))
+    {}
+    """
+    if getattr(distill, "gate", None) is None:
+        return {}
+    return {"own_losses": (_sum_of(student), _sum_of(teacher))}
+
+
+def _sum_of(losses: Any) -> Tensor:
+    if isinstance(losses, Mapping):
+        losses = [value for name, value in losses.items() if "loss" in name]
+    return losses.mean() if isinstance(losses, Tensor) else torch.stack([_sum_of(loss) for loss in losses]).sum()
 
 
 def zero_loss(like: Tensor, module: nn.Module) -> Tensor:

@@ -85,11 +85,13 @@ class Method(nn.Module):
     Attributes:
         needs: what it asks of its batches.
         makes_soft_targets: whether it hands soft labels [B, K] to the criterion, whatever the targets are.
+        least_maps: number of the student's feature maps that it cannot do without.
         progress: epochs trained so far and epochs in all, for weights that follow a schedule; see `set_progress`.
     """
 
     needs = DataNeeds()
     makes_soft_targets = False
+    least_maps = 1
 
     def __init__(self, student: StudentInfo) -> None:
         super().__init__()
@@ -97,6 +99,9 @@ class Method(nn.Module):
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
         """Set how far training is; a training loop calls this at the start of each epoch, also after a resume.
+
+        A loop that counts steps may call it at each of them, with a fraction as ``epoch``, or with steps in place of
+        epochs where the method has no setting that counts epochs.
 
         Args:
             epoch: epochs trained so far.

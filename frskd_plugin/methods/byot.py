@@ -109,8 +109,7 @@ class BYOT(Method):
     has separable convolutions in its branches, ``a KL`` without T^2 and ``b ||F_i - sg F||``, the norm over all
     elements and not its square: ``form='authors'``. (It writes the KL as a cross-entropy, whose gradient is the same.)
 
-    The stages are the student's maps: for a ResNet give ``out_indices=(1, 2, 3, 4)``, or the stem gets a classifier
-    too.
+    The stages are the student's maps.
 
     Args:
         student: the network to train; at least two maps.
@@ -123,6 +122,8 @@ class BYOT(Method):
     Raises:
         ValueError: a share that is not in 0..1, another setting out of range, or a network of one map.
     """
+
+    least_maps = 2
 
     def __init__(
         self,
@@ -138,8 +139,6 @@ class BYOT(Method):
         self.alpha = chosen.alpha if alpha is None else float(alpha)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"`alpha` is the share of the soft labels and must be in 0..1, got {alpha}.")
-        if len(student.in_channels) < 2:
-            raise ValueError("BYOT classifies after each stage but the last: it needs two maps, got one.")
         self.beta = check_not_negative("beta", chosen.beta if beta is None else beta)
         self.squared = chosen.squared
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))

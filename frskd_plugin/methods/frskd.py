@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_plugin.core.checks import check_one_of, check_positive_int
 from frskd_plugin.core.feature_losses import REDUCTIONS, AttentionTransferLoss, HintLoss, OverhaulLoss
-from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.preactivations import forward_with_preactivations
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
@@ -22,6 +22,7 @@ _logger = logging.getLogger(__name__)
 
 AUTO_WIDTHS = (2, 1)  # the paper's choice first
 CHANNEL_STEP = 8  # limits to the channels are multiples of this
+DEFAULT_MAX_SHARE = 0.75
 
 
 def teacher_share(student: StudentInfo, width: int, max_channels: int | None = None, **settings: Any) -> float:
@@ -59,7 +60,7 @@ def check_width(width: object) -> int | str:
 
 
 def width_within(
-    student: StudentInfo, max_share: float, max_channels: int | None = None, **settings: Any
+    student: StudentInfo, max_share: float | None, max_channels: int | None = None, **settings: Any
 ) -> tuple[int, int | None]:
     """Return the largest ``(width, max_channels)`` whose self-teacher stays within ``max_share`` of the student's MACs.
 
@@ -67,18 +68,19 @@ def width_within(
 
     Args:
         student: the network.
-        max_share: limit of self-teacher's MACs / student's MACs, above 0.
+        max_share: limit of self-teacher's MACs / student's MACs, above 0; None is 0.75, or what 8 channels cost.
         max_channels: the user's own limit to the channels.
         settings: other settings of `SelfTeacher`.
 
     Raises:
         ValueError: ``max_share`` is not positive, or not even 8 channels a level keep within it.
     """
-    if not max_share > 0:
+    limit = DEFAULT_MAX_SHARE if max_share is None else max_share
+    if not limit > 0:
         raise ValueError(f"`max_share` must be > 0 (self-teacher's MACs / student's MACs), got {max_share}.")
 
-    def fits(width: int, limit: int | None) -> bool:
-        return teacher_share(student, width, limit, **settings) <= max_share
+    def fits(width: int, channels: int | None) -> bool:
+        return teacher_share(student, width, channels, **settings) <= limit
 
     for width in AUTO_WIDTHS:
         if fits(width, max_channels):
@@ -88,6 +90,8 @@ def width_within(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(1, middle * CHANNEL_STEP) else (low, middle)
+    if low == 0 and max_share is None:
+        return 1, min(CHANNEL_STEP, widest)
     if low == 0:
         least = teacher_share(student, 1, CHANNEL_STEP, **settings)
         raise ValueError(
@@ -97,22 +101,49 @@ def width_within(
     return 1, low * CHANNEL_STEP
 
 
-DEFAULT_MAX_SHARE = 0.75
+# For users who give none of the three: found on fine-tuning and short trainings (docs/choosing.md). The paper's for
+# CIFAR-100 are alpha=2, beta=100, schedule='constant'; its configs name their own.
+DEFAULTS: dict[str, Any] = {"alpha": 1.0, "beta": "auto", "schedule": "gate"}
 # feature losses by name, and the beta that goes with the scale of each: the reference's own examples
 FEATURE_BETAS = {"attention": 100.0, "hint": 100.0, "overhaul": 0.01}
+PAPER_POSITIONS = 8 * 8  # of WRN-16-2's deepest map on CIFAR, which the paper's beta of 100 was tuned for
+
+
+def auto_beta(student: StudentInfo, reduction: str = "mean") -> float:
+    """Return the beta of attention transfer for a network: the paper's 100 for a deepest map of 8x8, less for smaller.
+
+    The mean over H x W positions makes the feature loss of a map grow as the map shrinks, so beta = 100 H W / 64, at
+    most 100. With the sum over the positions ('batchmean'), which does not depend on the size, it is that / (H W).
+
+    Args:
+        student: its map sizes count.
+        reduction: see `attention_transfer_loss`.
+    """
+    height, width = student.map_sizes[-1]
+    positions = height * width
+    beta = FEATURE_BETAS["attention"] * min(1.0, positions / PAPER_POSITIONS)
+    return beta if reduction == "mean" else beta / positions
 
 
 class FRSKD(Method):
     """``CE(student) + CE(self-teacher) + alpha * L_KD + beta * L_F``; the distillation terms train the student alone.
 
+    Without alpha, beta and schedule it takes `DEFAULTS`, which serve fine-tuning and short trainings too; the paper's
+    for CIFAR-100 are alpha=2, beta=100, width=2.
+
     Args:
         student: the network to train.
         alpha: weight of the soft labels.
-        beta: weight of the feature distillation; 0 is FRSKD\\F. None is 100 (the paper), or 0.01 with 'overhaul'.
+        beta: weight of the feature distillation; 0 is FRSKD\\F, 'auto' follows from the network (`auto_beta`; with
+            'hint' and ``feature_loss`` modules 100, with 'overhaul' 0.01).
         temperature: of the soft labels.
+        schedule: of both terms: 'constant' (the default where alpha or beta is given), 'linear' or 'rampup', which grow
+            to 1 at the end of the training and need `set_progress`, or 'gate', see `FRSKDLoss`.
+        warmup: share of the training, 0..1, without distillation; needs `set_progress`.
         width: the self-teacher's channels are ``width`` times the student's, at each level (the paper: 2). 'auto' takes
             2, 1, or 1 with a limit to the channels, whatever keeps its MACs within ``max_share`` of the student's.
-        max_share: for ``width='auto'``, the limit of self-teacher's MACs / student's MACs.
+        max_share: for ``width='auto'``, the limit of self-teacher's MACs / student's MACs; None is 0.75, and 8 channels
+            a level where even these cost more.
         max_channels: upper limit of the self-teacher's channels at any level.
         channels: 'scaled' is BiFPNc; an int D is Table 6's BiFPN with D channels at every level, and ``width`` is not
             used.
@@ -124,8 +155,8 @@ class FRSKD(Method):
             'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
             as it is), or a module that takes (feats, refined_feats) and gives a scalar.
         feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', whose size does not
-            depend on the resolution. That needs a beta of its own, ``beta / (H W)`` for a level of H x W positions:
-            see `attention_transfer_loss`.
+            depend on the resolution and wants ``beta / (H W)`` for a level of H x W positions: see
+            `attention_transfer_loss`.
         soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
 
     Raises:
@@ -133,14 +164,16 @@ class FRSKD(Method):
         ValueError: for arguments out of range, or fewer than two feature maps.
     """
 
+    least_maps = 2
+
     def __init__(
         self,
         student: StudentInfo,
-        alpha: float = 2.0,
-        beta: float | None = None,
+        alpha: float | None = None,
+        beta: float | str | None = None,
         temperature: float = 4.0,
-        width: int | str = 2,
-        max_share: float = DEFAULT_MAX_SHARE,
+        width: int | str = "auto",
+        max_share: float | None = None,
         max_channels: int | None = None,
         channels: str | int = "scaled",
         depth: int | None = None,
@@ -150,13 +183,21 @@ class FRSKD(Method):
         feature_loss: str | nn.Module = "attention",
         feature_reduction: str = "mean",
         soft_label: str = "auto",
+        schedule: str | None = None,
+        warmup: float = 0.0,
     ) -> None:
         super().__init__(student)
         if not isinstance(feature_loss, nn.Module):
             check_one_of("feature_loss", feature_loss, [*FEATURE_BETAS])
-        _check_reduction(feature_reduction, feature_loss, beta)
-        if beta is None:
-            beta = FEATURE_BETAS["attention" if isinstance(feature_loss, nn.Module) else feature_loss]
+        _check_reduction(feature_reduction, feature_loss)
+        if schedule is None:
+            schedule = DEFAULTS["schedule"] if alpha is None and beta is None else "constant"
+        alpha = DEFAULTS["alpha"] if alpha is None else alpha
+        beta = DEFAULTS["beta"] if beta is None else beta
+        if feature_loss == "attention" and beta == "auto":
+            beta = auto_beta(student, feature_reduction if variant == "published" else "batchmean")
+        elif beta == "auto":
+            beta = FEATURE_BETAS.get(feature_loss if isinstance(feature_loss, str) else "", FEATURE_BETAS["attention"])
         self.preactivation = feature_loss == "overhaul"
         form: dict[str, Any] = {
             "channels": channels,
@@ -166,18 +207,19 @@ class FRSKD(Method):
             "rectify_input": rectify_input,
             "preactivation": self.preactivation,
         }
-        auto = check_width(width) == "auto"
-        if auto:
-            if channels != "scaled":
-                raise ValueError(f"`channels={channels}` sets the width of every level: leave `width='auto'` out.")
-            chosen, max_channels = width_within(student, max_share, max_channels, **form)
+        auto = check_width(width) == "auto" and channels == "scaled"
+        if not auto:
+            chosen = AUTO_WIDTHS[0] if width == "auto" else int(width)  # with `channels` it is not used
         else:
-            chosen = int(width)
+            chosen, max_channels = width_within(student, max_share, max_channels, **form)
         self.self_teacher = SelfTeacher(
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
         made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant, feature_reduction)
-        self.loss_distill = FRSKDLoss(alpha, beta, temperature, variant, made, choose_soft_label(soft_label, student))
+        soft_label = choose_soft_label(soft_label, student)
+        self.loss_distill = FRSKDLoss(
+            alpha, beta, temperature, variant, made, soft_label, schedule=schedule, warmup=warmup
+        )
         if not beta and any(True for _ in made.parameters()):
             raise ValueError(
                 f"`feature_loss={feature_loss!r}` has weights of its own, which `beta=0` leaves without training: "
@@ -185,6 +227,11 @@ class FRSKD(Method):
             )
         self.width, self.max_channels = chosen, max_channels
         _log_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
+
+    def set_progress(self, epoch: float, max_epochs: float) -> None:
+        """See `Method.set_progress`; for `schedule` and `warmup`."""
+        super().set_progress(epoch, max_epochs)
+        self.loss_distill.set_progress(epoch, max_epochs)
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output``."""
@@ -195,10 +242,12 @@ class FRSKD(Method):
                 f"The student has {logits.shape[1]} classes and its self-teacher {teacher_logits.shape[1]}: after "
                 f"`reset_classifier` wrap the model again."
             )
+        loss, teacher_loss = criterion(logits, targets), criterion(teacher_logits, targets)
+        own = own_losses(self.loss_distill, loss, teacher_loss)
         return {
-            "loss_ce": criterion(logits, targets),
-            "loss_teacher_ce": criterion(teacher_logits, targets),
-            **self.loss_distill(logits, teacher_logits, maps, refined_feats),
+            "loss_ce": loss,
+            "loss_teacher_ce": teacher_loss,
+            **self.loss_distill(logits, teacher_logits, maps, refined_feats, **own),
             "output": logits,
             "teacher_output": teacher_logits,
         }
@@ -231,19 +280,11 @@ def _make_feature_loss(
     return AttentionTransferLoss(variant, reduction)
 
 
-def _check_reduction(reduction: str, feature_loss: str | nn.Module, beta: float | None) -> None:
-    """A reduction other than the paper's belongs to the attention transfer alone, and the paper's beta not to it."""
-    if check_one_of("feature_reduction", reduction, REDUCTIONS) == "mean":
-        return
-    if feature_loss != "attention":
+def _check_reduction(reduction: str, feature_loss: str | nn.Module) -> None:
+    if check_one_of("feature_reduction", reduction, REDUCTIONS) != "mean" and feature_loss != "attention":
         raise ValueError(
             f"`feature_reduction={reduction!r}` belongs to `feature_loss='attention'`, got {feature_loss!r}: leave one "
             "of them out."
-        )
-    if beta is None:
-        raise ValueError(
-            f"`feature_reduction={reduction!r}` needs a `beta` of its own: the default belongs to the mean over H x W "
-            "positions. Give beta / (H * W) for a level of H x W positions, e.g. beta=100 / 64 for 8x8."
         )
 
 
@@ -251,7 +292,8 @@ def _log_cost(share: float, width: int, max_channels: int | None, auto: bool) ->
     """Log what was chosen, or that a choice is costly; at WARNING, which is seen without any set-up of logging."""
     if auto:
         limit = "" if max_channels is None else f", at most {max_channels} channels a level"
-        _logger.warning("FRSKD: width='auto' chose width=%s%s: %.2f of the student's MACs", width, limit, share)
+        level = logging.INFO if (width, limit) == (AUTO_WIDTHS[0], "") else logging.WARNING
+        _logger.log(level, "FRSKD: width='auto' chose width=%s%s: %.2f of the student's MACs", width, limit, share)
     elif share > 1:
         _logger.warning(
             "FRSKD: the self-teacher of width=%s needs %.1f times the student's MACs; width='auto' keeps to %s of them",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.frskd_loss import own_losses
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.frskd import FRSKD
@@ -82,15 +83,20 @@ class FRSKDSLA(FRSKD):
         labels = joint_targets(targets, ignored_label(criterion))
         agg, teacher_agg = aggregate_logits(joint), aggregate_logits(teacher_joint)
         own = self.soft_label_loss(logits, agg) + self.soft_label_loss(teacher_logits, teacher_agg)
+        loss, teacher_loss = criterion(logits, targets), criterion(teacher_logits, targets)
         return {
-            "loss_ce": criterion(logits, targets),
-            "loss_teacher_ce": criterion(teacher_logits, targets),
+            "loss_ce": loss,
+            "loss_teacher_ce": teacher_loss,
             "loss_joint_ce": F.cross_entropy(joint, labels),
             "loss_teacher_joint_ce": F.cross_entropy(teacher_joint, labels),
             "loss_sla_kd": self.sla_weight * own,
             # the student's aggregate is no constant here: it learns from the self-teacher's
             **self.loss_distill(
-                torch.cat([logits, agg]), torch.cat([teacher_logits, teacher_agg]), all_maps, all_refined
+                torch.cat([logits, agg]),
+                torch.cat([teacher_logits, teacher_agg]),
+                all_maps,
+                all_refined,
+                **own_losses(self.loss_distill, loss, teacher_loss),
             ),
             "output": logits,
             "teacher_output": teacher_logits,

@@ -58,10 +58,10 @@ class SAD(Method):
         ValueError: a negative weight or epoch, or a network of one map.
     """
 
+    least_maps = 2
+
     def __init__(self, student: StudentInfo, weight: float = 0.1, start_epoch: float = 0) -> None:
         super().__init__(student)
-        if len(student.in_channels) < 2:
-            raise ValueError("SAD distils from a map to the one before: it needs two maps, got one (`out_indices`).")
         if not start_epoch >= 0:
             raise ValueError(f"`start_epoch` counts epochs from 0, got {start_epoch}.")
         self.weight = check_not_negative("weight", weight)

@@ -17,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from frskd_plugin.core.checks import join_losses
-from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.mmengine.registration import registered_type
 
 DenseOutput = tuple[list[Tensor], ...]  # class scores first, a list with a map for each level each
@@ -174,7 +174,11 @@ class FRSKDDenseHead(BaseModule):
         return refined_feats, self.head(refined_feats)
 
     def loss(
-        self, feats: Sequence[Tensor], student_scores: Sequence[Tensor], data_samples: SampleList
+        self,
+        feats: Sequence[Tensor],
+        student_scores: Sequence[Tensor],
+        data_samples: SampleList,
+        student_losses: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The teacher head's own losses, ``loss_kd`` and ``loss_feat``.
 
@@ -182,10 +186,12 @@ class FRSKDDenseHead(BaseModule):
             feats: the student's maps [B, C, H_i, W_i], not detached: the teacher's loss trains the trunk too.
             student_scores: the class logits of the student's head, [B, A * K, H_i, W_i] each.
             data_samples: ground truth.
+            student_losses: of the student's head, which ``schedule='gate'`` compares with the teacher's.
         """
         refined_feats, output = self(feats)
         num_classes = self.head.cls_out_channels
         student_logits, teacher_logits = (class_logits(scores, num_classes) for scores in (student_scores, output[0]))
         losses = dense_losses(self.head, output, data_samples)
-        terms = self.loss_distill(student_logits, teacher_logits, feats, refined_feats)
+        own = {} if student_losses is None else own_losses(self.loss_distill, student_losses, losses)
+        terms = self.loss_distill(student_logits, teacher_logits, feats, refined_feats, **own)
         return join_losses(losses, terms, type(self.head).__name__)

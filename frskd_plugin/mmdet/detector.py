@@ -63,5 +63,5 @@ class FRSKDSingleStage(SingleStageDetector):
         feats = self.extract_feat(batch_inputs)
         output = self.bbox_head(feats)
         losses = dense_losses(self.bbox_head, output, batch_data_samples)
-        teacher_losses = self.self_teacher.loss(feats, output[0], batch_data_samples)
+        teacher_losses = self.self_teacher.loss(feats, output[0], batch_data_samples, losses)
         return losses | {f"self_teacher.{name}": value for name, value in teacher_losses.items()}

@@ -31,7 +31,7 @@ def _modules(runner: Any, kind: type) -> list[Any]:
 
 
 class MethodProgressHook(Hook):
-    """Call `Method.set_progress` at the start of each epoch, or of each step where the loop counts iterations only.
+    """Call `set_progress` of methods and of `FRSKDLoss` at each epoch's start; at each step where a loop counts those.
 
     The progress follows from the runner's epoch or iteration alone, so it is right after a resume.
     """
@@ -49,8 +49,11 @@ class MethodProgressHook(Hook):
 
 
 def _set_progress(runner: Any, epoch: float, max_epochs: float) -> None:
-    for method in _modules(runner, Method):
-        method.set_progress(epoch, max_epochs)
+    for module in runner.model.modules():
+        if isinstance(module, Method | FRSKDLoss):
+            module.set_progress(epoch, max_epochs)
+        if isinstance(module, FRSKDLoss) and module.follows_progress:
+            runner.message_hub.update_scalar("train/distill_factor", module.factor)
 
 
 class DistillWarmupHook(Hook):
@@ -77,14 +80,20 @@ class DistillWarmupHook(Hook):
         """Check that there are losses to weight.
 
         Raises:
-            ValueError: if the model has no `FRSKDLoss`, the loop counts iterations only, or the ramp ends before it
-                begins.
+            ValueError: if the model has no `FRSKDLoss` or one with a schedule of its own, the loop counts iterations
+                only, or the ramp ends before it begins.
         """
-        if not _modules(runner, FRSKDLoss):
+        losses = _modules(runner, FRSKDLoss)
+        if not losses:
             raise ValueError(
                 "DistillWarmupHook found no FRSKDLoss in the model. Give the model a `self_teacher` with "
                 "`loss_distill=dict(type='FRSKDLoss', ...)` (a classifier: `method=dict(name='frskd', ...)`), or take "
                 "the hook out of `custom_hooks`."
+            )
+        if any(loss.schedule != "constant" or loss.follows_progress for loss in losses):
+            raise ValueError(
+                "DistillWarmupHook sets the factor on alpha and beta, and so do `schedule` and `warmup` of the model's "
+                "FRSKDLoss: take the hook out of `custom_hooks`, or those two out of `loss_distill` (`method`)."
             )
         if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from frskd_plugin.core.bifpn import BiFPN
 from frskd_plugin.core.checks import check_bool, check_in_channels, check_one_of, join_losses
-from frskd_plugin.core.frskd_loss import FRSKDLoss
+from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.mmseg.student_outputs import early_losses, flat_maps, level_of, select_maps, semantic_logits
@@ -114,7 +114,12 @@ class FRSKDHead(BaseModule):
         return refined_feats, self.head(_for_head(refined_feats))
 
     def loss(
-        self, feats: Any, student_logits: Tensor, data_samples: SampleList, align_corners: bool | None = None
+        self,
+        feats: Any,
+        student_logits: Tensor,
+        data_samples: SampleList,
+        align_corners: bool | None = None,
+        student_losses: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The teacher's own loss, ``loss_kd`` and ``loss_feat``.
 
@@ -123,6 +128,7 @@ class FRSKDHead(BaseModule):
             student_logits: [B, K, H, W] at the head's resolution.
             data_samples: ground truth, ``gt_sem_seg`` [1, H, W] each.
             align_corners: of the student's head, by which its logits are resized; None is as the teacher's.
+            student_losses: of the student's head, which ``schedule='gate'`` compares with the teacher's.
 
         Raises:
             ValueError: if the head has a loss named as one of the distillation terms.
@@ -137,6 +143,8 @@ class FRSKDHead(BaseModule):
         settings: dict[str, Any] = {"valid": self._valid(data_samples, size)} if self.ignore_in_soft_label else {}
         if align_corners not in (None, corners):
             corners, settings["teacher_align_corners"] = align_corners, corners
+        if student_losses is not None:
+            settings |= own_losses(self.loss_distill, student_losses, losses)
         maps = self.levels(feats)
         terms = self.loss_distill(student_logits, teacher_logits, maps, refined_feats, size, corners, **settings)
         return join_losses(losses, terms, type(self.head).__name__)

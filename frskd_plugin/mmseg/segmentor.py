@@ -103,7 +103,8 @@ class FRSKDEncoderDecoder(EncoderDecoder):
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
         losses, logits = self._head_losses(self.decode_head, [inputs], data_samples)
-        return add_prefix(losses, "decode") | self._teacher_losses(self.decode_head, inputs, logits, data_samples)
+        teacher_losses = self._teacher_losses(self.decode_head, inputs, logits, data_samples, losses)
+        return add_prefix(losses, "decode") | teacher_losses
 
     def _head_losses(
         self, head: Any, inputs: Sequence[Any], data_samples: SampleList
@@ -112,10 +113,10 @@ class FRSKDEncoderDecoder(EncoderDecoder):
             return loss_and_logits(head, inputs, data_samples, self.train_cfg, self.test_cfg)
 
     def _teacher_losses(
-        self, head: Any, inputs: Sequence[Tensor], logits: Tensor, data_samples: SampleList
+        self, head: Any, inputs: Sequence[Tensor], logits: Tensor, data_samples: SampleList, losses: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         corners = getattr(head, "align_corners", None)
-        return add_prefix(self.self_teacher.loss(inputs, logits, data_samples, corners), "self_teacher")
+        return add_prefix(self.self_teacher.loss(inputs, logits, data_samples, corners, losses), "self_teacher")
 
     def as_self_teacher(self) -> EncoderDecoder:
         """Return this segmentor with the self-teacher in place of the decode head; parameters are shared."""
@@ -187,7 +188,7 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
             stage_losses, logits = self._head_losses(head, [inputs, *before], data_samples)
             losses |= add_prefix(stage_losses, f"decode_{stage}")
             before = [logits]
-        return losses | self._teacher_losses(self.decode_head[-1], inputs, logits, data_samples)
+        return losses | self._teacher_losses(self.decode_head[-1], inputs, logits, data_samples, stage_losses)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Return the last stage's map of images [B, 3, H, W]; in the view `as_self_teacher` that of its single head."""

@@ -105,11 +105,10 @@ def plain_weights(weights: dict[str, Tensor], lightning: bool = False) -> dict[s
 
 
 def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load the weights of a whole timm classifier, or of its trunk, into `model`, which has no classifier.
+    """Load the weights of a timm classifier, its trunk, or a segmentor's backbone into `model`, as `read_weights` does.
 
-    The file may be any that `read_weights` takes, that of a segmentor with a timm backbone too. Layouts that timm
-    converts for its own downloads, and position embeddings of another size, are converted in the same way; a first
-    convolution with another number of image channels is adapted as timm does.
+    Layouts of timm's downloads, position embeddings of another size and a first convolution with another number of
+    image channels are converted as timm does.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -141,7 +140,7 @@ def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
 def _differences(model: nn.Module, state_dict: dict[str, Tensor]) -> list[str]:
     """List what keeps `state_dict` from being this model's; keys of the removed classifier do not count."""
     expected = model.state_dict()
-    classifiers = _classifier_names(model)
+    classifiers = tuple(f"{name}." for name in _as_tuple(model.pretrained_cfg.get("classifier")))
     found = [f"{key} is missing" for key in expected if key not in state_dict]
     found += [
         f"{key} is {list(state_dict[key].shape)}, expected {list(value.shape)}"
@@ -152,12 +151,7 @@ def _differences(model: nn.Module, state_dict: dict[str, Tensor]) -> list[str]:
     return found + [f"{key} is unknown" for key in extra if not key.startswith(classifiers)]
 
 
-def _classifier_names(model: nn.Module) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in _as_tuple(model.pretrained_cfg.get("classifier")))
-
-
 def _adapt_first_conv(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the first convolution(s) for the model's number of image channels."""
     state_dict = dict(state_dict)
     for name in _as_tuple(model.pretrained_cfg.get("first_conv")):
         key = f"{name}.weight"

@@ -22,7 +22,6 @@ CIFAR_STD = (0.2673, 0.2564, 0.2762)
 
 
 def _cfg(first_conv: str, pool_size: tuple[int, int]) -> dict[str, Any]:
-    """A timm ``pretrained_cfg`` of a network for 32x32 images; its classifier is called ``fc``."""
     return {
         "url": "",
         "num_classes": 100,
@@ -78,34 +77,6 @@ def resnet34_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     return _create("resnet34_cifar", pretrained, (3, 4, 6, 3), **kwargs)
 
 
-def num_blocks(depth: int) -> int:
-    """Blocks in each of the three groups.
-
-    >>> num_blocks(16)
-    2
-
-    Raises:
-        ValueError: ``depth`` is not 6n + 4.
-    """
-    if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"depth={depth} of a wide ResNet must be 6n + 4: 10, 16, 22, 28, ...")
-    return (depth - 4) // 6
-
-
-def group_channels(k: int) -> tuple[int, int, int]:
-    """Channels of the three groups.
-
-    >>> group_channels(2)
-    (32, 64, 128)
-
-    Raises:
-        ValueError: ``k`` is below 1.
-    """
-    if k < 1:
-        raise ValueError(f"k={k} of a wide ResNet (its width) must be at least 1.")
-    return 16 * k, 32 * k, 64 * k
-
-
 class WideBlock(nn.Module):
     """BN, ReLU and a 3x3 convolution, twice; the shortcut is the input, or 1x1 of the normalised, rectified input."""
 
@@ -129,8 +100,7 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """Standard WRN-``depth``-``k`` (Zagoruyko and Komodakis, 2016): a stem of 16 channels and three groups of blocks.
 
-    The features of a group, as handed out, are rectified (`rectify`); what feeds the next group is the group's output.
-    One batch norm follows the last group (``norm``).
+    The maps that it hands out are rectified; what feeds the next group is not. One batch norm follows the last group.
 
     Args:
         depth: layers, 6n + 4.
@@ -161,7 +131,11 @@ class WideResNet(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        channels, blocks = group_channels(k), num_blocks(depth)
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth={depth} of a wide ResNet must be 6n + 4: 10, 16, 22, 28, ...")
+        if k < 1:
+            raise ValueError(f"k={k} of a wide ResNet (its width) must be at least 1.")
+        channels, blocks = (16 * k, 32 * k, 64 * k), (depth - 4) // 6
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -178,7 +152,6 @@ class WideResNet(nn.Module):
         self.init_weights()
 
     def _make_group(self, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-        """Blocks ``block0`` .., the first of which changes channels and resolution, and perhaps a batch norm ``bn``."""
         group = nn.Sequential()
         for i in range(blocks):
             group.add_module(f"block{i}", self.block(channels if i else in_channels, channels, 1 if i else stride))
@@ -207,10 +180,9 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Maps after the chosen groups (all by default; an int takes the last ones), as every timm model gives them.
+        """Return ``(last, maps)``, or with ``intermediates_only`` the maps alone, as every timm model does.
 
-        Returns ``(last, maps)``, or the maps alone with ``intermediates_only``. ``norm`` changes nothing: the maps
-        are normalised already.
+        ``indices`` chooses groups, an int the last ones; ``norm`` changes nothing: the maps are normalised already.
 
         Raises:
             ValueError: An index that does not exist, or a format other than NCHW.
@@ -233,10 +205,7 @@ class WideResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Rectified map of the last group, ``[B, num_features, H / 4, W / 4]``."""
-        x = self.stem(x)
-        for i in range(self.num_groups):
-            x = self._run_group(i, x)
-        return self.rectify(x, self.num_groups - 1)
+        return self.forward_intermediates(x, indices=1)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits ``[B, num_classes]`` of the last map; ``pre_logits`` gives the pooled features instead."""

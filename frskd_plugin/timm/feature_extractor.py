@@ -92,14 +92,15 @@ class TimmFeatureExtractor(nn.Module):
         self.norm_eval = norm_eval
         # The final norm and the head serve the classifier only; left in, they would be parameters without a gradient.
         model.prune_intermediate_layers(sorted(indices), prune_norm=True, prune_head=True)
-        _remove_head(model)
+        head = getattr(model, "head", None)
+        if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
+            model.head = nn.Identity()  # timm before 1.0.31 leaves the norm in that of ConvNeXt
         self.model = model
         self.frozen_stages = frozen_stages
         self._frozen_modules = self._freeze(frozen_stages, model_name)
         self.train(self.training)
 
     def _freeze(self, frozen_stages: int, model_name: str) -> tuple[str, ...]:
-        """Take the stem and the first stages out of training; gives the names of the modules that they consist of."""
         if frozen_stages == -1:
             return ()
         if not hasattr(self.model, "group_matcher"):
@@ -151,13 +152,6 @@ class TimmFeatureExtractor(nn.Module):
             x, indices=ascending, norm=False, output_fmt="NCHW", intermediates_only=True
         )
         return tuple(maps[ascending.index(i)] for i in self.out_indices)
-
-
-def _remove_head(model: nn.Module) -> None:
-    """Remove a head that is more than a classifier: timm before 1.0.31 leaves the norm in that of ConvNeXt."""
-    head = getattr(model, "head", None)
-    if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
-        model.head = nn.Identity()
 
 
 def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.Module:

@@ -64,10 +64,9 @@ def make_teacher(
     """Make the teacher that `KD` takes, of what a user gives.
 
     Args:
-        teacher: a trained timm model; or ``dict(model_name=..., checkpoint=FILE)`` with a timm state_dict, or with
-            ``pretrained=True`` and timm's own weights, and further arguments of ``timm.create_model``, and
-            ``out_indices``, ``mean`` and ``std`` of a `FrozenTeacher`; or a module that maps images to (feats, logits)
-            already.
+        teacher: a trained timm model; or ``dict(model_name=..., checkpoint=FILE)``, or with ``pretrained=True``, and
+            further arguments of ``timm.create_model`` and `FrozenTeacher`; or a module that maps images to (feats,
+            logits) already.
         num_classes: of the student, for a teacher given by name.
         input_size: (channels, height, width) of the images.
         out_indices: which maps the teacher hands out, where ``teacher`` does not say.

@@ -13,24 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from frskd_plugin.core.dry_run import PROBE_BATCH, evaluating, image_channels, probe_images
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)
-NUM_PLAIN_MAPS = 4  # as many levels as the usual pyramid, taken from a model whose maps all have one stride
+NUM_MAPS = 4  # levels of the usual pyramid
 # The two passes do the same arithmetic and agree to the last bit where kernels are deterministic; CUDA's need not be.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
 class StudentProbe:
-    """Findings of one forward pass.
-
-    Attributes:
-        input_size: channels, height and width of the images.
-        maps: channels, height and width of every feature map that the model hands out, in its own order.
-        num_classes: width of the logits.
-        macs: multiply-accumulates of one image.
-    """
+    """Findings of one forward pass: sizes as channels, height and width, and one image's multiply-accumulates."""
 
     input_size: tuple[int, int, int]
-    maps: tuple[tuple[int, int, int], ...]
+    maps: tuple[tuple[int, int, int], ...]  # all that the model hands out, in its own order
     num_classes: int
     macs: int
 
@@ -90,25 +83,23 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
                 f"image size, give it as input_size=(channels, height, width)."
             ) from error
     _check_logits(name, logits, split_logits)
-    _check_maps(name, feats)
+    for index, feat in enumerate(feats):
+        if feat.ndim != 4:
+            raise ValueError(f"{name}: feature map {index} is not [B, C, H, W] but {list(feat.shape)}.")
     maps = tuple((f.shape[1], f.shape[2], f.shape[3]) for f in feats)
     return StudentProbe(size, maps, logits.shape[1], counter.get_total_flops() // 2 // PROBE_BATCH)
 
 
 def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int, int, int]:
-    """The user's, or that of the entry in timm, as the arguments in_chans=... and img_size=... have changed it."""
-    if input_size is None:
+    if input_size is None:  # of the entry in timm, as the arguments in_chans=... and img_size=... have changed it
         cfg = getattr(model, "pretrained_cfg", None) or {}
         _, *size = cfg.get("input_size", DEFAULT_INPUT_SIZE)
         # whichever module was made for one image size keeps it: the model itself, or the first layer that cuts patches
         made_for = (getattr(module, "img_size", None) for module in model.modules())
         size = next((pair for pair in made_for if isinstance(pair, tuple) and len(pair) == 2), size)
         input_size = (image_channels(model), *size)
-    if (
-        not isinstance(input_size, Sequence)
-        or len(input_size) != 3
-        or any(not isinstance(n, int) or n < 1 for n in input_size)
-    ):
+    whole = isinstance(input_size, Sequence) and all(isinstance(n, int) and n > 0 for n in input_size)
+    if not whole or len(input_size) != 3:
         raise ValueError(f"`input_size` must be (channels, height, width), e.g. (3, 32, 32), got {input_size!r}.")
     channels, height, width = input_size
     return channels, height, width
@@ -130,12 +121,6 @@ def _check_logits(name: str, logits: Tensor, split_logits: Tensor) -> None:
         )
 
 
-def _check_maps(name: str, feats: Sequence[Tensor]) -> None:
-    for index, feat in enumerate(feats):
-        if feat.ndim != 4:
-            raise ValueError(f"{name}: feature map {index} is not [B, C, H, W] but {list(feat.shape)}.")
-
-
 def default_out_indices(feature_info: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     """The last map of each distinct stride; of a model with one stride (plain ViT), four evenly spaced blocks.
 
@@ -150,30 +135,38 @@ def default_out_indices(feature_info: Sequence[dict[str, Any]]) -> tuple[int, ..
 def last_of_each(strides: Sequence[Hashable]) -> tuple[int, ...]:
     """Index of the last map of each stride (or size); where all are alike, four evenly spaced ones."""
     if len(set(strides)) == 1 and len(strides) > 1:
-        num_maps = min(NUM_PLAIN_MAPS, len(strides))
+        num_maps = min(NUM_MAPS, len(strides))
         return tuple((i + 1) * len(strides) // num_maps - 1 for i in range(num_maps))
     return tuple(i for i, stride in enumerate(strides) if stride not in strides[i + 1 :])
 
 
 def choose_indices(
-    maps: Sequence[tuple[int, int, int]], out_indices: int | Sequence[int] | None, model_name: str
+    maps: Sequence[tuple[int, int, int]], out_indices: int | Sequence[int] | None, model_name: str, least: int = 1
 ) -> tuple[int, ...]:
     """Indices of the maps to take, highest resolution first.
 
     Args:
         maps: channels, height and width of every map that the model hands out.
-        out_indices: the user's choice; None is the last map of each size.
+        out_indices: the user's choice; None is the last map of each size, of the four smallest where there are more: a
+            ResNet's stages without its stem, as in the paper.
         model_name: for the message.
+        least: number of maps that are needed.
 
     Raises:
-        ValueError: see `check_out_indices`.
+        ValueError: fewer maps than needed, or see `check_out_indices`.
     """
     sizes = [(height, width) for _, height, width in maps]
+    infos = [{"num_chs": c, "size": f"{h}x{w}"} for c, h, w in maps]
     if out_indices is None:
-        chosen = last_of_each(sizes)
+        chosen = last_of_each(sizes)[-NUM_MAPS:]
     else:
-        infos = [{"num_chs": c, "size": f"{h}x{w}"} for c, h, w in maps]
         chosen = check_out_indices(out_indices, infos, model_name)
+    if len(chosen) < least:
+        given = f"out_indices={out_indices!r} names" if out_indices is not None else "there is"
+        raise ValueError(
+            f"The method needs at least {least} feature maps, and {given} {len(chosen)}. {model_name!r} has "
+            f"{_listed(infos)}: choose {least} or more of them with `out_indices`."
+        )
     return tuple(sorted(chosen, key=lambda i: -sizes[i][0] * sizes[i][1]))
 
 
@@ -188,9 +181,8 @@ def check_out_indices(
     num_maps = len(feature_info)
     given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     if not given or any(not isinstance(i, int) or not -num_maps <= i < num_maps for i in given):
-        maps = ", ".join(f"{i}: {f['num_chs']} channels {_place_of(f)}" for i, f in enumerate(feature_info))
         raise ValueError(
-            f"out_indices={out_indices!r} does not fit {model_name!r}, which has {num_maps} feature maps ({maps}). "
+            f"out_indices={out_indices!r} does not fit {model_name!r}, which has {_listed(feature_info)}. "
             f"Choose from 0..{num_maps - 1}, or count from the last with -1..-{num_maps}."
         )
     indices = tuple(i % num_maps for i in given)
@@ -202,5 +194,7 @@ def check_out_indices(
     return indices
 
 
-def _place_of(info: dict[str, Any]) -> str:
-    return f"of {info['size']}" if "size" in info else f"at stride {info['reduction']}"
+def _listed(feature_info: Sequence[dict[str, Any]]) -> str:
+    places = [f"of {info['size']}" if "size" in info else f"at stride {info['reduction']}" for info in feature_info]
+    maps = ", ".join(f"{i}: {info['num_chs']} channels {places[i]}" for i, info in enumerate(feature_info))
+    return f"{len(feature_info)} feature maps ({maps})"

@@ -89,15 +89,12 @@ class FRSKDTask(TrainingTask):
             _logger.info("FRSKDTask: method=%s, criterion=%s", type(model.method).__name__, criterion_name)
 
     def forward(self, input: Tensor, target: Tensor, **extra: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch; in eval mode the plain student's alone.
+        """Return ``loss``, ``output`` and its parts, see `DistilledModel.forward`; in eval mode the plain student's.
 
         Args:
             input: [B, C, H, W].
             target: labels [B] or soft labels [B, K].
             extra: what the method asks for beside them, see `DataNeeds`.
-
-        Returns:
-            ``loss`` (the total), ``output`` (the student's logits [B, K]) and, in train mode, the parts ``loss_*``.
         """
         result = self.trainable_module(input, target, **extra)
         if isinstance(result, Tensor):
@@ -108,24 +105,15 @@ class FRSKDTask(TrainingTask):
         return result
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """Tell the method how far training is, for weights that follow a schedule (ONE, PS-KD, SAD).
+        """Tell the method how far training is: see `Method.set_progress`.
 
-        timm's tasks know no epochs, so the loop calls it at the start of each, after a resume too; a method without a
-        schedule needs no call.
-
-        Args:
-            epoch: epochs trained so far.
-            max_epochs: epochs in all.
+        timm's tasks know no epochs, so the loop calls it at the start of each, after a resume too, for ``schedule`` and
+        ``warmup`` of FRSKD and for ONE, PS-KD and SAD; other methods and the gate need no call.
         """
         unwrap_model(self.trainable_module).method.set_progress(epoch, max_epochs)
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> FRSKDTask:
-        """Train in several processes: student and self-teacher go into one DistributedDataParallel.
-
-        Args:
-            device_ids: e.g. [local_rank].
-            ddp_kwargs: of DistributedDataParallel.
-        """
+        """Train in several processes: student and self-teacher go into one DistributedDataParallel."""
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
@@ -165,10 +153,7 @@ class FRSKDTask(TrainingTask):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Load what `get_task_state` gave.
-
-        A checkpoint without it comes from plain training: the student goes on from there, and with ``strict`` a
-        warning says that the method's modules begin anew.
+        """Load what `get_task_state` gave; without it, from plain training, the method's modules stay as they are.
 
         Raises:
             RuntimeError: the state is not that of this method and these settings, or there is no EMA to load it into.
@@ -178,19 +163,16 @@ class FRSKDTask(TrainingTask):
             raise RuntimeError("Cannot load an EMA's task state before setup_ema().")
         method = unwrap_model(module).method
         name = type(method).__name__
-        if not state:
-            if strict and method.state_dict():
-                _logger.warning(
-                    "The checkpoint has no task_state: the student is loaded, the modules of %s stay as they are.",
-                    name,
-                )
-            return
-        if "method" not in state:
-            if strict:
-                raise RuntimeError(
-                    f"The checkpoint's task_state has {', '.join(map(repr, state))} and no 'method': another task "
-                    f"wrote it. The student is loaded; with strict=False the modules of {name} stay as they are."
-                )
+        if state and "method" not in state and strict:
+            raise RuntimeError(
+                f"The checkpoint's task_state has {', '.join(map(repr, state))} and no 'method': another task wrote "
+                f"it. The student is loaded; with strict=False the modules of {name} stay as they are."
+            )
+        if not state and strict and method.state_dict():
+            _logger.warning(
+                "The checkpoint has no task_state: the student is loaded, the modules of %s stay as they are.", name
+            )
+        if not state or "method" not in state:
             return
         try:
             method.load_state_dict(state["method"], strict=strict)
@@ -199,12 +181,11 @@ class FRSKDTask(TrainingTask):
             more = f" (and {len(others)} more)" if others else ""
             raise RuntimeError(
                 f"The checkpoint's task_state does not fit {name} as it is set up here; method, out_indices, width, "
-                f"max_channels, depth and variant must be those of the checkpoint: {first.strip()}{more}"
+                f"max_channels, depth, variant and schedule must be those of the checkpoint: {first.strip()}{more}"
             ) from error
 
 
 def _refuse_settings(method: str, **settings: Any) -> None:
-    """Refuse settings that `wrap` has settled already."""
     given = [name for name, value in settings.items() if value is not None]
     if method != "frskd":
         given.append("method")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.soft_label import criterion_soft_label
-from frskd_plugin.methods import StudentInfo, make_method
+from frskd_plugin.methods import StudentInfo, make_method, method_class
 from frskd_plugin.methods.base import Criterion, Method, total_loss
 from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.frozen_teacher import make_teacher
@@ -27,9 +27,8 @@ _OWN_ATTRIBUTES = ("student", "method", "criterion", "out_indices")
 class DistilledModel(nn.Module):
     """A timm model with the method that trains it: in training a loss, in evaluation the plain model.
 
-    It answers timm's questions (``pretrained_cfg``, ``num_classes``, ``feature_info``, ``get_classifier()``,
-    ``set_grad_checkpointing()``, ``forward_features()``, ...) as the student does: an attribute that it does not have
-    is read from the student, and set there.
+    It answers timm's questions (``pretrained_cfg``, ``get_classifier()``, ``forward_features()``, ...) as the student
+    does: an attribute that it does not have is read from the student, and set there.
 
     Attributes:
         student: the very timm model that came in.
@@ -120,11 +119,7 @@ class DistilledModel(nn.Module):
         return lambda name: numbers.get(name, head)
 
     def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
-        """Give the student, and the method's own classifier, a new one.
-
-        Args:
-            num_classes: of the new classifier.
-            args, kwargs: of the student's own ``reset_classifier``, such as ``global_pool``.
+        """Give the student, by its own ``reset_classifier``, and the method a new classifier.
 
         Raises:
             ValueError: 0 classes, or a method that cannot follow; nothing has changed then.
@@ -162,12 +157,14 @@ def wrap(
         model: a timm model with a classifier. The method's modules are made on its device and in its dtype.
         method: name of the method, see `frskd_plugin.methods`.
         out_indices: which feature maps the method sees, as timm's ``features_only`` counts them; by default the last
-            map of each resolution, or four evenly spaced ones where all have one resolution (plain ViT).
+            map of each of the four lowest resolutions (a ResNet's stages without its stem), or four evenly spaced ones
+            where all have one resolution (plain ViT).
         criterion: loss of logits [B, K] against targets; by default cross-entropy, for labels and for soft labels.
         input_size: (channels, height, width) of the images that are tried, where timm's own entry for the model does
             not fit.
-        settings: of the method; for 'frskd' among others alpha=2, beta=100, temperature=4, width=2 (or 'auto'); for
-            'kd' the ``teacher``, see `make_teacher`.
+        settings: of the method. 'frskd' chooses alpha, beta, width and schedule for the network where they are left
+            out; the paper's for CIFAR-100 are alpha=2, beta=100, temperature=4, width=2. 'kd' needs a ``teacher``, see
+            `make_teacher`.
 
     Raises:
         TypeError: it is no timm model but something around one, a criterion that cannot be called, or a setting that
@@ -176,7 +173,7 @@ def wrap(
             or a setting is wrong.
 
     >>> import timm, torch
-    >>> model = wrap(timm.create_model("resnet18", num_classes=10), out_indices=(1, 2, 3, 4), input_size=(3, 64, 64))
+    >>> model = wrap(timm.create_model("resnet18", num_classes=10), input_size=(3, 64, 64))
     >>> losses = model(torch.rand(2, 3, 64, 64), torch.tensor([3, 7]))
     >>> list(losses)
     ['loss', 'loss_ce', 'loss_teacher_ce', 'loss_kd', 'loss_feat', 'output', 'teacher_output']
@@ -201,7 +198,7 @@ def wrap(
         )
     if method != "baseline":
         _check_all_patches(model)
-    indices = choose_indices(probe.maps, out_indices, type(model).__name__)
+    indices = choose_indices(probe.maps, out_indices, type(model).__name__, method_class(method).least_maps)
     student = StudentInfo(
         module=model,
         in_channels=[probe.maps[i][0] for i in indices],
@@ -242,8 +239,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _check_bare(model: nn.Module) -> None:
-    """Refuse what holds the timm model: its attributes may reach through, and the training would go around it."""
-    for name in _INNER:
+    for name in _INNER:  # whose attributes may reach through, and the training would go around it
         if hasattr(getattr(model, name, None), "forward_intermediates"):
             raise TypeError(
                 f"{type(model).__name__} holds a timm model: wrap that one first (`wrap(model.{name})`), and compile "
@@ -252,7 +248,6 @@ def _check_bare(model: nn.Module) -> None:
 
 
 def _check_all_patches(model: nn.Module) -> None:
-    """Refuse a ViT that drops patches in training: what is left of its tokens is no map."""
     for name, module in model.named_modules():
         if type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0:
             raise ValueError(
@@ -262,7 +257,6 @@ def _check_all_patches(model: nn.Module) -> None:
 
 
 def _find_wrapped(model: object) -> DistilledModel | None:
-    """Return the `DistilledModel` in it, through any number of outer wrappers; None where there is none."""
     if isinstance(model, DistilledModel):
         return model
     for name in _INNER:
@@ -272,19 +266,12 @@ def _find_wrapped(model: object) -> DistilledModel | None:
         found = _find_wrapped(inner) if isinstance(inner, nn.Module) and inner is not model else None
         if found is not None:
             return found
-    return _only_wrapped(model) if isinstance(model, nn.Module) else None
-
-
-def _only_wrapped(model: nn.Module) -> DistilledModel | None:
-    """Return the `DistilledModel` anywhere among its modules; None where there is none.
-
-    Raises:
-        ValueError: there are several.
-    """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, DistilledModel)}
-    if len(found) > 1:
+    if not isinstance(model, nn.Module):
+        return None
+    inside = {name: module for name, module in model.named_modules() if isinstance(module, DistilledModel)}
+    if len(inside) > 1:
         raise ValueError(
-            f"{type(model).__name__} holds several wrapped models ({', '.join(found)}): unwrap one of them, such as "
-            f"unwrap(model.{next(iter(found))})."
+            f"{type(model).__name__} holds several wrapped models ({', '.join(inside)}): unwrap one of them, such as "
+            f"unwrap(model.{next(iter(inside))})."
         )
-    return next(iter(found.values()), None)
+    return next(iter(inside.values()), None)

@@ -70,7 +70,8 @@ def test_recipe(data: str, model: str) -> None:
     assert not config.train_dataloader.get("drop_last", False)
     assert config.train_dataloader.sampler == dict(type="SeededSampler", shuffle=True)
     assert config.model.student == dict(model_name=model, num_classes=classes, pretrained=False)
-    assert config.model.method == dict(name="frskd", alpha=alpha, beta=beta, temperature=4, width=2)
+    expected = dict(name="frskd", alpha=alpha, beta=beta, temperature=4, width=2, schedule="constant")
+    assert config.model.method == expected
     assert config.model.get("mix") is None
 
 

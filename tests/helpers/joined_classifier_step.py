@@ -21,7 +21,7 @@ BATCH = 8
 def make_model() -> nn.Module:
     """In float64; batch norm in eval mode, as batch statistics would differ from those of the joined batch."""
     torch.manual_seed(0)
-    model = frskd_plugin.wrap(ToyClassifier(batch_norm=False).double())
+    model = frskd_plugin.wrap(ToyClassifier(batch_norm=False).double(), alpha=2, beta=100, width=2)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

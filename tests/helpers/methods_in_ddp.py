@@ -40,7 +40,8 @@ def two_steps(method: str, rank: int, factor: float | None = None, **settings: A
         optimizer.zero_grad()
         parallel(images, labels, **extra)["loss"].backward()
         optimizer.step()
-    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    held = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return held | {name: value for name, value in model.named_buffers() if name.endswith("gate.mean")}
 
 
 def main(folder: str, rank: str, world: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 import frskd_plugin
 from frskd_plugin.core import HintLoss, OverhaulLoss, attention_transfer_loss
 from frskd_plugin.core.preactivations import forward_with_preactivations
+from frskd_plugin.methods.frskd import auto_beta
 from frskd_plugin.methods.sla_sd import aggregate_logits, joint_targets, rotate_images
 from tests.helpers.published_student import published_student
 from tests.helpers.reference import DATA, assert_close, grads, load_reference, numbered
@@ -34,7 +36,7 @@ class TestHint(FormTester):
 
 class TestOverhaul(FormTester):
     method = "frskd"
-    settings = {"feature_loss": "overhaul"}
+    settings = {"feature_loss": "overhaul", "beta": "auto"}
     lr = 0.001
 
     def test_compares_what_enters_the_relus(self):
@@ -86,6 +88,65 @@ class TestBatchmean(FormTester):
         torch.testing.assert_close(losses["loss_feat"], 0.25 * (64 * levels[0] + 16 * levels[1]), rtol=1e-12, atol=0)
 
 
+class TestGate(FormTester):
+    method = "frskd"
+    settings = {"schedule": "gate", "alpha": 2, "beta": 100}
+
+    @pytest.mark.parametrize("method", ["frskd", "frskd_sla"])
+    def test_compares_the_cross_entropies_and_weighs_both_terms(self, method):
+        settings = {"alpha": 2, "beta": 100, "width": 1}
+        model, plain = (wrap(method, schedule=schedule, **settings) for schedule in ("gate", "constant"))
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.endswith("gate.mean")})
+        gate = model.method.loss_distill.gate
+        gate.mean.fill_(0.4)
+        (images, targets), _ = self.batch()
+        losses, expected = model(images, targets), plain(images, targets)
+        lead = losses["loss_ce"] - losses["loss_teacher_ce"]
+        torch.testing.assert_close(gate.mean, 0.95 * 0.4 + 0.05 * lead.detach())
+        for name in ("loss_kd", "loss_feat"):
+            torch.testing.assert_close(losses[name], gate.mean * expected[name])
+        others = [name for name in expected if name.startswith("loss_") and name not in ("loss_kd", "loss_feat")]
+        assert all(torch.equal(losses[name], expected[name]) for name in others)
+
+
+class TestDefaults:
+    """`DEFAULTS` where alpha, beta and schedule are left out; the paper's constant weights where one is given."""
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            ({}, (1, 25, "gate")),  # the deepest map has 4x4 positions: 100 * 16 / 64
+            ({"schedule": "linear"}, (1, 25, "linear")),
+            ({"alpha": 2, "beta": 100}, (2, 100, "constant")),
+            ({"alpha": 3}, (3, 25, "constant")),
+            ({"beta": "auto", "schedule": "gate"}, (1, 25, "gate")),
+            ({"feature_reduction": "batchmean"}, (1, 25 / 16, "gate")),
+            ({"variant": "equations"}, (1, 25 / 16, "gate")),
+            ({"feature_loss": "hint"}, (1, 100, "gate")),
+            ({"feature_loss": "overhaul"}, (1, 0.01, "gate")),
+        ],
+    )
+    def test_weights(self, settings, expected):
+        loss = wrap("frskd", width=1, **settings).method.loss_distill
+        assert (loss.alpha, loss.beta, loss.schedule) == expected
+
+    def test_beta_belongs_to_the_deepest_map_and_ends_at_the_papers(self):
+        info, _, _ = fake_student()
+        for size, beta in (((2, 2), 6.25), ((7, 7), 76.5625), ((8, 8), 100), ((16, 8), 100)):
+            assert auto_beta(dataclasses.replace(info, map_sizes=[(32, 32), size])) == beta
+        assert auto_beta(dataclasses.replace(info, map_sizes=[(32, 32), (20, 20)]), "batchmean") == 0.25
+
+    def test_set_progress_reaches_the_schedule(self):
+        model = wrap("frskd", width=1, schedule="linear", warmup=0.2)
+        with pytest.raises(RuntimeError, match="must know how far"):
+            model(*self.batch())
+        model.method.set_progress(6, 10)
+        assert model.method.loss_distill.factor == pytest.approx(0.5)
+        assert model(*self.batch())["loss_feat"] > 0
+
+    batch = staticmethod(lambda: (torch.randn(2, *SIZE), torch.tensor([0, 1])))
+
+
 class TestFRSKDSLA(MethodTester):
     method = "frskd_sla"
     lr = 0.005
@@ -98,7 +159,7 @@ class TestFRSKDSLAInOnePass(FormTester):
 
     def test_terms_are_those_of_one_pass_over_the_rotations(self):
         info, feats, all_logits = fake_student(batch=16)
-        method = make_double(self.method, info, single_pass=True, width=1)
+        method = make_double(self.method, info, single_pass=True, alpha=2, beta=100, width=1)
         images, targets = torch.randn(4, 3, 8, 8), torch.tensor([1, 3, 0, 2])
         seen = []
         losses = method(lambda x: (seen.append(x), (feats, all_logits))[1], images, targets, F.cross_entropy)
@@ -126,7 +187,7 @@ def test_sla_loss_and_gradients_equal_reference():
     leaf = {name: leaves(arrays, name) for name in names}
     logits = {k: torch.from_numpy(arrays[k]).double().requires_grad_() for k in ("logits_s", "logits_t")}
     object.__setattr__(info, "in_channels", [8, 16])
-    method = make_double("frskd_sla", info)
+    method = make_double("frskd_sla", info, alpha=2, beta=100)
     for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
         head.load_state_dict({n: torch.from_numpy(arrays[f"{key}.{n}"]) for n in ("weight", "bias")})
     images, labels = torch.from_numpy(arrays["image"]).double(), torch.from_numpy(arrays["labels"])
@@ -208,9 +269,7 @@ def test_sla_step_equals_reference(mode):
     [
         ({"feature_loss": "fit"}, "`feature_loss` must be one of 'attention', 'hint', 'overhaul', got 'fit'"),
         ({"feature_loss": "hint", "beta": 0}, "'hint'` has weights of its own, which `beta=0` leaves without training"),
-        ({"channels": 64, "width": "auto"}, "`channels=64` sets the width of every level: leave `width='auto'` out"),
         ({"feature_loss": "hint", "beta": 1.0, "feature_reduction": "batchmean"}, "='attention'`, got 'hint'"),
-        ({"feature_reduction": "batchmean"}, r"needs a `beta` of its own.*beta=100 / 64 for 8x8"),
         ({"feature_reduction": "sum"}, "`feature_reduction` must be one of 'mean', 'batchmean'"),
     ],
 )

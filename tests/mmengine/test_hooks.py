@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -11,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.mmengine.attention import ClassifierAttentionPictureHook, attention_panels, picture_of
-from frskd_plugin.mmengine.hooks import CompileHook, DistillWarmupHook
+from frskd_plugin.mmengine.hooks import CompileHook, DistillWarmupHook, MethodProgressHook
 from frskd_plugin.mmengine.optim import AutocastOptimWrapper
 from tests.helpers.real_runs import final_weights, train
 from tests.helpers.tiny_classification import tiny_config as tiny_classifier
@@ -86,12 +89,31 @@ def test_warm_up_that_has_nothing_to_count_or_to_weight(data_root: Path, frskd: 
         DistillWarmupHook(begin=5, end=3)
     with pytest.raises(ValueError, match="found no FRSKDLoss in the model. Give the model a `self_teacher`"):
         train(with_hooks(tiny_config(data_root, workers=0), warm_up), tmp_path)
+    gated = copy.deepcopy(frskd)
+    gated.model.self_teacher.loss_distill.schedule = "gate"
+    with pytest.raises(ValueError, match="sets the factor on alpha and beta, and so do `schedule` and `warmup`"):
+        train(with_hooks(gated, warm_up), tmp_path)
     frskd.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=2)
     frskd.train_dataloader.sampler.type = "SeededInfiniteSampler"
     frskd.param_scheduler = []
     frskd.default_hooks.checkpoint.by_epoch = False
     with pytest.raises(ValueError, match="counts epochs, and IterBasedTrainLoop counts iterations: set `by_epoch=Fal"):
         train(with_hooks(frskd, warm_up), tmp_path)
+
+
+def test_progress_reaches_a_schedule_by_epoch_and_in_a_loop_of_iterations() -> None:
+    loss, scalars = FRSKDLoss(schedule="linear", warmup=0.5), {}
+    runner = SimpleNamespace(model=nn.Sequential(loss), message_hub=SimpleNamespace(update_scalar=scalars.__setitem__))
+    vars(runner).update(train_loop=EpochBasedTrainLoop.__new__(EpochBasedTrainLoop), epoch=3, max_epochs=4)
+    hook = MethodProgressHook()
+    hook.before_train_iter(runner, 0)  # not at each step of an epoch
+    assert loss.factor == 1
+    hook.before_train_epoch(runner)
+    assert loss.factor == 0.5 and scalars == {"train/distill_factor": 0.5}
+    vars(runner).update(train_loop=None, train_dataloader=range(10), iter=35, max_iters=40)
+    hook.before_train_epoch(runner)
+    hook.before_train_iter(runner, 0)
+    assert loss.factor == 0.75
 
 
 # Pictures

@@ -136,6 +136,25 @@ def test_warm_up_keeps_the_teachers_loss_alone():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["effdet", "fcn"])
+def test_gate_compares_the_losses_of_the_two_heads(kind):
+    config = copy.deepcopy(FRSKD[kind])
+    plain = build(config).train()
+    config["self_teacher"]["loss_distill"] = {**config["self_teacher"]["loss_distill"], "schedule": "gate"}
+    model = build(config).train()
+    gate = model.self_teacher.loss_distill.gate
+    gate.mean.fill_(0.4)
+    torch.manual_seed(0)  # dropout
+    losses = model.loss(*make_batch())
+    torch.manual_seed(0)
+    expected = plain.loss(*make_batch())
+    lead = losses["decode.loss_ce"] - losses["self_teacher.loss_ce"]
+    torch.testing.assert_close(gate.mean, 0.95 * 0.4 + 0.05 * lead.detach())
+    for name, value in expected.items():
+        factor = gate.mean if name in ("self_teacher.loss_kd", "self_teacher.loss_feat") else 1
+        torch.testing.assert_close(losses[name], factor * value, msg=name)
+
+
 def test_teacher_copies_the_students_head():
     config = with_frskd(fcn())
     config["decode_head"]["loss_decode"] = {

@@ -8,10 +8,10 @@ import timm
 import torch
 from timm.models import group_parameters
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_plugin.timm  # noqa: F401  (registers the networks)
+from frskd_plugin.core import attention_map
 from frskd_plugin.timm.cifar_networks import WideResNet, WideResNetPublished
 from tests.helpers.model_tester import ModelTester
 from tests.helpers.published_student import published_state, published_student
@@ -49,39 +49,18 @@ def step() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 6e-6)])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_published_network_equals_the_reference(step, mode: str, dtype: torch.dtype, tolerance: float) -> None:
-    student = published_student(step, dtype).train(mode == "train")
-    image = torch.from_numpy(step["image"]).to(dtype)
-    last, feats = student.forward_intermediates(image)
-    logits = student.forward_head(last)
-    assert_close(logits.detach(), step[f"{mode}.logits_student"], tolerance)
-    loss = F.cross_entropy(logits, torch.from_numpy(step["labels"]))
-    assert_close(loss.detach(), step[f"{mode}.loss.ce_student"], tolerance)
+def test_published_network_equals_the_reference_in_float32_too(step, mode: str) -> None:
+    """In float64, with gradients: test_training_step.py."""
+    student = published_student(step, torch.float32).train(mode == "train")
+    last, feats = student.forward_intermediates(torch.from_numpy(step["image"]).float())
+    assert_close(student.forward_head(last).detach(), step[f"{mode}.logits_student"], 6e-6)
     for i, feat in enumerate(feats):
-        attention = F.normalize(feat.square().mean(1).flatten(1), dim=1)
-        assert_close(attention.detach(), step[f"{mode}.map_student.{i}"], tolerance)
-    if mode == "train":
-        for i, feat in enumerate(feats):
-            assert_close(feat[0].detach(), step[f"train.feat_student0.{i}"], tolerance)
-        after = published_state(step, "train.after.student.")
-        assert len(after) == 12
-        for name, value in after.items():
-            assert_close(student.state_dict()[name], value, tolerance)
-
-
-def test_published_network_has_the_gradients_of_the_reference(step) -> None:
-    """Norms of the gradients of the student's cross-entropy alone."""
-    student = published_student(step, torch.float64).train()
-    logits = student(torch.from_numpy(step["image"]).double())
-    F.cross_entropy(logits, torch.from_numpy(step["labels"])).backward()
-    norms = json.loads((DATA / "frskd_step_gradnorms.json").read_text())["train"]["grad_norms"]
-    (term,) = [name for name in norms if name.lower() == "ce_student"]
-    expected = norms[term]["student"]
-    assert set(expected) == {name for name, _ in student.named_parameters()}
-    for name, parameter in student.named_parameters():
-        assert parameter.grad.norm().item() == pytest.approx(expected[name], rel=1e-6, abs=1e-8)
+        assert_close(attention_map(feat).detach(), step[f"{mode}.map_student.{i}"], 6e-6)
+    after = published_state(step, "train.after.student.") if mode == "train" else {}
+    assert len(after) == (12 if mode == "train" else 0)
+    for name, value in after.items():
+        assert_close(student.state_dict()[name], value, 6e-6)
 
 
 # --- sizes (reference section 10)
@@ -106,8 +85,8 @@ def test_counts_equal_the_reference(name: str, key: str, unused: int) -> None:
 
 
 def test_standard_network_has_the_known_number_of_parameters() -> None:
-    assert sum(p.numel() for p in timm.create_model("wrn_16_2", num_classes=100).parameters()) == 703_284
-    assert sum(p.numel() for p in WideResNet(depth=28, k=10, num_classes=10).parameters()) == 36_479_194
+    with torch.device("meta"):
+        assert sum(p.numel() for p in WideResNet(depth=28, k=10, num_classes=10).parameters()) == 36_479_194
 
 
 def test_resnet18_has_the_keys_of_timm() -> None:
@@ -151,17 +130,13 @@ def test_intermediates_and_head_equal_forward(name: str) -> None:
     assert torch.equal(only, feats[1])
     for got, wanted in zip(model.forward_intermediates(x, indices=2, intermediates_only=True), feats[-2:], strict=True):
         assert torch.equal(got, wanted)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_features_only_equals_forward_intermediates(name: str) -> None:
-    torch.manual_seed(0)
-    whole = timm.create_model(name).eval()
-    torch.manual_seed(0)
     features = timm.create_model(name, features_only=True, out_indices=(0, 1), feature_cls="getter").eval()
-    x = torch.randn(2, 3, 32, 32)
-    for got, wanted in zip(features(x), whole.forward_intermediates(x, indices=[0, 1])[1], strict=True):
-        assert torch.equal(got, wanted)
+    features.load_state_dict({f"model.{k}": v for k, v in model.state_dict().items()}, strict=False)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(features(x), feats[:2], strict=True))
+    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    model.set_grad_checkpointing()
+    for got, wanted in zip(torch.autograd.grad(model(x).sum(), list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,20 +149,6 @@ def test_classifier_can_be_replaced(name: str) -> None:
     assert model(x).shape == (2, 7)
     model.reset_classifier(0)
     assert model(x).shape == (2, model.num_features)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gradient_checkpointing_changes_nothing(name: str) -> None:
-    model = timm.create_model(name, num_classes=10).eval()
-    x = torch.randn(2, 3, 32, 32)
-    gradients = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        model(x).sum().backward()
-        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
-    for key, value in gradients[0].items():
-        torch.testing.assert_close(gradients[1][key], value)
 
 
 @pytest.mark.parametrize("name", NAMES)

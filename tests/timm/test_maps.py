@@ -17,17 +17,12 @@ TINY_DENSENET = {"growth_rate": 4, "block_config": (1, 1, 1, 1)}
 BY_FEATURES_ONLY = [
     ("test_resnet", {}, 64, "NCHW"),
     ("test_efficientnet", {}, 64, "NCHW"),
-    ("test_nfnet", {}, 64, "NCHW"),
     ("test_convnext", {}, 64, "NCHW"),
-    ("regnetx_002", {}, 64, "NCHW"),
     ("mobilenetv3_small_050", {}, 64, "NCHW"),
     ("densenet121", TINY_DENSENET, 64, "NCHW"),
-    ("efficientvit_b0", {}, 64, "NCHW"),
-    ("test_coatnet", {"img_size": 64}, 64, "NCHW"),
     ("test_maxvit", {"img_size": 64}, 64, "NCHW"),
     ("test_mambaout", {}, 64, "NHWC"),
     ("swin_tiny_patch4_window7_224", TINY_SWIN, 96, "NHWC"),
-    ("swinv2_tiny_window16_256", TINY_SWIN, 96, "NHWC"),
 ]
 
 # name, arguments, image size, the modules that the levels come from, prefix tokens, side of each map
@@ -42,7 +37,6 @@ BY_HOOK = [
         [4] * 3,
     ),
     ("vit_tiny_r_s16_p8_224", {"img_size": 96, "depth": 2}, 96, ["blocks.0", "blocks.1"], 1, [3, 3]),
-    ("xcit_nano_12_p8_224", {"img_size": 64, "depth": 2}, 64, ["blocks.0", "blocks.1"], 0, [8, 8]),
     ("levit_128s", {"img_size": 128}, 128, ["stages.0", "stages.1", "stages.2"], 0, [8, 4, 2]),
     ("cait_xxs24_224", {"img_size": 64, "depth": 2}, 64, ["blocks.0", "blocks.1"], 0, [4, 4]),
 ]
@@ -80,15 +74,6 @@ def test_maps_are_the_tokens_of_the_blocks_laid_out(
         feats, _ = wrapped.student_forward(images)
     assert len(feats) == len(expected)
     assert all(torch.equal(got, wanted) for got, wanted in zip(feats, expected, strict=True))
-
-
-def test_levels_go_from_high_to_low_resolution_whatever_the_order_of_the_network() -> None:
-    model = make("crossvit_tiny_240", img_size=120)  # its two branches run side by side, each with a size of its own
-    wrapped = frskd_plugin.wrap(model, width=1).eval()
-    assert wrapped.out_indices == (2, 5)
-    with torch.no_grad():
-        feats, _ = wrapped.student_forward(torch.randn(2, 3, 120, 120))
-    assert [list(feat.shape[1:]) for feat in feats] == [[96, 10, 10], [192, 7, 7]]
 
 
 def make(name: str, **kwargs) -> nn.Module:

@@ -83,32 +83,21 @@ class TestForward:
         assert torch.equal(result["loss"], F.cross_entropy(result["output"], targets))
 
     @pytest.mark.parametrize(
-        "given",
+        ("given", "soft"),
         [
-            {"criterion": nn.CrossEntropyLoss(label_smoothing=SMOOTHING)},
-            {"criterion_kwargs": {"smoothing": SMOOTHING}},
+            ({"criterion": nn.CrossEntropyLoss(label_smoothing=SMOOTHING)}, False),
+            ({"criterion_kwargs": {"smoothing": SMOOTHING}}, False),
+            ({"criterion_kwargs": {"soft_targets": True}}, True),
         ],
-        ids=["criterion", "criterion_kwargs"],
+        ids=["criterion", "criterion_kwargs", "soft"],
     )
-    def test_criterion_serves_student_and_teacher(self, given):
+    def test_criterion_serves_student_and_teacher(self, given, soft):
         images, targets = toy_batch()
+        targets = F.one_hot(targets, 3) * (1 - SMOOTHING) + SMOOTHING / 3 if soft else targets
         result = make_task(**given)(images, targets)
         for part, logits in (("loss_ce", "output"), ("loss_teacher_ce", "teacher_output")):
-            expected = F.cross_entropy(result[logits], targets, label_smoothing=SMOOTHING)
+            expected = F.cross_entropy(result[logits], targets, label_smoothing=0 if soft else SMOOTHING)
             torch.testing.assert_close(result[part], expected)
-
-    def test_soft_targets(self):
-        images, targets = toy_batch()
-        soft = 0.9 * F.one_hot(targets, 3) + 0.1 * F.one_hot(targets.flip(0), 3)
-        result = make_task(criterion_kwargs={"soft_targets": True})(images, soft)
-        torch.testing.assert_close(result["loss_ce"], F.cross_entropy(result["output"], soft))
-
-    def test_validation_goes_through_timms_evaluator(self):
-        task = make_task().eval()
-        logits = task.get_eval_model()(toy_batch()[0])
-        evaluator = task.create_evaluator()
-        evaluator.update(logits, logits.argmax(1))
-        assert evaluator.compute()["top1"] == 100
 
     def test_what_a_method_needs_beside_the_batch_reaches_it_through_wrappers(self, process_group):
         task = frskd_plugin.FRSKDTask(ToyClassifier(batch_norm=False), method="ps_kd", num_samples=4, verbose=False)
@@ -124,30 +113,19 @@ class TestForward:
 
 
 class TestConstruction:
-    def test_a_wrapped_model_is_trained_as_it_is(self):
+    def test_a_wrapped_model_is_trained_as_it_is(self, caplog):
         wrapped = frskd_plugin.wrap(ToyClassifier(), width=1)
-        task = frskd_plugin.FRSKDTask(wrapped, verbose=False)
+        with caplog.at_level(logging.INFO, "frskd_plugin"):
+            task = frskd_plugin.FRSKDTask(wrapped)
+        assert "FRSKDTask: method=FRSKD, criterion=cross_entropy" in caplog.text
         assert task.get_trainable_module() is wrapped
         assert task.get_eval_model() is wrapped.student
 
-    @pytest.mark.parametrize(
-        "given",
-        [
-            {"width": 2},
-            {"method": "baseline"},
-            {"criterion": F.cross_entropy},
-            {"criterion_kwargs": {"smoothing": 0.1}},
-        ],
-        ids=lambda given: next(iter(given)),
-    )
-    def test_a_wrapped_model_takes_no_settings(self, given):
+    def test_a_wrapped_model_takes_no_settings(self):
         wrapped = frskd_plugin.wrap(ToyClassifier(), width=1)
-        with pytest.raises(TypeError, match=f"is wrapped already, and {next(iter(given))} for it: give them to"):
-            frskd_plugin.FRSKDTask(wrapped, **given)
-
-    def test_criterion_and_its_arguments_exclude_each_other(self):
-        with pytest.raises(ValueError, match="criterion_kwargs, not both"):
-            make_task(criterion=nn.CrossEntropyLoss(), criterion_kwargs={"smoothing": 0.1})
+        for name, value in (("width", 2), ("method", "baseline"), ("criterion", F.cross_entropy)):
+            with pytest.raises(TypeError, match=f"is wrapped already, and {name} for it: give them to"):
+                frskd_plugin.FRSKDTask(wrapped, **{name: value})
 
     def test_device_is_the_models_unless_it_is_given(self):
         criterion = nn.CrossEntropyLoss(weight=torch.ones(3))
@@ -155,19 +133,6 @@ class TestConstruction:
         task = make_task(ToyClassifier().to("meta"), criterion=criterion)
         assert task.device == task.get_trainable_module().criterion.weight.device == torch.device("meta")
         assert make_task(device=torch.device("meta")).device == torch.device("meta")
-
-    def test_a_conversion_reaches_student_teacher_and_ema(self):
-        task = make_task()
-        task.setup_ema()
-        task.double()
-        images, targets = toy_batch()
-        assert task(images.double(), targets)["loss"].dtype == torch.float64
-        assert all(p.dtype == torch.float64 for p in task.parameters())
-
-    def test_verbose_says_what_was_set_up(self, caplog):
-        with caplog.at_level(logging.INFO, "frskd_plugin"):
-            frskd_plugin.FRSKDTask(ToyClassifier(), width=1)
-        assert "FRSKDTask: method=FRSKD, criterion=CrossEntropyLoss" in caplog.text
 
 
 class TestEvalModel:
@@ -179,13 +144,6 @@ class TestEvalModel:
         ema = task.setup_ema()
         assert task.has_ema() and task.get_eval_model(ema=True) is ema.module.student
         assert task.get_eval_model(module=nn.DataParallel(task.get_trainable_module())) is model
-
-    def test_stays_so_in_ddp(self, process_group):
-        model = ToyClassifier()
-        task = make_task(model)
-        assert task.prepare_distributed(broadcast_buffers=False) is task
-        assert task.get_trainable_module().broadcast_buffers is False
-        assert task.get_eval_model() is model
 
     @pytest.mark.parametrize("ema_first", [True, False])
     def test_compiled(self, ema_first):
@@ -205,17 +163,6 @@ class TestEvalModel:
         torch.testing.assert_close(compiled.eval()(images), model.eval()(images))  # no bits: dynamo may choose kernels
         torch.testing.assert_close(compiled_ema.eval()(images), student.eval()(images))
         assert not torch.allclose(compiled(images), compiled_ema(images), rtol=1e-3)
-
-    def test_compiled_step_equals_the_plain_one(self):
-        plain, compiled = make_task(), make_task()
-        compiled.compile(backend="eager")  # aot_eager: tests/timm/test_wrap_in_training.py
-        result, expected = (task.train()(*toy_batch()) for task in (compiled, plain))
-        assert list(result) == list(expected)
-        torch.testing.assert_close(result["loss"], expected["loss"])
-        for losses in (result, expected):
-            losses["loss"].backward()
-        for ours, theirs in zip(compiled.get_clip_parameters(), plain.get_clip_parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 class TestCheckpoint:
@@ -237,12 +184,10 @@ class TestCheckpoint:
     def test_task_state_is_the_method(self):
         task = make_task()
         task.setup_ema()
-        method = task.get_trainable_module().method
         state = task.get_checkpoint_state()
-        assert set(state) == {"state_dict", "task_state"}
-        assert set(state["task_state"]) == {"method"}
-        assert same(state["task_state"]["method"], method.state_dict())
-        assert set(task.get_checkpoint_state(ema=True)) == {"state_dict_ema", "task_state_ema"}
+        assert list(state) == ["state_dict", "task_state"] and list(state["task_state"]) == ["method"]
+        assert same(state["task_state"]["method"], task.get_trainable_module().method.state_dict())
+        assert list(task.get_checkpoint_state(ema=True)) == ["state_dict_ema", "task_state_ema"]
 
     def test_a_method_without_state_leaves_none(self, caplog):
         task = frskd_plugin.FRSKDTask(ToyClassifier(), method="baseline", verbose=False)
@@ -251,18 +196,22 @@ class TestCheckpoint:
         task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
         assert not caplog.records
 
-    def test_wrappers_leave_no_trace_in_the_keys(self, process_group):
-        plain = make_task()
-        task = make_task()
+    def test_wrappers_change_neither_keys_nor_eval_model_nor_clipping(self, process_group):
+        plain, model = make_task(), ToyClassifier()
+        task = make_task(model)
+        clipped = [[id(p) for p in task.get_clip_parameters(exclude)] for exclude in (False, True)]
         task.setup_ema()
         task.compile(backend="eager")
-        task.prepare_distributed()
+        assert task.prepare_distributed(broadcast_buffers=False) is task
+        assert task.get_trainable_module().broadcast_buffers is False
         task.compile_ema(backend="eager")
+        assert task.get_eval_model()._orig_mod is model
         for ema in (False, True):
             state = task.get_checkpoint_state(ema=ema)
             states, expected = state.values(), plain.get_checkpoint_state().values()
             assert [list(s.get("method", s)) for s in states] == [list(s.get("method", s)) for s in expected]
         task.load_checkpoint_state(*plain.get_checkpoint_state().values())
+        assert [[id(p) for p in task.get_clip_parameters(exclude)] for exclude in (False, True)] == clipped
 
     @pytest.mark.parametrize("compiled", [False, True])
     def test_resume_equals_the_uninterrupted_run(self, tmp_path, compiled):
@@ -302,20 +251,12 @@ class TestCheckpoint:
         task.load_checkpoint_state(plain.get_checkpoint_state()["state_dict"], strict=False)
         assert not caplog.records
 
-    def test_ema_begins_from_a_checkpoint_without_one(self, tmp_path):
-        trained = make_task()
-        train(trained, make_optimizer(trained), range(2))
-        path = save(trained, tmp_path)
+    def test_state_of_other_settings_or_without_an_ema_is_refused(self):
         task = make_task()
-        task.setup_ema()
-        load_task_ema_checkpoint(task, path)
-        ema = task.get_trainable_module(ema=True)
-        assert same(ema.module.state_dict(), trained.get_trainable_module().state_dict())
-
-    def test_state_of_other_settings_is_refused(self):
-        task_state = make_task(width=2).get_task_state()
         with pytest.raises(RuntimeError, match="does not fit FRSKD as it is .*width.*size mismatch.*and 44 more"):
-            make_task(width=1).load_task_state(task_state)
+            task.load_task_state(make_task(width=2).get_task_state())
+        with pytest.raises(RuntimeError, match=r"before setup_ema\(\)"):
+            task.load_checkpoint_state(*task.get_checkpoint_state().values(), ema=True)
 
     def test_state_of_another_task_is_refused(self):
         task = make_task()
@@ -325,77 +266,34 @@ class TestCheckpoint:
         task.load_task_state({"projection": {}}, strict=False)
         assert same(task.get_trainable_module().method.state_dict(), before)
 
-    def test_ema_state_needs_an_ema(self):
-        task = make_task()
-        with pytest.raises(RuntimeError, match=r"before setup_ema\(\)"):
-            task.load_task_state(task.get_task_state(), ema=True)
-        with pytest.raises(RuntimeError, match=r"before setup_ema\(\)"):
-            task.load_checkpoint_state(*task.get_checkpoint_state().values(), ema=True)
+
+def test_the_ema_of_student_and_teacher_follows_the_formula():
+    decay, task = 0.75, make_task()
+    ema = task.setup_ema(decay=decay)
+    average = clones(task.get_trainable_module())
+    optimizer = make_optimizer(task)
+    for step in range(3):
+        task.train()
+        task(*toy_batch(seed=step))["loss"].backward()
+        optimizer.step()
+        task.update_ema()
+        for name, value in task.get_trainable_module().state_dict().items():
+            kept = decay if value.is_floating_point() else 0  # batch norm counts its batches
+            average[name] = (kept * average[name] + (1 - kept) * value).to(value.dtype)
+    for name, value in ema.module.state_dict().items():
+        torch.testing.assert_close(value, average[name], msg=name)
+    images = toy_batch()[0]
+    assert torch.equal(ema.eval()(images), task.get_eval_model(ema=True)(images))
+    assert not torch.equal(ema(images), task.get_eval_model().eval()(images))
 
 
-class TestEma:
-    def test_student_and_teacher_follow_the_formula(self):
-        decay = 0.75
-        task = make_task()
-        ema = task.setup_ema(decay=decay)
-        average = clones(task.get_trainable_module())
-        optimizer = make_optimizer(task)
-        for step in range(3):
-            task.train()
-            task(*toy_batch(seed=step))["loss"].backward()
-            optimizer.step()
-            task.update_ema()
-            for name, value in task.get_trainable_module().state_dict().items():
-                if value.is_floating_point():
-                    average[name] = decay * average[name] + (1 - decay) * value
-                else:  # batch norm counts its batches
-                    average[name] = value
-        assert any(name.startswith("method.") for name in average)
-        for name, value in ema.module.state_dict().items():
-            torch.testing.assert_close(value, average[name], msg=name)
-        images = toy_batch()[0]
-        assert torch.equal(ema.eval()(images), task.get_eval_model(ema=True)(images))
-        assert not torch.equal(ema(images), task.get_eval_model().eval()(images))
-
-    def test_update_without_an_ema_does_nothing(self):
-        make_task().update_ema(step=1)
-
-
-class TestClipping:
-    def test_head_means_the_students_classifier(self):
-        task = make_task()
-        module = task.get_trainable_module()
-        names = {id(p): name for name, p in module.named_parameters()}
-        every = [names[id(p)] for p in task.get_clip_parameters()]
-        trunk = [names[id(p)] for p in task.get_clip_parameters(exclude_head=True)]
-        assert every == [name for name, _ in module.named_parameters()]
-        assert set(every) - set(trunk) == {"student.head.weight", "student.head.bias"}
-        assert "method.self_teacher.head.weight" in trunk
-
-    def test_every_classifier_of_the_student_is_its_head(self):
-        task = make_task(TwoHeads())
-        left_out = set(task.get_clip_parameters()) - set(task.get_clip_parameters(exclude_head=True))
-        student = task.get_eval_model()
-        assert left_out == {*student.head.parameters(), *student.head_dist.parameters()}
-
-    def test_wrappers_change_nothing(self, process_group):
-        task = make_task()
+def test_clipping_leaves_out_every_classifier_of_the_student():
+    for student, classifiers in ((ToyClassifier(), ["head"]), (TwoHeads(), ["head", "head_dist"])):
+        task = make_task(student)
         every, trunk = task.get_clip_parameters(), task.get_clip_parameters(exclude_head=True)
-        task.compile(backend="eager")
-        task.prepare_distributed()
-        for found, expected in ((task.get_clip_parameters(), every), (task.get_clip_parameters(True), trunk)):
-            assert [id(p) for p in found] == [id(p) for p in expected]
-
-
-class TestNoSync:
-    def test_is_ddps_own(self, process_group):
-        task = make_task()
-        with task.no_sync():
-            pass  # nothing to hold back in one process
-        task.prepare_distributed()
-        with task.no_sync():
-            assert not task.get_trainable_module().require_backward_grad_sync
-        assert task.get_trainable_module().require_backward_grad_sync
+        assert [id(p) for p in every] == [id(p) for p in task.get_trainable_module().parameters()]
+        heads = {p for name in classifiers for p in getattr(student, name).parameters()}
+        assert set(every) - set(trunk) == heads
 
 
 class TestOlderTimm:

@@ -67,3 +67,4 @@ def test_every_method_trains_one_model(held, method):
     for name, grad in one.items():
         assert grad is not None and grad.isfinite().all(), name
         assert torch.equal(grad, other[name]), name
+    assert any(name.endswith("gate.mean") for name in one) is (method in ("frskd", "frskd_sla", "warm-up"))

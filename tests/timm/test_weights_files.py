@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import frskd_plugin
-from frskd_plugin.deploy.student import open_student
+from frskd_plugin.export import open_student
 from frskd_plugin.timm import TimmFeatureExtractor
-from frskd_plugin.timm.checkpoint import create_model, read_weights
+from frskd_plugin.timm.checkpoint import create_model, read_weights, weights_of
 
 PLAIN = {"conv1.weight": torch.ones(1), "fc.bias": torch.zeros(1)}
 EMA = {key: value + 2 for key, value in PLAIN.items()}
@@ -74,10 +74,9 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_weights_of_the_plain_network_and_where_they_were(name: str, tmp_path: Path) -> None:
+def test_weights_of_the_plain_network_and_where_they_were(name: str) -> None:
     content, expected, entry = FILES[name]
-    torch.save(content, tmp_path / "a.ckpt")
-    weights, found = read_weights(tmp_path / "a.ckpt")
+    weights, found = weights_of(content, "a.ckpt")
     assert {key: value.item() for key, value in weights.items()} == {k: v.item() for k, v in expected.items()}
     assert found.startswith(entry)
 
@@ -105,11 +104,10 @@ def test_safetensors(tmp_path: Path) -> None:
         read_weights(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("content", [3, [], {}, {"state_dict": 3}, {"lr": 0.1}, {"state_dict": {1: torch.ones(1)}}])
-def test_no_weights(content: Any, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "a.pth")
+@pytest.mark.parametrize("content", [3, {}, {"state_dict": 3}, {"state_dict": {1: torch.ones(1)}}])
+def test_no_weights(content: Any) -> None:
     with pytest.raises(ValueError, match="a.pth holds no weights: expected a state_dict of tensors"):
-        read_weights(tmp_path / "a.pth")
+        weights_of(content, "a.pth")
 
 
 def test_a_backbone_takes_the_weights_of_a_training(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.core import attention_transfer_loss, soft_label_loss
 from frskd_plugin.methods import Method, method_names, register_method
 from tests.helpers.model_tester import without_gradient
+from tests.helpers.toy_classifier import ToyClassifier
 
 FAMILIES = {
     "cnn": ("resnet18", (3, 64, 64)),
@@ -65,14 +66,8 @@ class TestTraining:
         with pytest.raises(ValueError, match=r"call model\(images, targets\).*model\.eval\(\)"):
             model(batch()[0])
 
-    def test_soft_targets_of_one_hot_equal_labels(self):
-        _, model = make()
-        images, targets = batch()
-        soft = F.one_hot(targets, 10).float()
-        torch.testing.assert_close(model(images, soft)["loss"], model(images, targets)["loss"])
-
     def test_beta_0_is_soft_labels_alone(self):
-        _, model = make(beta=0)
+        _, model = make(alpha=2, beta=0)
         losses = model(*batch())
         assert losses["loss_feat"] == 0 and losses["loss_kd"] > 0
 
@@ -86,7 +81,7 @@ class TestTraining:
         assert list(model.method.state_dict()) == []
 
     def test_variant_equations_is_the_paper_as_written(self):
-        _, model = make(variant="equations")
+        _, model = make(variant="equations", alpha=2, beta=100)
         images, targets = batch()
         feats, logits = model.student_forward(images)
         refined_feats, teacher_logits = model.method.self_teacher(feats)
@@ -120,7 +115,8 @@ class TestInference:
         student, model = make()
         keys = set(model.state_dict())
         assert {k.removeprefix("student.") for k in keys if k.startswith("student.")} == set(student.state_dict())
-        assert all(k.startswith(("student.", "method.self_teacher.")) for k in keys)
+        others = {k for k in keys if not k.startswith(("student.", "method.self_teacher."))}
+        assert others == {"method.loss_distill.gate.mean"}
 
     def test_teacher_logits_are_the_self_teachers(self):
         _, model = make()
@@ -148,14 +144,9 @@ class TestNothingIsTouched:
         assert wrapped.training and not model.conv1.weight.requires_grad
         assert all(p.grad is None for p in model.parameters())
 
-    def test_a_model_in_eval_mode_stays_in_it(self):
-        model = timm.create_model("wrn_16_2", num_classes=10).eval()
-        wrapped = frskd_plugin.wrap(model)
+    def test_teacher_takes_the_models_mode_and_dtype(self):
+        wrapped = frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=10).eval().to(torch.float64))
         assert not any(m.training for m in wrapped.modules())
-
-    def test_teacher_takes_the_models_dtype(self):
-        model = timm.create_model("wrn_16_2", num_classes=10).to(torch.float64)
-        wrapped = frskd_plugin.wrap(model)
         assert {p.dtype for p in wrapped.method.parameters()} == {torch.float64}
 
 
@@ -170,16 +161,20 @@ class TestWidth:
             model.teacher_logits(images)
         return both.get_total_flops() / plain.get_total_flops() - 1
 
-    @pytest.mark.parametrize(("name", "width", "limited"), [("wrn_16_2", 2, False), ("resnet26", 1, True)])
-    def test_auto_keeps_the_teacher_below_its_share_and_says_so_once(self, name, width, limited, caplog):
+    @pytest.mark.parametrize(
+        ("name", "width", "limited", "level"),
+        [("wrn_16_2", 2, False, "INFO"), ("resnet26", 1, True, "WARNING")],  # the paper's width is no news
+    )
+    def test_default_keeps_the_teacher_below_its_share_and_says_so_once(self, name, width, limited, level, caplog):
         model = timm.create_model(name, num_classes=10)
-        with caplog.at_level(logging.WARNING):
-            wrapped = frskd_plugin.wrap(model, width="auto")
+        with caplog.at_level(logging.INFO):
+            wrapped = frskd_plugin.wrap(model)
         size = model.pretrained_cfg["input_size"]
         share = self.share(wrapped, size)
         assert 0.4 < share <= 0.75
         assert wrapped.method.width == width and (wrapped.method.max_channels is not None) == limited
-        assert [f"{share:.2f} of the student's MACs" in r.getMessage() for r in caplog.records] == [True]
+        (record,) = caplog.records
+        assert f"{share:.2f} of the student's MACs" in record.getMessage() and record.levelname == level
 
     def test_limit_of_the_channels_reaches_every_level(self):
         _, model = make("cnn", max_channels=96, out_indices=(1, 2, 3, 4))
@@ -198,12 +193,28 @@ class TestWidth:
         with pytest.raises(ValueError, match="`max_share` must be > 0"):
             make(width="auto", max_share=0)
 
+    def test_a_tiny_network_gets_the_least_teacher_all_the_same(self):
+        student = ToyClassifier()
+        student.body = nn.Conv2d(4, 32, 3, stride=8, padding=1)
+        student.head = nn.Linear(32, 3)
+        assert frskd_plugin.wrap(student).method.self_teacher.neck.out_channels == [4, 8]
+
 
 class TestLevels:
-    def test_default_is_the_last_map_of_each_resolution(self):
+    def test_default_is_the_last_map_of_the_four_lowest_resolutions(self):
+        """A ResNet's stages without its stem, as in the paper."""
         _, model = make("cnn")
-        assert model.out_indices == (0, 1, 2, 3, 4)
+        assert model.out_indices == (1, 2, 3, 4)
         assert make("cifar")[1].out_indices == (0, 1, 2)
+
+    @pytest.mark.parametrize("method", ["frskd", "sad", "byot"])
+    def test_one_map_is_too_few_and_the_message_lists_them(self, method):
+        with pytest.raises(
+            ValueError,
+            match=r"at least 2 feature maps, and out_indices=\(4,\) names 1\. 'ResNet' has 5 .*4: 512 channels",
+        ):
+            make("cnn", method=method, out_indices=(4,))
+        assert make("cnn", method="baseline", out_indices=(4,))[1].out_indices == (4,)
 
     def test_plain_vit_gives_evenly_spaced_blocks(self):
         student, model = make("vit")
@@ -217,48 +228,51 @@ class TestLevels:
         assert [f.shape[1] for f in feats] == [256, 512]
 
 
-class TestErrors:
-    def test_no_timm_model(self):
-        with pytest.raises(TypeError, match="Sequential has no forward_intermediates and no forward_head"):
-            frskd_plugin.wrap(nn.Sequential())
+def test_a_split_that_gives_other_logits_is_refused():
+    model = timm.create_model("wrn_16_2", num_classes=10)
+    plain = model.forward_head
+    model.forward_head = lambda x, **kwargs: plain(x, **kwargs) + 1
+    model.forward = lambda x: plain(model.forward_features(x))
+    with pytest.raises(ValueError, match="cannot be split.*another network than the one that is deployed"):
+        frskd_plugin.wrap(model)
 
-    def test_no_classifier(self):
-        with pytest.raises(ValueError, match="num_classes=0"):
-            frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=0))
 
-    def test_wrapped_already(self):
-        with pytest.raises(ValueError, match="is wrapped already"):
-            frskd_plugin.wrap(make()[1])
+TINY_SIZE = {"input_size": (3, 64, 64)}
 
-    def test_split_that_gives_other_logits(self):
-        model = timm.create_model("wrn_16_2", num_classes=10)
-        plain = model.forward_head
-        model.forward_head = lambda x, **kwargs: plain(x, **kwargs) + 1
-        model.forward = lambda x: plain(model.forward_features(x))
-        with pytest.raises(ValueError, match="cannot be split.*another network than the one that is deployed"):
-            frskd_plugin.wrap(model)
 
-    def test_images_that_the_model_cannot_take(self):
-        with pytest.raises(ValueError, match=r"failed on images \[2, 3, 33, 33\].*give it as input_size"):
-            frskd_plugin.wrap(timm.create_model("test_vit", num_classes=10), input_size=(3, 33, 33))
-        with pytest.raises(ValueError, match=r"`input_size` must be \(channels, height, width\)"):
-            frskd_plugin.wrap(timm.create_model("test_vit", num_classes=10), input_size=(33, 33))
+@pytest.mark.parametrize(
+    ("network", "settings", "error", "message"),
+    [
+        (nn.Sequential(), {}, TypeError, "Sequential has no forward_intermediates and no forward_head"),
+        ({"num_classes": 0}, {}, ValueError, "num_classes=0"),
+        ({}, {"input_size": 64}, ValueError, r"`input_size` must be \(channels, height, width\).*got 64"),
+        ({}, {"input_size": (64, 64)}, ValueError, r"`input_size` must be \(channels, height, width\)"),
+        ({"model_name": "test_vit"}, {"input_size": (3, 33, 33)}, ValueError, r"failed on .*give it as input_size"),
+        ({}, {"method": "fskrd"}, ValueError, "`method` must be one of 'baseline', .*'frskd', .*got 'fskrd'"),
+        ({}, {"betta": 3}, TypeError, "'frskd' has no setting 'betta'; its settings are: alpha, beta,"),
+        ({}, {"method": "baseline", "alpha": 3}, TypeError, "'baseline' has no setting 'alpha'; it has no settings"),
+        ({}, {"out_indices": (1, 9)}, ValueError, r"\(1, 9\) does not fit.*5 feature maps \(0: 32 channels of 32x32, "),
+        ({}, {"width": 1.5}, TypeError, "`width` must be an int"),
+        ({}, {"width": "Auto"}, ValueError, "`width` must be an int >= 1 or 'auto', got 'Auto'"),
+        ({}, {"alpha": float("inf")}, ValueError, "`alpha` weighs a loss and must be >= 0, got inf"),
+        ({}, {"alpha": "2"}, TypeError, r"`alpha` must be a number, got '2' \(str\)"),
+        ({}, {"temperature": None}, TypeError, "`temperature` must be a number, got None"),
+        ({}, {"criterion": "ce"}, TypeError, "`criterion` is called with logits and targets.*got ce"),
+        ({}, {"criterion": nn.CrossEntropyLoss}, TypeError, "`criterion` is called with logits and targets"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_told(network, settings, error, message):
+    if isinstance(network, dict):
+        network = timm.create_model(**{"model_name": "test_resnet", "num_classes": 10, **network})
+    with pytest.raises(error, match=message):
+        frskd_plugin.wrap(network, **{**TINY_SIZE, **settings})
 
-    def test_unknown_method_setting_and_level(self):
-        with pytest.raises(ValueError, match="`method` must be one of 'baseline', .*'frskd', .*got 'fskrd'"):
-            make(method="fskrd")
-        with pytest.raises(TypeError, match="'frskd' has no setting 'betta'; its settings are: alpha, beta,"):
-            make(betta=3)
-        with pytest.raises(TypeError, match="'baseline' has no setting 'alpha'; it has no settings"):
-            make(method="baseline", alpha=3)
-        with pytest.raises(ValueError, match=r"out_indices=\(0, 9\) does not fit"):
-            make(out_indices=(0, 9))
-        with pytest.raises(TypeError, match="`width` must be an int"):
-            make(width=1.5)
 
-    def test_unwrap_of_another_model(self):
-        with pytest.raises(TypeError, match="unwrap expects a model made by frskd_plugin.wrap, got Linear"):
-            frskd_plugin.unwrap(nn.Linear(1, 1))
+def test_another_model_cannot_be_unwrapped_nor_a_wrapped_one_wrapped():
+    with pytest.raises(TypeError, match="unwrap expects a model made by frskd_plugin.wrap, got Linear"):
+        frskd_plugin.unwrap(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="is wrapped already"):
+        frskd_plugin.wrap(make()[1])
 
 
 def test_a_users_own_method_is_ten_lines(monkeypatch):
@@ -349,31 +363,6 @@ class TestWhatIsNoBareModel:
         assert plain(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]))["loss"].isfinite()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(criterion="ce"), "`criterion` is called with logits and targets.*got ce"),
-        (dict(criterion=nn.CrossEntropyLoss), "`criterion` is called with logits and targets"),
-        (dict(alpha="2"), r"`alpha` must be a number, got '2' \(str\)"),
-        (dict(temperature=None), "`temperature` must be a number, got None"),
-    ],
-)
-def test_wrong_types_are_named(settings, message):
-    with pytest.raises(TypeError, match=message):
-        make(**settings)
-
-
-def test_values_out_of_range_are_named():
-    with pytest.raises(ValueError, match="`alpha` weighs a loss and must be >= 0, got inf"):
-        make(alpha=float("inf"))
-    with pytest.raises(ValueError, match="`width` must be an int >= 1 or 'auto', got 'Auto'"):
-        make(width="Auto")
-    with pytest.raises(ValueError, match=r"`input_size` must be \(channels, height, width\).*got 64"):
-        frskd_plugin.wrap(timm.create_model("test_resnet"), input_size=64)
-    with pytest.raises(ValueError, match=r"has 5 feature maps \(0: 32 channels of 32x32, "):
-        frskd_plugin.wrap(timm.create_model("test_resnet"), input_size=(3, 64, 64), out_indices=(1, 9))
-
-
 @pytest.mark.parametrize(("classes", "alpha"), [(5, 2), (20, 0), (20, 2)])
 def test_another_number_of_classes_needs_another_teacher(classes, alpha):
     student, model = make(alpha=alpha)
@@ -414,7 +403,7 @@ def test_two_classifiers_of_a_distilled_vit_train_as_their_mean():
 
 @pytest.mark.parametrize("method", ["frskd", "kd"])
 def test_overhaul_can_be_compiled(method):
-    teacher = {"teacher": timm.create_model("test_resnet", num_classes=4)} if method == "kd" else {}
+    teacher = {"teacher": timm.create_model("test_resnet", num_classes=4)} if method == "kd" else {"beta": "auto"}
     torch.manual_seed(0)
     model = frskd_plugin.wrap(
         timm.create_model("test_resnet", num_classes=4),
@@ -442,7 +431,9 @@ def test_overhaul_can_be_compiled(method):
         ("sad", {"start_epoch": 2}, "loss_attention", 2),
         ("one", {"rampup_epochs": 4}, "loss_kd", None),
         ("ps_kd", {"num_samples": 4}, "loss_ce", None),
-        ("frskd", {"width": 1}, "loss_feat", 2),  # the factor is 0 before
+        ("frskd", {"width": 1, "alpha": 1, "beta": 25}, "loss_feat", 2),  # the factor is 0 before
+        ("frskd", {"width": 1, "schedule": "rampup", "warmup": 0.4}, "loss_feat", 2),
+        ("frskd", {"width": 1, "schedule": "gate"}, "loss_feat", None),
     ],
 )
 def test_a_schedule_is_not_compiled_anew_each_epoch(method, settings, term, new_at):
@@ -454,7 +445,9 @@ def test_a_schedule_is_not_compiled_anew_each_epoch(method, settings, term, new_
     extra = {"index": torch.arange(len(images))} if method == "ps_kd" else {}
     for epoch in range(5):
         model.method.set_progress(epoch, 5)
-        if method == "frskd":
+        if settings.get("schedule") == "gate" and epoch == 1:
+            model.method.loss_distill.gate.mean.fill_(0.5)
+        if "beta" in settings:
             model.method.loss_distill.factor = max(0, epoch - 1) / 3
             model.method.loss_distill.alpha = model.method.loss_distill.beta = 1 + epoch
         values.append(compiled(images, targets, **extra)[term].item())

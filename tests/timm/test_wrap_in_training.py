@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import pytest
 import timm
@@ -13,7 +11,6 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -163,81 +160,12 @@ class TestLayoutAndPrecision:
         assert without_gradient(model) == []
         assert all(p.grad.isfinite().all() for p in model.parameters())
 
-    def test_checkpointed_activations_change_nothing(self):
-        model, (images, targets) = make_timm()
-        expected = step(copy.deepcopy(model), images, targets)
-        calls = []
-        model.student.group1.register_forward_pre_hook(lambda *_: calls.append(1))
-        model.student.set_grad_checkpointing()
-        assert_same_step(step(model, images, targets), expected)
-        assert len(calls) == 2  # once more in the backward pass
-
     @pytest.mark.parametrize(("name", "kwargs"), [("test_vit", {"img_size": 32}), ("test_resnet", {})])
     def test_checkpointed_activations_of_timm_models(self, name, kwargs):
         model, (images, targets) = make_timm(name, **kwargs)
         expected = step(copy.deepcopy(model), images, targets)
         model.student.set_grad_checkpointing()
         assert_same_step(step(model, images, targets), expected)
-
-
-class TestEma:
-    def test_average_is_the_formula_and_predicts_as_a_plain_student(self):
-        decay = 0.75
-        model = make()
-        ema = ModelEmaV3(model, decay=decay)
-        average = copy.deepcopy(model.state_dict())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for seed in range(3):
-            step(model, *toy_batch(seed=seed))
-            optimizer.step()
-            ema.update(model)
-            for name, value in model.state_dict().items():
-                if value.is_floating_point():
-                    average[name] = decay * average[name] + (1 - decay) * value
-        for name, value in ema.module.state_dict().items():
-            if value.is_floating_point():
-                torch.testing.assert_close(value, average[name], msg=name)
-
-        student = frskd_plugin.unwrap(ema)
-        assert student is ema.module.student and student is not model.student
-        images = toy_batch()[0]
-        plain = ToyClassifier().eval()
-        plain.load_state_dict(student.state_dict(), strict=True)
-        assert torch.equal(ema(images), plain(images))
-
-
-class TestCopies:
-    def test_a_deepcopy_is_independent(self):
-        model = make()
-        other = copy.deepcopy(model)
-        assert_same_step(step(other, *toy_batch()), step(copy.deepcopy(model), *toy_batch()), rtol=0, atol=0)
-        ours = {id(t) for t in (*model.parameters(), *model.buffers())}
-        assert not ours & {id(t) for t in (*other.parameters(), *other.buffers())}
-        assert frskd_plugin.unwrap(other) is other.student
-
-    @pytest.mark.parametrize("how", ["pickle", "torch.save"])
-    def test_a_stored_model_goes_on_training(self, how):
-        model, batch = make_timm()
-        if how == "pickle":
-            other = pickle.loads(pickle.dumps(model))
-        else:
-            file = io.BytesIO()
-            torch.save(model, file)
-            file.seek(0)
-            other = torch.load(file, weights_only=False)
-        assert_same_step(step(other, *batch), step(model, *batch), rtol=0, atol=0)
-
-    def test_a_state_dict_restores_student_and_teacher(self):
-        model, other = make(), make(ToyClassifier())
-        step(model, *toy_batch())  # the batch norms have seen a batch
-        file = io.BytesIO()
-        torch.save(model.state_dict(), file)
-        file.seek(0)
-        state = torch.load(file, weights_only=True)
-        assert {name.split(".")[0] for name in state} == {"student", "method"}
-        other.load_state_dict(state, strict=True)
-        assert same(other.state_dict(), model.state_dict())
-        assert_same_step(step(other, *toy_batch()), step(model, *toy_batch()), rtol=0, atol=0)
 
 
 class TestFullyShardedDataParallel:

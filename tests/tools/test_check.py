@@ -32,6 +32,8 @@ CLASSES = 10
 
 
 def wrapped(method: str = "frskd", **settings) -> nn.Module:
+    if method == "frskd":  # whole weights, whatever the defaults are
+        settings = {"alpha": 2, "beta": 100, "width": 2, "out_indices": (0, 1, 2, 3, 4), **settings}
     torch.manual_seed(0)
     student = timm.create_model("test_resnet", num_classes=CLASSES)
     return frskd_plugin.wrap(student, method, input_size=SIZE, **settings)
@@ -158,7 +160,7 @@ def test_the_callers_model_is_as_before(training):
 
     report = check_model(model, *batch())
 
-    assert not report.problems and any("factor 0.25" in remark for remark in report.remarks)
+    assert not report.problems and any("the factor 0.25" in remark for remark in report.remarks)
     assert torch.equal(torch.rand(3), expected[0]) and (random.random(), np.random.rand()) == expected[1:]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     for parameter, grad in zip(model.parameters(), grads, strict=True):
@@ -272,8 +274,8 @@ def test_a_level_of_one_position_is_remarked():
 
 def test_a_beta_of_another_image_size_is_warned_of():
     """README's values at 64 px lost a point of accuracy in fine-tuning, and beta=6.25 gained one and a half."""
-    settings = {"model_kwargs": {"num_classes": 10}, "settings": {"out_indices": (1, 2, 3, 4)}, "input_size": SIZE}
-    report = check_model("resnet18", **settings)
+    settings = {"model_kwargs": {"num_classes": 10}, "input_size": SIZE}
+    report = check_model("resnet18", settings={"alpha": 2, "beta": 100}, **settings)
     size, gradient = report.warnings
     assert not report.healthy and report.problems == ()
     assert "beta=100 is too large for images of 64x64" in size and "(2x2)" in size and "Give beta=6.2 or" in size
@@ -281,8 +283,11 @@ def test_a_beta_of_another_image_size_is_warned_of():
     terms = terms_of(report)
     for level, own, feature in zip(report.levels, terms["loss_ce"].maps, terms["loss_feat"].maps, strict=True):
         assert ratios[level.index] == pytest.approx(feature / own, rel=0.1)
-    cured = check_model("resnet18", **{**settings, "settings": {"out_indices": (1, 2, 3, 4), "beta": 6.25}})
-    assert cured.warnings == () and cured.healthy
+    for cure in ({"beta": 6.25}, {}):  # the second takes the defaults: beta 'auto' and the gate
+        cured = check_model("resnet18", settings=cure, **settings)
+        assert cured.warnings == () and cured.healthy
+    assert "the model has schedule='gate'; the step was taken with the whole distillation" in cured.remarks
+    assert terms_of(cured)["loss_kd"].value > 0 and terms_of(cured)["loss_feat"].value > 0
 
 
 def test_the_papers_settings_give_no_warning():
@@ -329,6 +334,10 @@ def with_open_kd(model: nn.Module) -> None:
     model.method.loss_distill = OpenKD()
 
 
+def with_soft_labels_of_nothing(model: nn.Module) -> None:
+    model.method.loss_distill.soft_label_loss.register_forward_hook(lambda *call: 0 * call[-1])
+
+
 def with_spare_teacher_layer(model: nn.Module) -> None:
     model.method.self_teacher.spare = nn.Linear(2, 2)
 
@@ -351,6 +360,7 @@ def with_detached_maps(model: nn.Module) -> None:
             r"target of loss_feat is not detached.* its outputs \(norm .*its parameters .*`\.detach\(\)`",
         ),
         (None, with_open_kd, "target of loss_kd is not detached"),
+        (None, with_soft_labels_of_nothing, "loss_kd is 0 although its weight is 2"),
         (
             None,
             with_spare_teacher_layer,
