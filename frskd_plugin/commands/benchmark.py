@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice, product, repeat
 from typing import Any
 
 import torch
@@ -216,21 +216,37 @@ def measure_step(name: str, settings: StepSettings, repeat: int, launches: bool 
 
 
 def run_train(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
-    """Yield the rows of the data alone, then those of every model that was named, with their tables."""
+    """Yield the rows of the data alone, then those of every model that was named, with their tables.
+
+    Network alone and with `TensorImages` are measured for each method and set of options, loaders without options.
+    """
     for name in args.model:
         check_model_name(name)
     images, targets, text = cifar100_or_drawn(args.data_root, args.images)
-    sources = (SampleImages(images, targets), TensorImages(images, targets, augment=True, device=args.device))
+    sources: dict[str, SampleImages | TensorImages] = {
+        "loader": SampleImages(images, targets),
+        "tensor": TensorImages(images, targets, augment=True, device=args.device),
+    }
     plain = StepSettings(batch=args.batch, device=args.device, width=args.width)
     named = {key: getattr(args, key) for key in ("amp", "channels_last", "compile") if getattr(args, key)}
     options = [plain, *(replace(plain, **{key: value}) for key, value in named.items())]
     options += [replace(plain, **named)] if len(named) > 1 else []
     for name in (None, *args.model):
         torch.manual_seed(0)
-        variants = list(training_variants(name, sources, options, args.workers))
-        turns = [partial(variant.turn, args.steps) for variant in variants]
+        rows, turns = [], []
+        for method, settings in product(METHODS, options) if name else [(None, plain)]:
+            paths = [("loader", number) for number in args.workers] if settings is plain else []
+            paths, step = [*paths, ("tensor", 0)], None
+            if name:
+                network, loss, _ = classifier(name, str(method), images.shape[-1], args.width)
+                step = TrainingStep(network, next(batches(sources["tensor"], settings, 0, 1)), settings, loss)
+                paths.insert(0, ("none", None))
+            for data, workers in paths:
+                row = {"model": name, "method": method, "data": data, "workers": workers, "images": text}
+                rows.append(row | settings_of_row(settings, args.batch))
+                turns.append(partial(turn, step, sources.get(data), settings, workers, args.steps))
         seconds = interleaved_medians(turns, args.repeat, 1, name or "data alone")
-        rows = rates(variants, seconds, text)
+        add_rates(rows, seconds)
         machine = f"batch {args.batch}, {args.device}, {torch.get_num_threads()} CPU threads, {text}"
         yield rows, [f"{name or 'data alone'}: {machine}", "", *train_table(rows), ""]
 
@@ -289,56 +305,18 @@ def batches(
         yield images.contiguous(memory_format=settings.memory_format), targets
 
 
-@dataclass(frozen=True)
-class Variant:
-    """Row to measure: its description, and a function that returns the seconds of one of so many batches."""
-
-    row: Row
-    turn: Callable[[int], float]
-
-
-def training_variants(
-    name: str | None,
-    sources: tuple[SampleImages, TensorImages],
-    options: Sequence[StepSettings],
-    workers: Sequence[int],
-) -> Iterator[Variant]:
-    """Yield, for each method and set of options, network alone and with `TensorImages`; loaders for the first set.
-
-    Args:
-        name: the model; None: the data alone.
-        sources: the images in both forms.
-        options: of the steps.
-        workers: of each loader.
-
-    Raises:
-        ValueError: the model cannot be trained with FRSKD on images of this size.
-    """
-    samples, tensor = sources
-    for method in METHODS if name else (None,):
-        for settings in options if name else options[:1]:
-            row = {"model": name, "method": method, **settings_of_row(settings, settings.batch or DATA_BATCH)}
-            step = None
-            if name and method:
-                network, loss, _ = classifier(name, method, tensor.size[0], settings.width)
-                step = TrainingStep(network, next(batches(tensor, settings, 0, 1)), settings, loss)
-                yield Variant({**row, "data": "none", "workers": None}, partial(network_turn, step))
-            for number in workers if settings is options[0] else ():
-                turn = partial(data_turn, partial(batches, samples, settings, number), number, step)
-                yield Variant({**row, "data": "loader", "workers": number}, turn)
-            turn = partial(data_turn, partial(batches, tensor, settings, 0), 0, step)
-            yield Variant({**row, "data": "tensor", "workers": 0}, turn)
-
-
-def network_turn(step: TrainingStep, count: int) -> float:
-    """Return the seconds a batch of the network alone, on the batch it saw last."""
-    return seconds_of(lambda: _consume(repeat(step.inputs, count), step)) / count
-
-
-def data_turn(make: Callable[[int], Any], workers: int, step: TrainingStep | None, count: int) -> float:
-    """Return the seconds a batch of a data path, with or without a network, once the workers' queues are full."""
+def turn(
+    step: TrainingStep | None,
+    source: SampleImages | TensorImages | None,
+    settings: StepSettings,
+    workers: int,
+    count: int,
+) -> float:
+    """Return the seconds a batch of a data path, once the workers' queues are full, of a network, or of both."""
+    if source is None:  # the batch that it saw last
+        return seconds_of(lambda: _consume(repeat(step.inputs, count) if step else (), step)) / count
     lead = 2 * workers + 1
-    with closing(make(lead + 1 + count)) as made:
+    with closing(batches(source, settings, workers, lead + 1 + count)) as made:
         for _ in islice(made, lead):
             pass
         _consume(islice(made, 1), step)
@@ -352,18 +330,15 @@ def _consume(made: Iterable[tuple[object, ...]], step: TrainingStep | None) -> N
             step()
 
 
-def rates(variants: Sequence[Variant], seconds: Sequence[float], images: str) -> list[Row]:
-    """Return the rows with images per second, over those of the first loader, and the share of the data."""
-    rows: list[Row] = [
-        {**variant.row, "images": images, "images_per_s": variant.row["batch"] / per_batch}
-        for variant, per_batch in zip(variants, seconds, strict=True)
-    ]
+def add_rates(rows: Sequence[Row], seconds: Sequence[float]) -> None:
+    """Add images per second, their ratio to those of the first loader, and the share of the data."""
+    for row, per_batch in zip(rows, seconds, strict=True):
+        row["images_per_s"] = row["batch"] / per_batch
     for row in rows:
         row["ratio"] = row["images_per_s"] / _rate(rows, method=row["method"], data="loader")
         alone = {key: row[key] for key in ("method", "amp", "compile", "channels_last")}
         is_training = row["model"] is not None and row["data"] != "none"
         row["data_share"] = 1 - row["images_per_s"] / _rate(rows, data="none", **alone) if is_training else None
-    return rows
 
 
 def _rate(rows: Sequence[Row], **what: Any) -> float:

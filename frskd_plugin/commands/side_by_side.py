@@ -81,7 +81,8 @@ class Turn:
         self.ended = False
         self.error: BaseException | None = None
         self._stop: BaseException | None = None
-        self._state: State = {**_process_state(), "managed": {}, "output": (output, output)}
+        own = {"managed": {}, "output": (output, output), "cuda": [g.clone_state() for g in _cuda_generators()]}
+        self._state: State = _process_state() | own
         self._may_go, self._is_back = threading.Semaphore(0), threading.Semaphore(0)
         # a daemon: a step that hangs must not outlive a process that is told to stop twice
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
@@ -159,7 +160,8 @@ def _process_state() -> State:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        # not their numbers: a CUDA graph reads seed and offset where the state that it was captured with keeps them
+        "cuda": [generator.graphsafe_get_state() for generator in _cuda_generators()],
         # loggers, message hubs, scopes, visualizers: the one that was made last is the current one
         "managed": {kind: kind._instance_dict for kind in _kinds(ManagerMixin)},
         "loaders": CheckpointLoader._schemes,  # `safe_loading` replaces them while it trains
@@ -171,12 +173,19 @@ def _set_process_state(state: State) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    for device, generator_state in enumerate(state["cuda"]):
-        torch.cuda.set_rng_state(generator_state, device)
+    for generator, generator_state in zip(_cuda_generators(), state["cuda"], strict=True):
+        generator.graphsafe_set_state(generator_state)
     for kind in _kinds(ManagerMixin):
         kind._instance_dict = state["managed"].get(kind, OrderedDict())
     CheckpointLoader._schemes = state["loaders"]
     sys.stdout, sys.stderr = state["output"]
+
+
+def _cuda_generators() -> Sequence[torch.Generator]:
+    if not torch.cuda.is_available():
+        return ()
+    torch.cuda.init()
+    return torch.cuda.default_generators
 
 
 def _kinds(kind: type) -> Iterator[Any]:

@@ -35,6 +35,7 @@ def draws(seed: int, pause: Callable[[], None], stop_at: int = 4) -> list[float]
         if step == stop_at:
             raise FloatingPointError("loss is nan")
         found += [random.random(), np.random.random(), torch.rand(1).item()]
+        found += [torch.rand(1, device="cuda").item()] if torch.cuda.is_available() else []
         pause()
         assert MessageHub.get_current_instance() is hub and torch.is_grad_enabled()
         assert DefaultScope.get_current_instance().scope_name == f"scope{seed}"
