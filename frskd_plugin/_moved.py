@@ -9,6 +9,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from types import CodeType, ModuleType
 
 # Old module -> new module. A package that is gone has a line of its own only where one module took its place.
@@ -161,21 +162,30 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def get_code(self, fullname: str) -> CodeType:
         """Run the command that took the place of a package's ``__main__``, for ``python -m frskd_plugin.OLD``."""
-        command = MOVED[fullname].rpartition(".")[2]
-        source = f"import sys\nfrom frskd_plugin.commands import run\nsys.exit(run({command!r}))"
+        source = f"import sys\nfrom frskd_plugin.commands import run\nsys.exit(run({_command(fullname)!r}))"
         return compile(source, f"<{fullname}>", "exec")
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the new module in the old one's place; a package stays, for its modules, and hands out the new names."""
+        """Put the new module in the old one's place.
+
+        A package stays, for its modules, and hands out the new names; so does a command, whose ``main`` returns an
+        exit status as it did.
+        """
         name = module.__name__
         if name not in MOVED:
             return
         warnings.warn(f"{name} is now {MOVED[name]}; import that", DeprecationWarning, stacklevel=2)
         new = importlib.import_module(MOVED[name])
-        if _held_modules(name):
-            module.__dict__["__getattr__"] = lambda attribute: getattr(new, attribute)
-        else:
+        if name.endswith(".command"):
+            module.__dict__["main"] = partial(importlib.import_module("frskd_plugin.commands").run, _command(name))
+        elif not _held_modules(name):
             sys.modules[name] = new
+            return
+        module.__dict__["__getattr__"] = lambda attribute: getattr(new, attribute)
+
+
+def _command(name: str) -> str:
+    return MOVED[name].rpartition(".")[2]
 
 
 def _held_modules(name: str) -> bool:

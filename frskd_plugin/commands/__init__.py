@@ -18,38 +18,30 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
+from frskd_plugin.commands import console
 from frskd_plugin.version import __version__
 
-
-@dataclass(frozen=True)
-class Command:
-    """Module of a command line, and a line about it."""
-
-    module: str
-    about: str
-
-
+# Name of a command, which is its module's in this package -> a line about it.
 COMMANDS = {
-    "train": Command("frskd_plugin.commands.train", "train a classifier or a segmentor"),
-    "test": Command("frskd_plugin.commands.test", "evaluate a checkpoint"),
-    "convert": Command("frskd_plugin.commands.convert", "write the FRSKD config for a plain config of mmsegmentation"),
-    "check": Command("frskd_plugin.commands.check", "try a model or a config on random data before it trains"),
-    "export": Command("frskd_plugin.commands.export", "write the student of a checkpoint, with --format as ONNX or so"),
-    "export_student": Command("frskd_plugin.commands.export_student", "write the plain student of a checkpoint"),
-    "export_model": Command("frskd_plugin.commands.export_model", "write the student as ONNX or torch.export file"),
-    "report": Command("frskd_plugin.commands.report", "write one HTML page about a run, or about several"),
-    "attention_maps": Command("frskd_plugin.commands.attention_maps", "draw what student and self-teacher look at"),
-    "plot_scores": Command("frskd_plugin.commands.plot_scores", "draw the validation curves of several runs"),
-    "benchmark": Command("frskd_plugin.commands.benchmark", "measure what FRSKD costs"),
-    "reproduce": Command("frskd_plugin.commands.reproduce", "make a table of the paper"),
-    "prepare_data": Command("frskd_plugin.commands.prepare_data", "put a published set of images into our layout"),
-    "prepare_voc": Command("frskd_plugin.commands.prepare_voc", "write the training lists of VOC2007 + VOC2012"),
-    "make_drawn_voc": Command("frskd_plugin.commands.make_drawn_voc", "draw a small VOC devkit"),
-    "demo": Command("frskd_plugin.commands.demo", "compare a plain network and FRSKD on drawn images, in minutes"),
-    "support": Command("frskd_plugin.commands.support", "try a model of every module of timm, or family of mmseg"),
+    "train": "train a classifier or a segmentor",
+    "test": "evaluate a checkpoint",
+    "convert": "write the FRSKD config for a plain config of mmsegmentation",
+    "check": "try a model or a config on random data before it trains",
+    "export": "write the student of a checkpoint, with --format as ONNX or so",
+    "export_student": "write the plain student of a checkpoint",
+    "export_model": "write the student as ONNX or torch.export file",
+    "report": "write one HTML page about a run, or about several",
+    "attention_maps": "draw what student and self-teacher look at",
+    "plot_scores": "draw the validation curves of several runs",
+    "benchmark": "measure what FRSKD costs",
+    "reproduce": "make a table of the paper",
+    "prepare_data": "put a published set of images into our layout",
+    "prepare_voc": "write the training lists of VOC2007 + VOC2012",
+    "make_drawn_voc": "draw a small VOC devkit",
+    "demo": "compare a plain network and FRSKD on drawn images, in minutes",
+    "support": "try a model of every module of timm, or family of mmseg",
 }
 # Old name -> new name and first arguments.
 OLD_NAMES = {
@@ -84,15 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """Return the text of ``frskd --help``."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: frskd NAME [options]     frskd NAME --help shows the options of a command",
-            "",
-            *lines,
-            "",
-            "--debug, with any command, shows the whole traceback of an error.",
-        ]
+    lines = "\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items())
+    return (
+        f"usage: frskd NAME [options]     frskd NAME --help shows the options of a command\n\n{lines}\n\n"
+        "--debug, with any command, shows the whole traceback of an error, and --verbose all that libraries print."
     )
 
 
@@ -101,11 +88,12 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
 
     Args:
         name: key of `COMMANDS`, with hyphens or underscores, or an old name.
-        argv: its arguments; ``--debug`` among them shows the traceback of an error. None takes those of the process.
+        argv: its arguments; ``--debug`` among them shows the traceback of an error, ``--verbose`` what libraries print
+            that is no matter of the user. None takes those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    debug, verbose = "--debug" in arguments, "--verbose" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--verbose")]
     name = name.replace("-", "_")
     if name in OLD_NAMES:
         print(f"{name} is now called {OLD_NAMES[name]}: frskd {OLD_NAMES[name]}", file=sys.stderr)
@@ -118,8 +106,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         _signals.clear()
-        with _signals_raised():
-            return importlib.import_module(COMMANDS[name].module).main(arguments) or 0
+        with _signals_raised(), console.noise(shown=verbose):
+            return importlib.import_module(f"{__name__}.{name}").main(arguments) or 0
     except SystemExit as ended:  # argparse's, after its own message
         if debug and ended.__context__ is not None:
             traceback.print_exception(ended.__context__)

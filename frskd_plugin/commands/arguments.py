@@ -13,21 +13,21 @@ from frskd_plugin.core.atomic_write import atomic_write
 
 
 def positive_int(text: str) -> int:
-    """An argument that counts something."""
+    """Read an argument that counts something."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def whole_number(text: str) -> int:
-    """An argument that counts something and may be 0."""
+    """Read an argument that counts something and may be 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
     return int(text)
 
 
 def width(text: str) -> int | str:
-    """An argument that is a number of channels in units of the student's, or 'auto'."""
+    """Read a number of channels in units of the student's, or 'auto'."""
     if text == "auto":
         return text
     try:
@@ -37,7 +37,7 @@ def width(text: str) -> int | str:
 
 
 def key_and_value(text: str) -> tuple[str, Any]:
-    """An argument ``key=value``, the value as Python writes it, or as text.
+    """Read ``key=value``, the value as Python writes it, or as text.
 
     >>> key_and_value("out_indices=1,2"), key_and_value("width=auto"), key_and_value("alpha=0.5")
     (('out_indices', (1, 2)), ('width', 'auto'), ('alpha', 0.5))
@@ -71,11 +71,7 @@ class Settings(argparse.Action):
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that does not exist here.
-
-    Raises:
-        ValueError: see above.
-    """
+    """Refuse a device that does not exist here, by ValueError."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

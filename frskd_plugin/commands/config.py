@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 import frskd_plugin
 from frskd_plugin.commands.arguments import Settings
+from frskd_plugin.commands.console import imports_held, quiet
 from frskd_plugin.mmengine.config_tools import is_classifier, override, read_config, set_data_root
 from frskd_plugin.mmengine.distributed import prepare_distributed
 from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
@@ -28,6 +29,15 @@ from frskd_plugin.mmengine.resume import resume_state
 from frskd_plugin.mmengine.stored_config import parse_config
 
 RECIPES = ("strong", "mixup", "cutmix")
+# Setting -> its least value, and the kind of number.
+NUMBERS: dict[str, tuple[int, str]] = {
+    **dict.fromkeys(("train_cfg.max_epochs", "train_cfg.max_iters", "train_cfg.val_interval"), (1, "an int")),
+    **{f"{loop}_dataloader.batch_size": (1, "an int") for loop in ("train", "val", "test")},
+    **{f"{loop}_dataloader.num_workers": (0, "an int") for loop in ("train", "val", "test")},
+    "optim_wrapper.accumulative_counts": (1, "an int"),
+    "randomness.seed": (0, "an int"),
+    **{f"optim_wrapper.optimizer.{name}": (0, "a number") for name in ("lr", "weight_decay", "momentum")},
+}
 # Settings of mmengine's schedulers, some of which are used only after hours of training.
 SCHEDULE_NUMBERS = {"gamma", "begin", "T_max", "start_factor", "end_factor", "factor", "power", "step_size"}
 
@@ -65,11 +75,7 @@ def add_import_option(parser: argparse._ActionsContainer) -> None:
 
 
 def import_modules(names: Sequence[str], *folders: str | Path) -> None:
-    """Import modules by name, from `folders`, the current folder and wherever Python looks.
-
-    Raises:
-        ImportError: there is no such module, or it fails.
-    """
+    """Import modules by name, from `folders`, the current folder and wherever Python looks."""
     places = list(dict.fromkeys(str(Path(folder).resolve()) for folder in (*folders, ".")))
     sys.path.extend(place for place in places if names and place not in sys.path)  # last: they must not hide others
     for name in names:
@@ -87,17 +93,16 @@ def import_modules(names: Sequence[str], *folders: str | Path) -> None:
 
 
 def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
-    """Return the config of a run with the command line's settings in it.
+    """Return the config of a run with the command line's settings in it, to train or to test a checkpoint.
 
     Args:
-        args: options of `add_common_options`; for `training` those of `frskd train` too.
-        training: whether the run trains, or tests a checkpoint.
+        args: options of `add_common_options`; for ``training`` those of `frskd train` too.
 
     Raises:
         FileNotFoundError: the config, the data or a checkpoint that it names is not there.
         ValueError: an option or a setting has a wrong name or value.
     """
-    check_options(args)
+    _check_options(args)
     import_modules(args.imports, Path(args.config).parent)
     config = load_config(args.config, args.recipe if training else None)
     config.launcher = args.launcher
@@ -126,12 +131,8 @@ def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
     return config
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Refuse folders that are not there and names that are empty, before anything is read.
-
-    Raises:
-        FileNotFoundError, ValueError: see above.
-    """
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse folders that are not there and names that are empty, before anything is read."""
     for option in ("config", "work_dir", "data_root"):
         if getattr(args, option) == "":
             raise ValueError(f"{option.replace('_', '-')} is empty; expected a path")
@@ -151,13 +152,25 @@ def load_config(path: str | Path, recipe: str | None = None) -> Config:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: it cannot be read, or the recipe does not fit it.
+        ValueError: it cannot be read, or the recipe does not exist or fit it.
     """
     path, named = locate_config(path)
     if recipe and named and recipe != named:
         raise ValueError(f"--recipe {recipe}: the config is of the recipe {named} already; leave one of them out")
-    recipe = recipe or named
-    return read_config(path) if recipe is None else apply_recipe(path, recipe)
+    recipe, plain = recipe or named, read_config(path)
+    if recipe is None:
+        return plain
+    overlay = find_file(f"configs/_base_/recipes/{recipe}.py")
+    if overlay is None:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    if not is_classifier(plain):
+        raise ValueError(f"--recipe {recipe} is for classifiers, and {path} trains none; leave it out")
+    try:
+        text = f"_base_ = {str(path.resolve())!r}\n{overlay.read_text(encoding='utf-8')}"
+        merged = Config.fromstring(text, file_format=".py")
+    except Exception as error:  # mmengine's, where the config lacks what the recipe builds on
+        raise ValueError(f"--recipe {recipe} does not fit {path}: {error}") from error
+    return Config(merged.to_dict(), filename=plain.filename)
 
 
 def locate_config(path: str | Path) -> tuple[Path, str | None]:
@@ -187,45 +200,18 @@ def find_file(name: str) -> Path | None:
     return next((folder / name for folder in (package.parent, package / ".mim") if (folder / name).is_file()), None)
 
 
-def apply_recipe(path: str | Path, recipe: str) -> Config:
-    """Read a classifier's config with a recipe of ``configs/_base_/recipes`` laid over it.
-
-    Raises:
-        ValueError: there is no such recipe, or it does not fit the config.
-    """
-    overlay = find_file(f"configs/_base_/recipes/{recipe}.py")
-    if overlay is None:
-        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    plain = read_config(path)
-    if not is_classifier(plain):
-        raise ValueError(f"--recipe {recipe} is for classifiers, and {path} trains none; leave it out")
-    try:
-        text = f"_base_ = {str(Path(path).resolve())!r}\n{overlay.read_text(encoding='utf-8')}"
-        merged = Config.fromstring(text, file_format=".py")
-    except Exception as error:  # mmengine's, where the config lacks what the recipe builds on
-        raise ValueError(f"--recipe {recipe} does not fit {path}: {error}") from error
-    return Config(merged.to_dict(), filename=plain.filename)
-
-
 def check_values(config: Config) -> None:
     """Refuse numbers that mmengine would only stumble over, or silently misread, once the training runs.
 
     Raises:
         ValueError: a setting has the wrong type or size.
     """
-    counts = {f"train_cfg.{name}": 1 for name in ("max_epochs", "max_iters", "val_interval")}
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        counts |= {f"{loader}.batch_size": 1, f"{loader}.num_workers": 0}
-    counts |= {"optim_wrapper.accumulative_counts": 1, "randomness.seed": 0}
-    for name, least in counts.items():
+    for name, (least, kind) in NUMBERS.items():
         value = _setting(config, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
-    for name in ("lr", "weight_decay", "momentum"):
-        value = _setting(config, f"optim_wrapper.optimizer.{name}")
+        kinds = (int,) if kind == "an int" else (int, float)
         # `not >=` also refuses NaN
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
-            raise ValueError(f"optim_wrapper.optimizer.{name} must be a number >= 0, got {value!r}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= least):
+            raise ValueError(f"{name} must be {kind} >= {least}, got {value!r}")
     level = config.get("log_level", "INFO")
     if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
         raise ValueError(f"log_level must be one of DEBUG, INFO, WARNING, ERROR, got {level!r}")
@@ -238,11 +224,9 @@ def check_values(config: Config) -> None:
         for name in SCHEDULE_NUMBERS & scheduler.keys():
             if isinstance(scheduler[name], bool) or not isinstance(scheduler[name], (int, float, type(None))):
                 raise ValueError(f"param_scheduler.{name} must be a number, got {scheduler[name]!r}")
-        milestones = scheduler.get("milestones", ())
-        if not isinstance(milestones, (list, tuple)) or not all(isinstance(step, int) for step in milestones):
-            raise ValueError(
-                f"param_scheduler.milestones must be a list of ints, such as [100,150], got {milestones!r}"
-            )
+        steps = scheduler.get("milestones", ())
+        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, int) for step in steps):
+            raise ValueError(f"param_scheduler.milestones must be a list of ints, such as [100,150], got {steps!r}")
     _check_optimizer(config)
 
 
@@ -277,24 +261,19 @@ def _set_speed(config: Config, args: argparse.Namespace) -> None:
     """Set mixed precision, memory format and compilation: a classifier has settings for the last two, others hooks."""
     if args.amp or args.amp_dtype:
         enable_amp(config, args.amp_dtype)
-    choices = (
-        (args.channels_last, "channels_last", "ChannelsLastHook"),
-        (args.compile, "compile", "CompileHook"),
-    )
-    for wanted, setting, hook in choices:
-        if wanted and is_classifier(config):
+    for setting, hook in (("channels_last", "ChannelsLastHook"), ("compile", "CompileHook")):
+        if getattr(args, setting) and is_classifier(config):
             config.model[setting] = True
-        elif wanted:
+        elif getattr(args, setting):
             config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type=hook)]
 
 
 def enable_amp(config: Config, dtype: str | None = None) -> None:
-    """Turn on mixed precision.
+    """Turn on mixed precision in a config.
 
     Args:
         config: is changed.
-        dtype: 'fp16': mmengine's `AmpOptimWrapper`, which scales the loss; 'bf16': autocast alone; None: 'fp16' on CUDA
-            and 'bf16' on the CPU.
+        dtype: 'fp16' scales the loss and needs CUDA, 'bf16' is autocast alone; None takes the device's: 'bf16' on CPUs.
 
     Raises:
         ValueError: the config has an optimizer wrapper of another kind, or 'fp16' is asked for without CUDA.
@@ -330,15 +309,12 @@ def _set_randomness(config: Config, args: argparse.Namespace) -> None:
 
 
 def set_resume(config: Config, explicit: bool) -> None:
-    """Choose the checkpoint to go on from; one of another method or recipe is refused.
+    """Choose the checkpoint to go on from; one of another method or recipe is refused by ValueError.
 
     Args:
         config: is changed.
         explicit: whether ``--cfg-options load_from=FILE`` beside ``--resume`` names it, as in mmseg. A `load_from` of
             the config itself is what the run started from, and is used where there is no checkpoint yet.
-
-    Raises:
-        ValueError: see above.
     """
     config.resume = True
     if explicit:
@@ -371,13 +347,25 @@ def _check_load_from(config: Config) -> None:
         raise FileNotFoundError(f"load_from: {path} not found; expected a checkpoint file")
 
 
-def open_data(runner: Runner, *loops: str) -> None:
-    """Open the data sets of a runner's loops ('train', 'val', 'test'), so that what is wrong with them shows at once.
+class _QuietRunner(Runner):
+    """Runner whose console shows what concerns the user; its log file has everything."""
 
-    Raises:
-        FileNotFoundError: a data set is missing.
-        ValueError: it has labels that the model has no class for.
-    """
+    def build_logger(self, *args: Any, **kwargs: Any) -> Any:
+        logger = super().build_logger(*args, **kwargs)
+        quiet(logger)
+        return logger
+
+
+def build_runner(config: Config) -> Runner:
+    """Build the runner of a config, whose ``runner_type`` may name one of the user's own."""
+    if config.get("default_scope") in ("mmseg", "mmdet"):
+        with imports_held():
+            importlib.import_module(f"{config.default_scope}.utils").register_all_modules(init_default_scope=False)
+    return RUNNERS.build(config) if "runner_type" in config else _QuietRunner.from_cfg(config)
+
+
+def open_data(runner: Runner, *loops: str) -> None:
+    """Open the data sets of a runner's loops ('train', 'val', 'test'): what is wrong with them shows at once."""
     for loop in loops:
         built = getattr(runner, f"{loop}_loop")  # the property builds it
         dataset = getattr(getattr(built, "dataloader", None), "dataset", None)
@@ -412,13 +400,11 @@ def check_classes(name: str, dataset: Any, model: nn.Module) -> None:
 
 
 def _classes_of(model: nn.Module) -> tuple[str, int | None]:
-    """Setting of the number of classes, as a config names it, and its value; None where the model does not say."""
-    network = getattr(model, "network", None)
-    if network is not None:
-        return "model.student.num_classes", getattr(network.student, "num_classes", None)
+    """Return the setting of the number of classes, as a config names it, and its value; None if the model is silent."""
+    if hasattr(model, "network"):
+        return "model.student.num_classes", getattr(model.network.student, "num_classes", None)
     for part in ("decode_head", "bbox_head"):
-        head = getattr(model, part, None)
-        if head is not None:
+        if (head := getattr(model, part, None)) is not None:
             head = head[-1] if isinstance(head, nn.ModuleList) else head
             return f"model.{part}.num_classes", getattr(head, "num_classes", None)
     return "", None

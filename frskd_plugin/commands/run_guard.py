@@ -73,14 +73,9 @@ def what_is_lost(work_dir: str | Path, runner: Runner | None = None) -> str:
     """Return the checkpoint that ``--resume`` would take, and the iterations that are lost with the rest."""
     done = runner.iter if runner is not None else 0
     found, _ = newest_checkpoint(work_dir)
+    meta = found[1] if found else {}
+    count = max(0, done - meta.get("iter", done)) if found else done
+    lost = f"{count} iteration{' is' if count == 1 else 's are'} lost" if count else "nothing is lost"
     if found is None:
-        return f"{work_dir} holds no checkpoint yet; {_lost(done)}"
-    path, meta = found
-    return (
-        f"--resume goes on from {path} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}); "
-        f"{_lost(max(0, done - meta.get('iter', done)))}"
-    )
-
-
-def _lost(count: int) -> str:
-    return f"{count} iteration{' is' if count == 1 else 's are'} lost" if count else "nothing is lost"
+        return f"{work_dir} holds no checkpoint yet; {lost}"
+    return f"--resume goes on from {found[0]} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}); {lost}"

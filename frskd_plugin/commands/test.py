@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
-from frskd_plugin.commands.config import add_common_options, open_data, prepare_config
+from frskd_plugin.commands.config import add_common_options, build_runner, open_data, prepare_config
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
 from frskd_plugin.mmengine.resume import safe_loading
@@ -37,13 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    return args
+    return build_parser().parse_args(argv)
 
 
 def build_config(args: argparse.Namespace) -> Config:
-    """The config file with the command line's settings in it."""
+    """Return the config of the test that the command line asks for."""
     if not Path(args.checkpoint).is_file() and "://" not in args.checkpoint:
         raise FileNotFoundError(f"checkpoint {args.checkpoint} not found; expected checkpoint to be a file")
     config = prepare_config(args)
@@ -85,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = build_config(args)
     init_distributed(args.launcher)
     with explained_build(args.config):
-        runner = Runner.from_cfg(config)
+        runner = build_runner(config)
         open_data(runner, "test")
     runner.register_hook(WeightsFitHook(test=True, partial=args.partial_load))
     runner.test()

@@ -8,13 +8,11 @@ from contextlib import nullcontext
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.commands import asked_to_stop
 from frskd_plugin.commands.arguments import Settings, whole_number
-from frskd_plugin.commands.config import RECIPES, add_common_options, open_data, prepare_config
+from frskd_plugin.commands.config import RECIPES, add_common_options, build_runner, open_data, prepare_config
 from frskd_plugin.commands.run_guard import is_main, locked, what_is_lost
 from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.config_tools import explained_build
@@ -106,7 +104,7 @@ def train(config: Config, args: argparse.Namespace, hooks: Sequence[Hook] = ()) 
     runner = None
     try:
         with explained_build(args.config):
-            runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+            runner = build_runner(config)
             open_data(runner, "train", "val")
             guard_training(runner, allow_nan=args.allow_nan)
             for hook in hooks:

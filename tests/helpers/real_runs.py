@@ -25,7 +25,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from frskd_plugin.commands import COMMANDS, run
+from frskd_plugin.commands import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def train(config: Config, work_dir: Path, **settings: Any) -> Runner:
 
 def load_tool(name: str) -> ModuleType:
     """The module of a command line."""
-    return importlib.import_module(COMMANDS[name].module)
+    return importlib.import_module(f"frskd_plugin.commands.{name}")
 
 
 def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:

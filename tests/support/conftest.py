@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import time
 from collections.abc import Generator, Sequence
 from datetime import date
 from pathlib import Path
@@ -59,6 +60,8 @@ class Tables:
 
     def __init__(self, config: pytest.Config) -> None:
         self.rows: list[Row] = []
+        self.config, self.began = config, time.monotonic()
+        self.total = sum("::" in chosen for chosen in config.args)  # as `frskd support` names them
         own_command = shlex.join(["pytest", *config.invocation_params.args])
         self.command: str = config.getoption("support_command", None) or own_command
         self.files = {
@@ -85,6 +88,10 @@ class Tables:
         if kind == "family" and report.skipped:
             row.update(plain=reason, result=f"the plain config does not run: {reason}")
         self.rows.append(row)
+        if self.total:
+            done, reporter = len(self.rows), self.config.pluginmanager.getplugin("terminalreporter")
+            left = (time.monotonic() - self.began) / done * (self.total - done) / 60
+            reporter.write_line(f" {name}: {row['result'][:60]} ({done} of {self.total}, {left:.0f} min left)")
         if "support_json" in self.files:
             objects = [{key: row.get(key) for key in ("kind", *COLUMNS[row["kind"]])} for row in self.rows]
             self.files["support_json"].write_text(json.dumps(objects, indent=1, allow_nan=False) + "\n", "utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import runpy
 import signal
 import sys
 import warnings
@@ -13,23 +14,32 @@ from types import SimpleNamespace
 import pytest
 
 from frskd_plugin import _moved, commands
-from tests.helpers.real_runs import REPOSITORY, command, run_tool
+from tests.helpers.real_runs import REPOSITORY
 
 
 def test_every_command_has_a_module_and_a_tool() -> None:
-    for name, entry in commands.COMMANDS.items():
-        assert callable(importlib.import_module(entry.module).main)
+    for name in commands.COMMANDS:
+        assert callable(importlib.import_module(f"frskd_plugin.commands.{name}").main)
         assert f'run("{name}")' in (REPOSITORY / "tools" / f"{name}.py").read_text()
     tools = {path.stem for path in (REPOSITORY / "tools").glob("*.py")}
     assert tools == {*commands.COMMANDS, *commands.OLD_NAMES}
 
 
-def test_the_three_ways_in_are_one(tmp_path: Path) -> None:
-    wanted = command("make_drawn_voc", tmp_path, "--train", "x")
-    assert wanted.returncode == 2 and "frskd make_drawn_voc: error: argument --train" in wanted.stderr
-    for way in (["tools/make_drawn_voc.py"], ["-m", "frskd_plugin", "make-drawn-voc"]):
-        done = run_tool(sys.executable, *way, tmp_path, "--train", "x", check=False)
-        assert (done.returncode, done.stdout) == (2, wanted.stderr)
+def test_the_three_ways_in_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(tmp_path), "--train", "x"]
+    assert commands.main(["make_drawn_voc", *options]) == 2
+    wanted = capsys.readouterr().err
+    assert "frskd make_drawn_voc: error: argument --train" in wanted
+    monkeypatch.setattr(sys, "argv", ["make_drawn_voc.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(REPOSITORY / "tools" / "make_drawn_voc.py"), run_name="__main__")
+    assert capsys.readouterr().err == wanted
+    monkeypatch.setattr(sys, "argv", ["frskd", "make-drawn-voc", *options])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("frskd_plugin", run_name="__main__")
+    assert capsys.readouterr().err == wanted
 
 
 def test_names(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +83,9 @@ def test_an_error_is_one_line(error: Exception, status: int, line: str, monkeypa
     assert capsys.readouterr().err.endswith(" (process 1)\n")
 
 
-def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_modules_are_found_under_their_old_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.inner.module", "frskd_plugin.core.frskd_loss")
     monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone", "frskd_plugin.core.self_teacher")
     from frskd_plugin.core import frskd_loss, self_teacher
@@ -85,6 +97,11 @@ def test_moved_modules_are_found_under_their_old_names(monkeypatch: pytest.Monke
         warnings.simplefilter("error")
         from frskd_plugin.gone import SelfTeacher
     assert SelfTeacher is self_teacher.SelfTeacher
+    monkeypatch.setitem(_moved.MOVED, "frskd_plugin.gone.command", "frskd_plugin.commands.report")
+    with pytest.warns(DeprecationWarning, match="frskd_plugin.gone.command is now"):
+        command = importlib.import_module("frskd_plugin.gone.command")
+    assert command.main(["no_such_folder"]) == 2 and command.PAGE_NAME == "report.html"
+    assert "frskd report: error: no_such_folder is not a folder" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError, match="frskd_plugin.nowhere"):
         importlib.import_module("frskd_plugin.nowhere")
     for name in [name for name in sys.modules if name.startswith("frskd_plugin.gone")]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,17 +43,13 @@ def test_two_processes_end_with_the_same_weights(config_file: Path, tmp_path: Pa
     assert_ranks_agree(tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_two_nodes_end_with_the_same_weights(config_file: Path, tmp_path: Path) -> None:
-    port = str(free_port())
-
-    def node(rank: int) -> subprocess.CompletedProcess[str]:
-        settings = dict(NNODES="2", NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1", PORT=port)
-        return run_tool(DIST_TRAIN, config_file, 1, "--work-dir", tmp_path / "run", **settings)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(node, range(2)))
-    assert_ranks_agree(tmp_path / "run")
+def test_a_node_of_several_is_launched(config_file: Path) -> None:
+    settings = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", PORT="29511", PYTHON="echo")
+    words = run_tool(DIST_TRAIN, config_file, 4, "--seed", 3, **settings).stdout.split()
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    assert {"--nnodes=2", "--node_rank=1", "--nproc_per_node=4"} < set(words)
+    assert {"--master_addr=10.0.0.1", "--master_port=29511"} < set(words)
+    assert words[-5:] == [str(config_file), "--launcher", "pytorch", "--seed", "3"]
 
 
 @pytest.mark.slow

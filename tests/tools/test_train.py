@@ -12,10 +12,9 @@ from mmengine.config import Config
 
 from frskd_plugin import commands
 from frskd_plugin.mmengine.resume import load_checkpoint
-from tests.helpers.real_runs import command, final_weights, load_tool, run_tool, train, write_config
+from tests.helpers.real_runs import command, final_weights, load_tool, train, write_config
 from tests.helpers.tiny_mmseg import tiny_config
 
-TRAIN = "tools/train.py"
 # of a segmentor's training, as far as the command line looks at it
 SETTINGS = """
 model = dict(type="FRSKDEncoderDecoder", backbone=dict(type="X"))
@@ -41,20 +40,16 @@ def built(config_file: Path, *options: object) -> Config:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_run_equals_the_uninterrupted_one(
-    config_file: Path, data_root: Path, tmp_path: Path
+def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    config_file: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work_dir = tmp_path / "killed"
-    command = (sys.executable, TRAIN, config_file, "--work-dir", work_dir, "--seed", 3)
-    killed = run_tool(*command, check=False, TINY_KILL_AT_ITER="7")  # in the second of three epochs of 4 iterations
-    assert killed.returncode == -9
-    assert (work_dir / "last_checkpoint").read_text().endswith("epoch_1.pth")
-    resumed = run_tool(*command, "--resume")
-    assert "resumed epoch: 1, iter: 4" in resumed.stdout
-    assert "weights_only=False" not in resumed.stdout
-
+    options = (config_file, "--work-dir", tmp_path / "stopped", "--seed", 3)
+    monkeypatch.setenv("TINY_STOP_AT_ITER", "7")  # in the second of three epochs of 4 iterations
+    assert command("train", *options).returncode == 130
+    monkeypatch.delenv("TINY_STOP_AT_ITER")
+    assert command("train", *options, "--resume").returncode == 0
     train(tiny_config(data_root, epochs=3, frskd=True), tmp_path / "whole")
-    expected, weights = final_weights(tmp_path / "whole", 3), final_weights(work_dir, 3)
+    expected, weights = final_weights(tmp_path / "whole", 3), final_weights(tmp_path / "stopped", 3)
     assert expected.keys() == weights.keys()
     assert all(torch.equal(expected[key], weights[key]) for key in expected)
 
@@ -142,10 +137,7 @@ def test_resume_takes_the_seed_of_the_checkpoint(config_file: Path, tmp_path: Pa
         (["{config}", "--work-dir", ""], "work-dir is empty"),
         (["{config}", "--work-dir", "{config}"], "--work-dir: .*tiny.py is a file; expected a folder"),
         (["{config}", "--seed", "-1"], "argument --seed: '-1' is not a whole number, 0 or above"),
-        (["{config}", "--seed", "1.5"], "argument --seed: '1.5' is not a whole number"),
-        (["{config}", "--launcher", "dask"], "invalid choice: 'dask'"),
         (["{config}", "--launcher", "pytorch"], "RANK, WORLD_SIZE, .* are not set; start with tools/dist_train.sh"),
-        (["{config}", "--recipe", "weak"], "invalid choice: 'weak'"),
         (["{config}", "--recipe", "strong"], "--recipe strong is for classifiers"),
         (
             ["{config}", "--import", "no_such_module"],
@@ -176,7 +168,6 @@ def test_bad_options(
     [
         ("modell.backbone.type=X", "there is no setting 'modell'; did you mean 'model'"),
         ("train_cfgs.max_epochs=3", "there is no setting 'train_cfgs'; did you mean 'train_cfg'"),
-        ("zzz=3", "there is no setting 'zzz'; the config has .*, model, "),
         ("custom_imports.imports=x", "too late to import anything; give --import MODULE"),
         ("train_cfg.max_epoch=3", "train_cfg has no setting 'max_epoch'; did you mean 'max_epochs'"),
         ("optim_wrapper.optimiser.lr=3", "optim_wrapper has no setting 'optimiser'; did you mean 'optimizer'"),
@@ -185,12 +176,8 @@ def test_bad_options(
         ("model.type.x=3", "model.type is 'FRSKDEncoderDecoder', which has no settings"),
         ("model=3", "model has the settings type, backbone; give one of them, not 3"),
         ("train_cfg.max_epochs=0", "train_cfg.max_epochs must be an int >= 1, got 0"),
-        ("train_cfg.max_epochs=abc", "train_cfg.max_epochs must be an int >= 1, got 'abc'"),
-        ("train_cfg.val_interval=-1", "train_cfg.val_interval must be an int >= 1, got -1"),
         ("train_dataloader.batch_size=2.5", "train_dataloader.batch_size must be an int >= 1, got 2.5"),
-        ("val_dataloader.num_workers=-1", "val_dataloader.num_workers must be an int >= 0, got -1"),
         ("optim_wrapper.optimizer.lr=abc", "optim_wrapper.optimizer.lr must be a number >= 0, got 'abc'"),
-        ("optim_wrapper.optimizer.lr=-1", "optim_wrapper.optimizer.lr must be a number >= 0, got -1"),
         ("optim_wrapper.optimizer.type=SDG", "there is no optimizer 'SDG'; did you mean 'SGD'"),
         ("param_scheduler.milestones=abc", r"param_scheduler.milestones must be a list of ints, such as \[100,150\]"),
         ("param_scheduler.gamma=abc", "param_scheduler.gamma must be a number, got 'abc'"),
@@ -199,7 +186,6 @@ def test_bad_options(
         ("randomness.seed=-3", "randomness.seed must be an int >= 0, got -3"),
         ("load_from=/nowhere.pth", "load_from: /nowhere.pth not found; expected a checkpoint file"),
         ("max_epochs", "argument --cfg-options: expected KEY=VALUE, such as train_cfg.max_epochs=60, got 'max_epochs'"),
-        ("=3", "expected KEY=VALUE"),
         ("a..b=3", "expected KEY=VALUE"),
         ("model.type=[1,(2]", "model.type: cannot read the value"),
     ],
@@ -260,14 +246,10 @@ def test_spelling_of_what_is_built_when_the_training_starts(config_file: Path, t
         load_tool("train").main([str(config_file), "--work-dir", str(tmp_path / "w"), "--cfg-options", option])
 
 
-def test_method_for_a_config_without_a_model(tmp_path: Path) -> None:
+def test_options_for_a_config_without_model_and_data(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("a = 1\n")
     with pytest.raises(ValueError, match="--method and --method-options are for classifiers"):
         built(tmp_path / "empty.py", "--method", "one")
-
-
-def test_no_data_root_to_set(tmp_path: Path) -> None:
-    (tmp_path / "empty.py").write_text("a = 1\n")
     with pytest.raises(ValueError, match="empty.py has no data_root to set"):
         built(tmp_path / "empty.py", "--data-root", tmp_path)
 

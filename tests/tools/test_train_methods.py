@@ -23,8 +23,8 @@ from tests.tools.test_distributed import free_port
 
 TEACHER = dict(model_name="wrn_16_2", num_classes=100, depth=10, k=2)
 OPTIONS = {"frskd": ["width=1"], "frskd_sla": ["width=1", "single_pass=True"], "one": ["rampup_epochs=2"]}
-# They keep something from one epoch to the next, follow a schedule, or need data of their own.
-WITH_STATE = ["cs_kd", "ddgsd", "dlb", "one", "ps_kd"]
+# They keep something from one epoch to the next, follow a schedule, or need a sampler of their own.
+WITH_STATE = ["cs_kd", "dlb", "one", "ps_kd"]
 IMAGES = 28  # of training, 8 of them a step
 
 
@@ -160,7 +160,7 @@ def two_processes(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-TOGETHER = ["cs_kd", "dlb", "one", "ps_kd"]
+TOGETHER = ["cs_kd", "dlb", "ps_kd"]
 
 
 @pytest.mark.slow
