@@ -12,64 +12,55 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from frskd_plugin.commands.arguments import whole_number
+from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.prepare_voc import SPLITS, image_path, list_path, mask_path
 
 IGNORE = 255
-# VOC class index -> outlines in a box of [0, 1] x [0, 1], y down. Polygons, or ellipses as (x0, y0, x1, y1).
-SHAPES: dict[int, dict[str, list]] = {
-    4: {  # boat: hull and sail
-        "polygons": [
-            [(0.0, 0.7), (1.0, 0.7), (0.8, 1.0), (0.2, 1.0)],
-            [(0.45, 0.0), (0.95, 0.62), (0.45, 0.62)],
-            [(0.4, 0.0), (0.46, 0.0), (0.46, 0.72), (0.4, 0.72)],
-        ],
-        "ellipses": [],
-    },
-    5: {  # bottle: neck and body
-        "polygons": [
-            [(0.44, 0.0), (0.56, 0.0), (0.56, 0.3), (0.66, 0.42), (0.66, 1.0), (0.34, 1.0), (0.34, 0.42), (0.44, 0.3)]
-        ],
-        "ellipses": [],
-    },
-    6: {  # bus: box and wheels
-        "polygons": [[(0.0, 0.2), (1.0, 0.2), (1.0, 0.85), (0.0, 0.85)]],
-        "ellipses": [(0.1, 0.72, 0.36, 1.0), (0.64, 0.72, 0.9, 1.0)],
-    },
-    15: {  # person: head, trunk, arms and legs
-        "polygons": [
-            [(0.36, 0.24), (0.64, 0.24), (0.62, 0.62), (0.38, 0.62)],
-            [(0.38, 0.6), (0.5, 0.6), (0.46, 1.0), (0.32, 1.0)],
-            [(0.5, 0.6), (0.62, 0.6), (0.68, 1.0), (0.54, 1.0)],
-            [(0.36, 0.24), (0.64, 0.24), (0.86, 0.5), (0.8, 0.56), (0.5, 0.4), (0.2, 0.56), (0.14, 0.5)],
-        ],
-        "ellipses": [(0.38, 0.0, 0.62, 0.24)],
-    },
-    18: {  # sofa: back, seat and arms
-        "polygons": [
-            [(0.1, 0.2), (0.9, 0.2), (0.9, 0.9), (0.1, 0.9)],
-            [(0.0, 0.45), (0.18, 0.45), (0.18, 1.0), (0.0, 1.0)],
-            [(0.82, 0.45), (1.0, 0.45), (1.0, 1.0), (0.82, 1.0)],
-        ],
-        "ellipses": [],
-    },
+Outline = Sequence[tuple[float, float]]
+# VOC class index -> outlines in a box of [0, 1] x [0, 1], y down: polygons, or of two points the ellipse between them.
+SHAPES: dict[int, list[Outline]] = {
+    4: [  # boat: hull and sail
+        [(0.0, 0.7), (1.0, 0.7), (0.8, 1.0), (0.2, 1.0)],
+        [(0.45, 0.0), (0.95, 0.62), (0.45, 0.62)],
+        [(0.4, 0.0), (0.46, 0.0), (0.46, 0.72), (0.4, 0.72)],
+    ],
+    5: [  # bottle: neck and body
+        [(0.44, 0.0), (0.56, 0.0), (0.56, 0.3), (0.66, 0.42), (0.66, 1.0), (0.34, 1.0), (0.34, 0.42), (0.44, 0.3)]
+    ],
+    6: [  # bus: box and wheels
+        [(0.0, 0.2), (1.0, 0.2), (1.0, 0.85), (0.0, 0.85)],
+        [(0.1, 0.72), (0.36, 1.0)],
+        [(0.64, 0.72), (0.9, 1.0)],
+    ],
+    15: [  # person: trunk, legs, arms and head
+        [(0.36, 0.24), (0.64, 0.24), (0.62, 0.62), (0.38, 0.62)],
+        [(0.38, 0.6), (0.5, 0.6), (0.46, 1.0), (0.32, 1.0)],
+        [(0.5, 0.6), (0.62, 0.6), (0.68, 1.0), (0.54, 1.0)],
+        [(0.36, 0.24), (0.64, 0.24), (0.86, 0.5), (0.8, 0.56), (0.5, 0.4), (0.2, 0.56), (0.14, 0.5)],
+        [(0.38, 0.0), (0.62, 0.24)],
+    ],
+    18: [  # sofa: back, seat and arms
+        [(0.1, 0.2), (0.9, 0.2), (0.9, 0.9), (0.1, 0.9)],
+        [(0.0, 0.45), (0.18, 0.45), (0.18, 1.0), (0.0, 1.0)],
+        [(0.82, 0.45), (1.0, 0.45), (1.0, 1.0), (0.82, 1.0)],
+    ],
 }
 CLASS_INDICES = tuple(SHAPES)
 COLOURS = {4: (200, 60, 60), 5: (50, 160, 80), 6: (225, 190, 50), 15: (225, 150, 130), 18: (90, 80, 190)}
 
 
 def voc_palette() -> list[int]:
-    """VOC's colour table as 768 numbers: the bits of the index, spread over red, green and blue.
+    """Return VOC's colour table as 768 numbers: the bits of the index, spread over red, green and blue.
 
-    Example:
-        >>> voc_palette()[:9]
-        [0, 0, 0, 128, 0, 0, 0, 128, 0]
+    >>> voc_palette()[:9]
+    [0, 0, 0, 128, 0, 0, 0, 128, 0]
     """
     table: np.ndarray = np.zeros((256, 3), dtype=np.uint8)
     for index in range(256):
@@ -80,27 +71,24 @@ def voc_palette() -> list[int]:
 
 
 def shape_mask(
-    shape: dict[str, list], box: tuple[float, float, float, float], size: tuple[int, int], flip: bool
+    shape: list[Outline], box: tuple[float, float, float, float], size: tuple[int, int], flip: bool = False
 ) -> np.ndarray:
-    """The pixels [H, W] of a shape that fills ``box`` (left, top, width, height in pixels)."""
-    height, width = size
+    """Draw the pixels [H, W] of a shape that fills ``box`` (left, top, width, height in pixels)."""
     left, top, box_width, box_height = box
-    canvas = Image.new("1", (width, height))
+    canvas = Image.new("1", size[::-1])
     draw = ImageDraw.Draw(canvas)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + (1 - x if flip else x) * box_width, top + y * box_height
-
-    for polygon in shape["polygons"]:
-        draw.polygon([place(x, y) for x, y in polygon], fill=1)
-    for x0, y0, x1, y1 in shape["ellipses"]:
-        (ax, ay), (bx, by) = place(x0, y0), place(x1, y1)
-        draw.ellipse((min(ax, bx), ay, max(ax, bx), by), fill=1)
+    for outline in shape:
+        points = [(left + (1 - x if flip else x) * box_width, top + y * box_height) for x, y in outline]
+        if len(points) == 2:
+            (ax, ay), (bx, by) = points
+            draw.ellipse((min(ax, bx), ay, max(ax, bx), by), fill=1)
+        else:
+            draw.polygon(points, fill=1)
     return np.asarray(canvas)
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int], typical: tuple[int, ...] | None = None) -> np.ndarray:
-    """A colour (any, or near a typical one) with a gradient of light and stripes, [H, W, 3] in 0..255."""
+    """Draw a colour (any, or near a typical one) with a gradient of light and stripes, [H, W, 3] in 0..255."""
     y, x = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
     angle, frequency, phase = rng.uniform(0, np.pi), rng.uniform(2, 14), rng.uniform(0, 2 * np.pi)
     along = np.cos(angle) * x + np.sin(angle) * y
@@ -113,27 +101,18 @@ def texture(rng: np.random.Generator, size: tuple[int, int], typical: tuple[int,
 
 
 def clutter(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Pixels [H, W] of a random triangle or ellipse that belongs to the background."""
+    """Draw the pixels [H, W] of a random triangle or ellipse that belongs to the background."""
     height, width = size
     left, top = rng.uniform(-0.1, 0.9) * width, rng.uniform(-0.1, 0.9) * height
     box = (left, top, rng.uniform(0.1, 0.4) * width, rng.uniform(0.1, 0.4) * height)
-    shape: dict[str, list] = {"polygons": [], "ellipses": []}
-    if rng.random() < 0.5:
-        shape["ellipses"].append((0.0, 0.0, 1.0, 1.0))
-    else:
-        shape["polygons"].append([tuple(point) for point in rng.random((3, 2))])
-    return shape_mask(shape, box, size, flip=False)
+    outline = [(0.0, 0.0), (1.0, 1.0)] if rng.random() < 0.5 else [(x, y) for x, y in rng.random((3, 2))]
+    return shape_mask([outline], box, size)
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int] = (120, 160)) -> tuple[np.ndarray, np.ndarray]:
-    """Scene ``index`` of the set ``seed``: image [H, W, 3] and labels [H, W], both uint8.
+    """Draw scene ``index`` of the set ``seed``: image [H, W, 3] and labels [H, W], both uint8.
 
     Labels are 0 (background), one of `CLASS_INDICES`, or 255 on the outlines.
-
-    Example:
-        >>> image, labels = draw_scene(seed=0, index=0, size=(48, 64))
-        >>> image.shape, labels.shape
-        ((48, 64, 3), (48, 64))
     """
     rng = np.random.default_rng([seed, index])
     height, width = size
@@ -157,7 +136,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (120, 160)) -> tup
 
 
 def _outlines(instances: np.ndarray) -> np.ndarray:
-    """Pixels [H, W] on either side of a change of instance: two pixels wide, as VOC's borders are a few."""
+    """Mark the pixels [H, W] on either side of a change of instance: two pixels wide, as VOC's borders are a few."""
     border = np.zeros(instances.shape, dtype=bool)
     rows, columns = instances[1:] != instances[:-1], instances[:, 1:] != instances[:, :-1]
     border[1:] |= rows
@@ -176,12 +155,7 @@ def save_scene(devkit: Path, year: str, image_id: str, image: np.ndarray, labels
 
 
 def make_devkit(
-    devkit: Path,
-    train: int = 160,
-    val: int = 24,
-    size: tuple[int, int] = (120, 160),
-    seed: int = 0,
-    on_scene: Callable[[int, int], None] = lambda number, total: None,
+    devkit: Path, train: int = 160, val: int = 24, size: tuple[int, int] = (120, 160), seed: int = 0
 ) -> dict[tuple[str, str], int]:
     """Write VOC2007 (trainval, test) and VOC2012 (trainval) with ``train`` + ``val`` scenes, and count the lists.
 
@@ -202,7 +176,7 @@ def make_devkit(
             (devkit / year / folder).mkdir(parents=True, exist_ok=True)
 
     ids: dict[tuple[str, str], list[str]] = {key: [] for key in SPLITS}
-    for number in range(train + val):
+    for number in progress(range(train + val), "drawing", "scenes"):
         if number >= train:
             key, image_id = ("VOC2007", "test"), f"{number + 1:06d}"
         elif number < train // 2:
@@ -211,7 +185,6 @@ def make_devkit(
             key, image_id = ("VOC2012", "trainval"), f"2008_{number + 1:06d}"
         save_scene(devkit, key[0], image_id, *draw_scene(seed, number, size))
         ids[key].append(image_id)
-        on_scene(number + 1, train + val)
 
     copies = [_copy_into_2012(devkit, i, n) for n, i in enumerate(ids["VOC2007", "test"][::4])]
     ids["VOC2012", "trainval"] = sorted([*ids["VOC2012", "trainval"], *copies])
@@ -236,9 +209,8 @@ def _copy_into_2012(devkit: Path, test_id: str, number: int) -> str:
 def image_size(text: str) -> tuple[int, int]:
     """Read HxW.
 
-    Example:
-        >>> image_size("120x160")
-        (120, 160)
+    >>> image_size("120x160")
+    (120, 160)
     """
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
@@ -262,12 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the scenes."""
     args = build_parser().parse_args(argv)
-
-    def say(number: int, total: int) -> None:
-        if number % 50 == 0 or number == total:
-            print(f"  drew {number} of {total} scenes", flush=True)
-
-    counts = make_devkit(args.out, args.train, args.val, args.size, args.seed, on_scene=say)
+    counts = make_devkit(args.out, args.train, args.val, args.size, args.seed)
     for (year, split), count in counts.items():
         print(f"{year} {split}: {count} scenes")
     print(f"wrote {args.out}; next: python tools/prepare_voc.py {args.out}")

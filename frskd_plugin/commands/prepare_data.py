@@ -14,12 +14,13 @@ import argparse
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.published_archives import RULES, Rule, Source
 from frskd_plugin.data.cifar100 import ARCHIVE_FOLDER, load_cifar100
 from frskd_plugin.data.image_folder import IMAGE_SETS, ImageSet
@@ -29,23 +30,16 @@ IMAGE_LIMIT, ARRAYS_LIMIT, MEAN_LIMIT = 64 << 20, 512 << 20, 1 << 20
 BLOCK = 4096  # that a file takes at least, be it empty
 
 
-@dataclass(frozen=True)
-class PreparedPart:
+class PreparedPart(NamedTuple):
     """A folder of the prepared set: its images by split, and whether this run made it."""
 
     path: Path
     images: dict[str, int]
-    num_classes: int
     made: bool
 
 
 def prepare_images(
-    name: str,
-    src: str | Path,
-    dst: str | Path,
-    link: bool = False,
-    image_set: ImageSet | None = None,
-    on_file: Callable[[int], None] = lambda number: None,
+    name: str, src: str | Path, dst: str | Path, link: bool = False, image_set: ImageSet | None = None
 ) -> list[PreparedPart]:
     """Put a published data set into the layout that the data sets of this package read.
 
@@ -58,7 +52,6 @@ def prepare_images(
         dst: the folder to make.
         link: hard links instead of copies of files that lie unpacked in ``src``.
         image_set: what the whole set looks like; by default as published.
-        on_file: called with the number of files so far.
 
     Raises:
         FileNotFoundError: Something of the published set is missing.
@@ -73,53 +66,38 @@ def prepare_images(
         raise ValueError(f"DST {dst} lies in SRC {src}, in which nothing is changed; name a folder outside of it")
     if dst.exists() and not dst.is_dir():
         raise ValueError(f"DST {dst} is a file; name a folder, which may be a new one")
-    rule = _rule(name, source)
+    try:
+        rule = RULES[name](source)
+    except LookupError as error:  # a list names what another one lacks
+        raise ValueError(f"the lists in {src} do not fit together ({error}); download them again") from error
     in_archive = rule(PurePosixPath(f"{ARCHIVE_FOLDER}/meta")) is not None
     parts = [ARCHIVE_FOLDER] if in_archive else list(image_set.images)
 
-    done = {part: _existing(dst / part, image_set) for part in parts if (dst / part).exists()}
-    new = [part for part in parts if part not in done]
-    partial = {part: dst / f".{part}.partial" for part in new}
+    counts = {part: _existing(dst / part, image_set) for part in parts if (dst / part).exists()}
+    partial = {part: dst / f".{part}.partial" for part in parts if part not in counts}
     try:
         for folder in partial.values():  # what a killed run left
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        if new:
-            limit = sum(image_set.images.values()) * MEAN_LIMIT + ARRAYS_LIMIT
-            _copy(source, rule, partial, link, on_file, limit)
-        counts = {part: check_counts(folder, part, image_set) for part, folder in partial.items()}
+        if partial:
+            _copy(source, rule, partial, link, image_set)
+        counts |= {part: check_counts(folder, part, image_set) for part, folder in partial.items()}
         for part, folder in partial.items():
             os.replace(folder, dst / part)
     except BaseException:
         for folder in partial.values():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    return [
-        PreparedPart(dst / part, {**done, **counts}[part], image_set.num_classes, made=part in new) for part in parts
-    ]
+    return [PreparedPart(dst / part, counts[part], made=part in partial) for part in parts]
 
 
-def _rule(name: str, source: Source) -> Rule:
-    try:
-        return RULES[name](source)
-    except LookupError as error:  # a list names what another one lacks
-        raise ValueError(f"the lists in {source.path} do not fit together ({error}); download them again") from error
-
-
-def _copy(
-    source: Source,
-    rule: Rule,
-    partial: dict[str, Path],
-    link: bool,
-    on_file: Callable[[int], None],
-    limit: int,
-) -> None:
-    """Write the files that belong to the parts into their hidden folders, ``limit`` bytes of them at most."""
-    number = 0
-    for member in source.members():
-        place = rule(PurePosixPath(member.name))
-        if place is None or place.parts[0] not in partial:
-            continue
+def _copy(source: Source, rule: Rule, partial: dict[str, Path], link: bool, image_set: ImageSet) -> None:
+    """Write the files that belong to the parts into their hidden folders, in all no more than such a set has."""
+    total = sum(image_set.images.values())
+    left = total * MEAN_LIMIT + ARRAYS_LIMIT
+    places = ((member, rule(PurePosixPath(member.name))) for member in source.members())
+    wanted = ((member, place) for member, place in places if place is not None and place.parts[0] in partial)
+    for member, place in progress(wanted, "copying", "files", None if ARCHIVE_FOLDER in partial else total):
         target = partial[place.parts[0]].joinpath(*place.parts[1:])
         if target.exists():
             raise ValueError(
@@ -128,9 +106,7 @@ def _copy(
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         largest = ARRAYS_LIMIT if place.parts[0] == ARCHIVE_FOLDER else IMAGE_LIMIT
-        limit -= max(member.copy_to(target, min(largest, limit), link), BLOCK)
-        number += 1
-        on_file(number)
+        left -= max(member.copy_to(target, min(largest, left), link), BLOCK)
 
 
 def _existing(folder: Path, image_set: ImageSet) -> dict[str, int]:
@@ -143,22 +119,27 @@ def _existing(folder: Path, image_set: ImageSet) -> dict[str, int]:
 
 
 def check_counts(folder: Path, part: str, image_set: ImageSet) -> dict[str, int]:
-    """Number of images of each split in a part of the set.
-
-    Raises:
-        ValueError: They are not those of the whole set; says what was expected and found.
-    """
+    """Count the images of each split in a part of the set."""
     if part == ARCHIVE_FOLDER:
         found = {split: _count_archive(folder, split) for split in image_set.images}
     else:
-        found = {part: count_images(folder)}
+        found = {part: _count_images(folder)}
     for split, per_class in found.items():
-        _check_split(split, per_class, image_set)
+        expected, each = image_set.images[split], image_set.per_class.get(split)
+        wrong = [f"{name} {count}" for name, count in per_class.items() if each is not None and count != each]
+        if per_class.total() != expected or len(per_class) != image_set.num_classes or wrong:
+            some = f"{', '.join(wrong[:5])}{', ...' if wrong[5:] else ''}"
+            raise ValueError(
+                f"{split} is not the whole set: expected {expected} images of {image_set.num_classes} classes, found "
+                f"{per_class.total()} of {len(per_class)}{f' ({each} of each class expected; {some})' if wrong else ''}"
+                f". Get {', '.join(image_set.sources)} again from {image_set.url}, unpack anew what was unpacked, and "
+                "run this again"
+            )
     return {split: per_class.total() for split, per_class in found.items()}
 
 
-def count_images(folder: Path) -> Counter[str]:
-    """Images below each class folder, as torchvision's `ImageFolder` sees them."""
+def _count_images(folder: Path) -> Counter[str]:
+    """Count the images below each class folder, as torchvision's `ImageFolder` sees them."""
     counts: Counter[str] = Counter()
     for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = (file for _, _, files in os.walk(class_folder) for file in files)
@@ -170,19 +151,6 @@ def _count_archive(folder: Path, split: str) -> Counter[str]:
     arrays = load_cifar100(folder, split)
     counts = arrays.targets.bincount(minlength=len(arrays.classes)).tolist()
     return Counter(dict(zip(arrays.classes, counts, strict=True)))
-
-
-def _check_split(split: str, per_class: Counter[str], image_set: ImageSet) -> None:
-    expected, each = image_set.images[split], image_set.per_class.get(split)
-    wrong = [f"{name} {count}" for name, count in per_class.items() if each is not None and count != each]
-    if per_class.total() == expected and len(per_class) == image_set.num_classes and not wrong:
-        return
-    detail = f" ({each} of each class expected; {', '.join(wrong[:5])}{', ...' if wrong[5:] else ''})" if wrong else ""
-    raise ValueError(
-        f"{split} is not the whole set: expected {expected} images of {image_set.num_classes} classes, found "
-        f"{per_class.total()} of {len(per_class)}{detail}. Get {', '.join(image_set.sources)} again from "
-        f"{image_set.url}, unpack anew what was unpacked, and run this again"
-    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -201,18 +169,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def show_progress(number: int) -> None:
-    """Say every 10000 files how far it is."""
-    if number % 10000 == 0:
-        print(f"  {number} files", flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepare the set, and say how many images it has."""
     args = build_parser().parse_args(argv)
-    parts = prepare_images(args.name, args.src, args.dst, args.link, on_file=show_progress)
-    for part in parts:
+    for part in prepare_images(args.name, args.src, args.dst, args.link):
         images = ", ".join(f"{split} {count} images" for split, count in part.images.items())
         state = "" if part.made else " (was there already)"
-        print(f"{part.path}: {images}, {part.num_classes} classes{state}")
+        print(f"{part.path}: {images}, {IMAGE_SETS[args.name].num_classes} classes{state}")
     print(f"{args.name} is complete: data_root is {args.dst} (tools/train.py --data-root {args.dst})")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from frskd_plugin.commands.console import progress
 from frskd_plugin.core.atomic_write import atomic_write
 
 LIST_NAME = "frskd_train"
@@ -37,17 +38,14 @@ _THUMBNAIL_SIZE = 8
 _SAME_MEAN, _SAME_MAX, _SAME_SHARE = 3.0, 16.0, 0.1
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """Marks of an image: its file, its pixels, and what it looks like."""
+class Fingerprint(NamedTuple):
+    """Marks of an image: a hash of its pixels, and a thumbnail."""
 
-    file_hash: str
-    pixel_hash: str
+    pixels: str
     thumbnail: np.ndarray
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(NamedTuple):
     """A candidate that is an image of the reference list, and how that was seen."""
 
     image_id: str
@@ -55,8 +53,7 @@ class Copy:
     reason: str
 
 
-@dataclass(frozen=True)
-class TrainingLists:
+class TrainingLists(NamedTuple):
     """Ids to train on by year, what was left out, and which images of VOC2012 are in VOC2007 trainval as well."""
 
     ids: dict[str, list[str]]
@@ -65,83 +62,64 @@ class TrainingLists:
 
 
 def list_path(devkit: Path, year: str, name: str) -> Path:
-    """The list ``name`` of segmentation images of one year."""
+    """Return the list ``name`` of segmentation images of one year."""
     return devkit / year / "ImageSets" / "Segmentation" / f"{name}.txt"
 
 
 def image_path(devkit: Path, year: str, image_id: str) -> Path:
-    """The photograph of an id."""
+    """Return the photograph of an id."""
     return devkit / year / "JPEGImages" / f"{image_id}.jpg"
 
 
 def mask_path(devkit: Path, year: str, image_id: str) -> Path:
-    """The labels of an id: one index a pixel, 255 on the outlines."""
+    """Return the labels of an id: one index a pixel, 255 on the outlines."""
     return devkit / year / "SegmentationClass" / f"{image_id}.png"
 
 
 def read_ids(path: Path) -> list[str]:
-    """Ids of a list, in its order; empty lines are skipped."""
+    """Read the ids of a list, in its order; empty lines are skipped."""
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
 def read_splits(devkit: Path) -> dict[tuple[str, str], list[str]]:
-    """The three published lists, after a look whether each image and each mask is there.
-
-    Raises:
-        FileNotFoundError: Names the lists, images and masks that are missing and the archive that holds them.
-        ValueError: If a list is empty.
-    """
-    missing_lists = [key for key in SPLITS if not list_path(devkit, *key).is_file()]
-    if missing_lists:
-        lines = [f"  {list_path(devkit, *key)}  (from {SPLITS[key][1]})" for key in missing_lists]
+    """Read the three published lists, after a look whether each image and each mask is there."""
+    if missing := [key for key in SPLITS if not list_path(devkit, *key).is_file()]:
+        lines = [f"  {list_path(devkit, *key)}  (from {SPLITS[key][1]})" for key in missing]
         raise FileNotFoundError(
             "These lists are missing:\n" + "\n".join(lines) + "\nDEVKIT must be the folder that holds VOC2007 and "
             "VOC2012, each with ImageSets/Segmentation, JPEGImages and SegmentationClass"
         )
     splits = {key: read_ids(list_path(devkit, *key)) for key in SPLITS}
     for (year, split), ids in splits.items():
+        archive = SPLITS[year, split][1]
         if not ids:
-            raise ValueError(f"{list_path(devkit, year, split)} holds no id; unpack {SPLITS[year, split][1]} again")
-        _check_files(devkit, year, split, ids)
+            raise ValueError(f"{list_path(devkit, year, split)} holds no id; unpack {archive} again")
+        files = [path(devkit, year, i) for path in (image_path, mask_path) for i in ids]
+        if absent := [str(file) for file in files if not file.is_file()]:
+            more = f"\n  ... and {len(absent) - 5} more" if len(absent) > 5 else ""
+            raise FileNotFoundError(
+                f"{len(absent)} of {len(files)} files of {year} {split} are missing (from {archive}):\n  "
+                + "\n  ".join(absent[:5])
+                + more
+            )
     return splits
 
 
-def _check_files(devkit: Path, year: str, split: str, ids: Sequence[str]) -> None:
-    files = [image_path(devkit, year, i) for i in ids]
-    files += [mask_path(devkit, year, i) for i in ids]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(files)} files of {year} {split} are missing (from {SPLITS[year, split][1]}):\n  "
-            + "\n  ".join(missing[:5])
-            + more
-        )
-
-
 def fingerprint(path: Path) -> Fingerprint:
-    """Hashes of the file and of its decoded pixels, and a thumbnail.
-
-    Raises:
-        ValueError: If the image cannot be decoded.
-    """
+    """Hash the decoded pixels, and shrink them to a thumbnail."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); unpack it again") from error
-    thumbnail = np.asarray(image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX), dtype=np.float32)
-    return Fingerprint(
-        file_hash=hashlib.sha256(path.read_bytes()).hexdigest(),
-        pixel_hash=hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest(),
-        thumbnail=thumbnail,
-    )
+    thumbnail = image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX)
+    pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    return Fingerprint(pixels, np.asarray(thumbnail, dtype=np.float32))
 
 
 def find_copies(candidates: dict[str, Fingerprint], references: dict[str, Fingerprint]) -> list[Copy]:
-    """The candidates (ids of VOC2012) that are an image of the references (ids of VOC2007), in their order."""
-    by_file = {print_.file_hash: i for i, print_ in references.items()}
-    by_pixels = {print_.pixel_hash: i for i, print_ in references.items()}
+    """Find the candidates (ids of VOC2012) that are an image of the references (ids of VOC2007), in their order."""
+    by_pixels = {print_.pixels: i for i, print_ in references.items()}
     reference_ids = list(references)
     thumbnails = np.stack([references[i].thumbnail for i in reference_ids])
     copies = []
@@ -149,10 +127,8 @@ def find_copies(candidates: dict[str, Fingerprint], references: dict[str, Finger
         old_id = image_id.removeprefix("2007_")
         if old_id in references:
             copies.append(Copy(image_id, old_id, "same id"))
-        elif candidate.file_hash in by_file:
-            copies.append(Copy(image_id, by_file[candidate.file_hash], "same file"))
-        elif candidate.pixel_hash in by_pixels:
-            copies.append(Copy(image_id, by_pixels[candidate.pixel_hash], "same pixels"))
+        elif candidate.pixels in by_pixels:
+            copies.append(Copy(image_id, by_pixels[candidate.pixels], "same pixels"))
         else:
             difference = np.abs(thumbnails - candidate.thumbnail)
             mean = difference.mean(axis=(1, 2, 3))
@@ -163,23 +139,20 @@ def find_copies(candidates: dict[str, Fingerprint], references: dict[str, Finger
     return copies
 
 
-def make_training_lists(
-    devkit: Path, paper_protocol: bool = False, progress: Callable[[Iterable], Iterable] = iter
-) -> TrainingLists:
-    """Ids of VOC2007 and VOC2012 trainval, without the images of VOC2007 test unless ``paper_protocol``.
+def make_training_lists(devkit: Path, paper_protocol: bool = False) -> TrainingLists:
+    """Choose the ids of VOC2007 and VOC2012 trainval, without the images of VOC2007 test unless ``paper_protocol``.
 
-    ``progress`` wraps the loop over the images that are hashed (such as a progress bar). Images of VOC2012 that are in
-    VOC2007 *trainval* stay, as in the paper's combined set, and count twice.
+    Images of VOC2012 that are in VOC2007 *trainval* stay, as in the paper's combined set, and count twice.
 
     Raises:
         FileNotFoundError: If a list, an image or a mask is missing.
         ValueError: If an image cannot be read, or no image of VOC2012 is left.
     """
     splits = read_splits(devkit)
-    wanted = [(year, split, image_id) for (year, split), ids in splits.items() for image_id in ids]
+    wanted = [(key, image_id) for key, ids in splits.items() for image_id in ids]
     prints: dict[tuple[str, str], dict[str, Fingerprint]] = {key: {} for key in splits}
-    for year, split, image_id in progress(wanted):
-        prints[year, split][image_id] = fingerprint(image_path(devkit, year, image_id))
+    for key, image_id in progress(wanted, "reading", "images", len(wanted)):
+        prints[key][image_id] = fingerprint(image_path(devkit, key[0], image_id))
 
     copies = find_copies(prints["VOC2012", "trainval"], prints["VOC2007", "test"])
     twice = find_copies(prints["VOC2012", "trainval"], prints["VOC2007", "trainval"])
@@ -190,17 +163,7 @@ def make_training_lists(
     }
     if not ids["VOC2012"]:
         raise ValueError(f"every image of {devkit / 'VOC2012'} is one of VOC2007 test; nothing is left to train on")
-    return TrainingLists(ids=ids, removed=copies, twice=twice)
-
-
-def write_lists(devkit: Path, ids: dict[str, list[str]], name: str) -> list[Path]:
-    """Write one list a year, whole or not at all, and say where."""
-    paths = []
-    for year, year_ids in ids.items():
-        path = list_path(devkit, year, name)
-        atomic_write(path, "".join(f"{i}\n" for i in year_ids).encode())
-        paths.append(path)
-    return paths
+    return TrainingLists(ids, copies, twice)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -226,20 +189,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def show_progress(images: Iterable) -> Iterator:
-    """Yield the images and say every 500 how far it is."""
-    images = list(images)
-    for number, image in enumerate(images, start=1):
-        yield image
-        if number % 500 == 0 or number == len(images):
-            print(f"  read {number} of {len(images)} images", flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Make and write the lists."""
     args = parse_args(argv)
-    lists = make_training_lists(args.devkit, args.paper_protocol, show_progress)
-    paths = write_lists(args.devkit, lists.ids, args.out)
+    lists = make_training_lists(args.devkit, args.paper_protocol)
     for (year, split), (published, _) in SPLITS.items():
         count = len(read_ids(list_path(args.devkit, year, split)))
         note = "" if count == published else f" (the published devkit has {published})"
@@ -251,5 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for copy in lists.removed:
         print(f"  {copy.image_id} is VOC2007 test {copy.reference_id}: {copy.reason}")
     print(f"VOC2012 trainval holds {len(lists.twice)} images of VOC2007 trainval: they stay and count twice")
-    for path, ids in zip(paths, lists.ids.values(), strict=True):
+    for year, ids in lists.ids.items():
+        path = list_path(args.devkit, year, args.out)
+        atomic_write(path, "".join(f"{i}\n" for i in ids).encode())
         print(f"wrote {path}: {len(ids)} images")

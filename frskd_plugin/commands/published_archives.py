@@ -1,4 +1,4 @@
-"""The files of a published data set, in archives or unpacked, and where each of its images belongs.
+"""Files of a published data set, in archives or unpacked, and where each of its images belongs.
 
 Nothing is ever unpacked as the archive says: a reader sees names and contents, and decides itself what goes where. For
 each set a function reads its lists and returns a rule: name of a published file -> where it goes
@@ -15,12 +15,12 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -29,6 +29,7 @@ from frskd_plugin.data.cifar100 import ARCHIVE_FOLDER
 
 LIST_LIMIT = 64 << 20  # bytes of a file that is read as a whole: lists of images and classes
 NESTED = re.compile(r"n\d{8}\.tar")  # ImageNet's training archive holds one of these for each class
+TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,31 @@ class Member:
     size: int
     path: Path | None = None
 
-    def read(self) -> bytes:
-        """Return the whole content.
+    def chunks(self, limit: int) -> Iterator[bytes]:
+        """Yield the content, and no more than the limit of it, whatever the archive says about its size.
 
         Raises:
-            ValueError: The archive is damaged, or the file is no list: it is too large.
+            ValueError: The archive is damaged, or the file has more than ``limit`` bytes.
         """
-        return b"".join(self._chunks(LIST_LIMIT))
+        size = 0
+        if self.size <= limit:
+            with naming(self.archive), self.open() as source:
+                while size <= limit and (chunk := source.read(1 << 20)):
+                    size += len(chunk)
+                    if size <= limit:
+                        yield chunk
+        if max(size, self.size) > limit:
+            raise ValueError(
+                f"{self.archive}: {self.name} unpacks to {max(size, self.size) >> 20} MiB or more, and {limit >> 20} "
+                "MiB are the most that is left for it in a set of this kind; nothing was kept: get the archive from "
+                "its authors"
+            )
 
     def copy_to(self, target: Path, limit: int, link: bool = False) -> int:
         """Write the content to a new file; with ``link`` a file that lies on disk gets a second name instead.
 
         Returns:
             The bytes that were written.
-
-        Raises:
-            ValueError: The archive is damaged, the file has more than ``limit`` bytes, or no link can be made.
         """
         if link and self.path is not None:
             try:
@@ -76,34 +86,15 @@ class Member:
                 ) from error
             return 0
         with open(target, "xb") as file:
-            return sum(file.write(chunk) for chunk in self._chunks(limit))
-
-    def _chunks(self, limit: int) -> Iterator[bytes]:
-        """Yield the content, and no more than the limit of it, whatever the archive says about its size."""
-        size = self.size
-        if size <= limit:
-            size = 0
-            with naming(self.archive), self.open() as source:
-                while size <= limit and (chunk := source.read(1 << 20)):
-                    size += len(chunk)
-                    if size <= limit:
-                        yield chunk
-        if size > limit:
-            raise ValueError(
-                f"{self.archive}: {self.name} unpacks to {size >> 20} MiB or more, and {limit >> 20} MiB are the most "
-                "that is left for it in a set of this kind; nothing was kept: get the archive from its authors"
-            )
+            return sum(file.write(chunk) for chunk in self.chunks(limit))
 
 
 class Source:
-    """A published data set: an archive, or a folder of archives and unpacked files.
+    """Published data set: an archive, or a folder of archives and unpacked files.
 
     Args:
         path: the archive or the folder.
         archives: file as published -> what it unpacks to; an archive beside which that lies is passed over.
-
-    Raises:
-        FileNotFoundError: There is nothing at ``path``.
     """
 
     def __init__(self, path: str | Path, archives: Mapping[str, str | None]) -> None:
@@ -115,11 +106,7 @@ class Source:
             )
 
     def members(self, nested: bool = True) -> Iterator[Member]:
-        """All files, in those archives of archives too if ``nested``.
-
-        Raises:
-            ValueError: An archive is damaged, or a name points outside of it.
-        """
+        """Yield all files, in those archives of archives too if ``nested``."""
         for member in archive_members(self.path) if self.path.is_file() else self._folder_members():
             if nested and NESTED.fullmatch(PurePosixPath(member.name).name):
                 with naming(member.archive), member.open() as file:
@@ -140,21 +127,17 @@ class Source:
                 if self._archives.get(file) is not None:
                     yield from archive_members(path)
                 else:
-                    name, size = path.relative_to(self.path).as_posix(), path.stat().st_size
-                    yield Member(name, self.path, partial(_open_file, path), size, path)
+                    name = path.relative_to(self.path).as_posix()
+                    yield Member(name, self.path, cast(Any, partial(open, path, "rb")), path.stat().st_size, path)
 
     def read_lists(self, *patterns: str) -> dict[str, bytes]:
-        """Contents of the files with these names (``*_train.txt`` takes all that end so), by name without folders.
-
-        Raises:
-            FileNotFoundError: Says which are missing, and in what they are published.
-        """
+        """Read the files with these names (``*_train.txt`` takes all that end so), by name without folders."""
         found: dict[str, bytes] = {}
         for member in self.members(nested=False):
             name = PurePosixPath(member.name).name
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) and not name.startswith("."):
-                found[name] = member.read()
-                if len(found) == len(patterns) and set(found) == set(patterns):
+                found[name] = b"".join(member.chunks(LIST_LIMIT))
+                if set(found) == set(patterns):
                     break
         missing = [pattern for pattern in patterns if not fnmatch.filter(found, pattern)]
         if missing:
@@ -166,11 +149,7 @@ class Source:
 
 
 def archive_members(path: Path) -> Iterator[Member]:
-    """The files of a zip or tar archive, compressed or not.
-
-    Raises:
-        ValueError: It is damaged or no archive, or a name in it points outside.
-    """
+    """Yield the files of a zip or tar archive, compressed or not."""
     with naming(path):
         if path.suffix.lower() != ".zip":
             yield from tar_members(path)
@@ -183,7 +162,7 @@ def archive_members(path: Path) -> Iterator[Member]:
 
 
 def tar_members(path: Path, file: IO[bytes] | None = None) -> Iterator[Member]:
-    """The regular files of a tar archive, which may itself be an open ``file`` of the archive ``path``.
+    """Yield the regular files of a tar archive, which may itself be an open ``file`` of the archive ``path``.
 
     Links and devices are passed over: no published set has any.
     """
@@ -191,27 +170,15 @@ def tar_members(path: Path, file: IO[bytes] | None = None) -> Iterator[Member]:
         for info in archive:
             check_inside(info.name, path)
             if info.isreg():
-                yield Member(info.name, path, partial(_open_tar_member, archive, info), info.size)
-
-
-def _open_file(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def _open_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
-    return archive.extractfile(info)
+                yield Member(info.name, path, cast(Any, partial(archive.extractfile, info)), info.size)
 
 
 def check_inside(name: str, archive: Path) -> None:
     """Refuse the name of a member that would land outside the folder into which an archive is unpacked.
 
-    Raises:
-        ValueError: Such a name.
-
-    Example:
-        >>> check_inside("../../.bashrc", Path("birds.tgz"))
-        Traceback (most recent call last):
-        ValueError: birds.tgz holds '../../.bashrc', which points outside of it; ...
+    >>> check_inside("../../.bashrc", Path("birds.tgz"))
+    Traceback (most recent call last):
+    ValueError: birds.tgz holds '../../.bashrc', which points outside of it; ...
     """
     if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         raise ValueError(
@@ -221,7 +188,7 @@ def check_inside(name: str, archive: Path) -> None:
 
 @contextmanager
 def naming(archive: Path) -> Iterator[None]:
-    """Errors that a damaged archive raises become one that names it."""
+    """Turn errors that a damaged archive raises into one that names it."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
@@ -233,7 +200,7 @@ Rule = Callable[[PurePosixPath], PurePosixPath | None]
 
 
 def cifar100(source: Source) -> Rule:
-    """The three files of the python archive as they are, or image folders ``{train,test}/<class>/*.png``."""
+    """Take the three files of the python archive, or image folders ``{train,test}/<class>/*.png``."""
     names = [PurePosixPath(member.name) for member in source.members(nested=False)]
     if any(path.name == "meta" for path in names):
         return lambda path: place(ARCHIVE_FOLDER, path.name) if path.name in ("train", "test", "meta") else None
@@ -246,46 +213,40 @@ def cifar100(source: Source) -> Rule:
 
 
 def tinyimagenet(source: Source) -> Rule:
-    """``train/<class>/images/<class>_0.JPEG``; validation images stand in a list with their classes."""
-    name = "val_annotations.txt"  # <image> <class> <box>
-    val_classes = {file: rest.split()[0] for file, rest in _table(name, source.read_lists(name)[name]).items()}
+    """Take training images by their names; validation images stand in a list with their classes and boxes."""
+    val_classes = {file: rest.split()[0] for file, rest in _tables(source, "val_annotations.txt")[0].items()}
 
     def rule(path: PurePosixPath) -> PurePosixPath | None:
         if path.name in val_classes:
             return place("val", val_classes[path.name], path.name)
-        train = re.fullmatch(r"(n\d{8})_\d+\.JPEG", path.name)
+        train = TRAIN_IMAGE.fullmatch(path.name)
         return place("train", train[1], path.name) if train else None
 
     return rule
 
 
 def cub200(source: Source) -> Rule:
-    """Tables of ``<image number> <value>``: file, class and whether the image is for training."""
+    """Read tables of ``<image number> <value>``: file, class and whether the image is for training."""
     names = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-    lists = source.read_lists(*names)
-    files, labels, is_train, classes = (_table(name, lists[name]) for name in names)
-    _check_same_ids(names[:3], files, labels, is_train)
+    files, labels, is_train, classes = _tables(source, *names)
+    if not files.keys() == labels.keys() == is_train.keys():
+        counts = ", ".join(f"{n} {len(table)}" for n, table in zip(names, (files, labels, is_train), strict=False))
+        raise ValueError(f"these lists must be about the same images, got {counts}; download the archive again")
     targets = {
         file: place("train" if is_train[i] == "1" else "test", classes[labels[i]], PurePosixPath(file).name)
         for i, file in files.items()
     }
-    return _by_class_and_file(targets)
+    return lambda path: targets.get("/".join(path.parts[-2:]))
 
 
 def mit67(source: Source) -> Rule:
-    """Lists of ``<class>/<image>``; more than half of the published images are in neither."""
+    """Read lists of ``<class>/<image>``; more than half of the published images are in neither."""
     lists = source.read_lists("TrainImages.txt", "TestImages.txt")
-    return _by_class_and_file(
-        {
-            file: place(split, *PurePosixPath(file).parts)
-            for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt"))
-            for file in _lines(lists[name])
-        }
-    )
+    return _by_class_and_file(train=_lines(lists["TrainImages.txt"]), test=_lines(lists["TestImages.txt"]))
 
 
 def stanford40(source: Source) -> Rule:
-    """A list of images for each class and split: ``<class>_train.txt`` and ``<class>_test.txt``."""
+    """Read a list of images for each class and split: ``<class>_train.txt`` and ``<class>_test.txt``."""
     targets = {}
     for name, content in source.read_lists("*_train.txt", "*_test.txt").items():
         class_name, split = name.removesuffix(".txt").rsplit("_", 1)
@@ -294,19 +255,14 @@ def stanford40(source: Source) -> Rule:
 
 
 def dogs(source: Source) -> Rule:
-    """Lists of ``<class>/<image>`` in MATLAB files."""
+    """Read lists of ``<class>/<image>`` in MATLAB files."""
     lists = source.read_lists("train_list.mat", "test_list.mat")
-    return _by_class_and_file(
-        {
-            file: place(split, *PurePosixPath(file).parts)
-            for split in ("train", "test")
-            for file in map(str, read_mat(f"{split}_list.mat", lists[f"{split}_list.mat"], "file_list"))
-        }
-    )
+    train, test = (list(map(str, read_mat(name, lists[name], "file_list"))) for name in sorted(lists, reverse=True))
+    return _by_class_and_file(train=train, test=test)
 
 
 def imagenet(source: Source) -> Rule:
-    """Training images have their class in the name; for the others the devkit lists the numbers of the classes.
+    """Take training images by their names; for the others the devkit lists the numbers of the classes.
 
     torchvision's reader of these archives is not used: it insists on their checksums (an hour of reading for a set
     that was repacked) and starts from an empty folder.
@@ -321,8 +277,7 @@ def imagenet(source: Source) -> Rule:
         raise ValueError(f"{truth_name} must hold a class number of meta.mat in each line, got {error}") from error
 
     def rule(path: PurePosixPath) -> PurePosixPath | None:
-        train = re.fullmatch(r"(n\d{8})_\d+\.JPEG", path.name)
-        if train:
+        if train := TRAIN_IMAGE.fullmatch(path.name):
             return place("train", train[1], path.name)
         val = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", path.name)
         if val and 1 <= int(val[1]) <= len(val_classes):
@@ -333,26 +288,16 @@ def imagenet(source: Source) -> Rule:
 
 
 RULES: dict[str, Callable[[Source], Rule]] = {
-    "cifar100": cifar100,
-    "tinyimagenet": tinyimagenet,
-    "cub200": cub200,
-    "mit67": mit67,
-    "stanford40": stanford40,
-    "dogs": dogs,
-    "imagenet": imagenet,
+    rule.__name__: rule for rule in (cifar100, tinyimagenet, cub200, mit67, stanford40, dogs, imagenet)
 }
 
 
 def place(*parts: str) -> PurePosixPath:
-    """A path of plain names, whatever a list says.
+    """Return a path of plain names, whatever a list says.
 
-    Raises:
-        ValueError: A part would lead somewhere else.
-
-    Example:
-        >>> place("train", "..", "cat.jpg")
-        Traceback (most recent call last):
-        ValueError: the lists of the set name 'train/../cat.jpg', which is not split/class/image
+    >>> place("train", "..", "cat.jpg")
+    Traceback (most recent call last):
+    ValueError: the lists of the set name 'train/../cat.jpg', which is not split/class/image
     """
     if len(parts) > 3 or any(part in ("", ".", "..") or re.search(r"[/\\\0]", part) for part in parts):
         raise ValueError(f"the lists of the set name {'/'.join(parts)!r}, which is not split/class/image")
@@ -360,12 +305,7 @@ def place(*parts: str) -> PurePosixPath:
 
 
 def read_mat(name: str, content: bytes, key: str) -> np.ndarray:
-    """The array ``key`` of a MATLAB file, [N].
-
-    Raises:
-        ModuleNotFoundError: scipy, which reads these files, is not installed.
-        ValueError: The file cannot be read or lacks the key.
-    """
+    """Read the array ``key`` of a MATLAB file, [N]."""
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
@@ -378,25 +318,23 @@ def read_mat(name: str, content: bytes, key: str) -> np.ndarray:
         ) from error
 
 
-def _by_class_and_file(targets: dict[str, PurePosixPath]) -> Rule:
-    """The rule of lists that name images as ``<class>/<image>``."""
+def _by_class_and_file(**splits: list[str]) -> Rule:
+    """Return the rule of lists that name images as ``<class>/<image>``."""
+    targets = {file: place(split, *PurePosixPath(file).parts) for split, files in splits.items() for file in files}
     return lambda path: targets.get("/".join(path.parts[-2:]))
 
 
 def _lines(content: bytes) -> list[str]:
-    """Lines that are not empty; bytes that are no UTF-8 are written as Python writes them in names of files."""
+    """Split into lines that are not empty; bytes that are no UTF-8 are written as in Python's names of files."""
     return [line.strip() for line in content.decode(errors="surrogateescape").splitlines() if line.strip()]
 
 
-def _table(name: str, content: bytes) -> dict[str, str]:
-    """Lines of a key and a value, with white space between them."""
-    rows = [line.split(maxsplit=1) for line in _lines(content)]
-    if any(len(row) != 2 for row in rows):
-        raise ValueError(f"{name} must hold a key and a value in each line; download the archive again")
-    return dict(rows)  # type: ignore[arg-type]
-
-
-def _check_same_ids(names: Iterable[str], *tables: dict[str, Any]) -> None:
-    if any(table.keys() != tables[0].keys() for table in tables):
-        counts = ", ".join(f"{name} {len(table)}" for name, table in zip(names, tables, strict=True))
-        raise ValueError(f"these lists must be about the same images, got {counts}; download the archive again")
+def _tables(source: Source, *names: str) -> list[dict[str, str]]:
+    """Read lists of lines of a key and a value, with white space between them."""
+    lists, tables = source.read_lists(*names), []
+    for name in names:
+        rows = [line.split(maxsplit=1) for line in _lines(lists[name])]
+        if any(len(row) != 2 for row in rows):
+            raise ValueError(f"{name} must hold a key and a value in each line; download the archive again")
+        tables.append({key: value for key, value in rows})
+    return tables

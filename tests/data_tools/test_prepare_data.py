@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import stat
 import sys
 import tarfile
@@ -43,13 +44,17 @@ def mat(**content: object) -> bytes:
     return buffer.getvalue()
 
 
+def add_to_tar(archive: tarfile.TarFile, files: Files) -> None:
+    for name, content in files.items():
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+
+
 def tar(files: Files) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+        add_to_tar(archive, files)
     return buffer.getvalue()
 
 
@@ -60,10 +65,7 @@ def write_archive(path: Path, files: Files) -> None:
                 archive.writestr(name, content)
     else:
         with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
-            for name, content in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+            add_to_tar(archive, files)
 
 
 def write_files(folder: Path, files: Files) -> None:
@@ -93,12 +95,8 @@ def tinyimagenet() -> tuple[dict[str, Files | bytes], Placed]:
         f"{top}/val/val_annotations.txt": b"val_0.JPEG\tn00000002\t0\t0\t3\t3\nval_1.JPEG\tn00000001\t0\t0\t3\t3\n",
         f"{top}/test/images/test_0.JPEG": png(5),
     }
-    where = {
-        "train/n00000001/n00000001_0.JPEG": 1,
-        "train/n00000002/n00000002_7.JPEG": 2,
-        "val/n00000001/val_1.JPEG": 4,
-        "val/n00000002/val_0.JPEG": 3,
-    }
+    where = {"train/n00000001/n00000001_0.JPEG": 1, "train/n00000002/n00000002_7.JPEG": 2}
+    where |= {"val/n00000001/val_1.JPEG": 4, "val/n00000002/val_0.JPEG": 3}
     return {"tiny-imagenet-200.zip": files}, where
 
 
@@ -113,12 +111,8 @@ def cub200() -> tuple[dict[str, Files | bytes], Placed]:
         f"{top}/train_test_split.txt": b"1 0\n2 1\n3 1\n4 0\n",
         f"{top}/classes.txt": b"1 001.Auk\n2 002.Jay\n",
     }
-    where = {
-        "test/001.Auk/Auk_1.jpg": 1,
-        "test/002.Jay/Jay_2.jpg": 4,
-        "train/001.Auk/Auk_2.jpg": 2,
-        "train/002.Jay/Jay_1.jpg": 3,
-    }
+    where = {"test/001.Auk/Auk_1.jpg": 1, "test/002.Jay/Jay_2.jpg": 4}
+    where |= {"train/001.Auk/Auk_2.jpg": 2, "train/002.Jay/Jay_1.jpg": 3}
     return {"CUB_200_2011.tgz": files}, where
 
 
@@ -162,12 +156,8 @@ def dogs() -> tuple[dict[str, Files | bytes], Placed]:
         "train_list.mat": mat(file_list=cells(names[0], names[3])),
         "test_list.mat": mat(file_list=cells(names[1], names[2])),
     }
-    where = {
-        "test/n01-Pug/n01_2.jpg": 2,
-        "test/n02-Corgi/n02_1.jpg": 3,
-        "train/n01-Pug/n01_1.jpg": 1,
-        "train/n02-Corgi/n02_2.jpg": 4,
-    }
+    where = {"test/n01-Pug/n01_2.jpg": 2, "test/n02-Corgi/n02_1.jpg": 3}
+    where |= {"train/n01-Pug/n01_1.jpg": 1, "train/n02-Corgi/n02_2.jpg": 4}
     return {"images.tar": files, "lists.tar": lists}, where
 
 
@@ -218,51 +208,38 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_image_gets_into_its_split_and_class(tmp_path, name):
-    where = write_published(tmp_path / "src", name)
+@pytest.mark.parametrize("form", ["archives", "unpacked", "links"])
+def test_each_image_gets_into_its_split_and_class(tmp_path, name, form):
+    published, where = FORMATS[name]()
+    if form == "archives":
+        write_published(tmp_path / "src", name)
+    else:
+        for file, content in published.items():  # ImageNet's archives hold no folder of their own
+            inner = {"ILSVRC2012_img_train.tar": "train", "ILSVRC2012_img_val.tar": "val"}.get(file, "")
+            write_files(tmp_path / "src" / inner, {file: content} if isinstance(content, bytes) else content)
     before = contents(tmp_path / "src")
-    parts = prepare_images(name, tmp_path / "src", tmp_path / "dst", image_set=small(name))
+    parts = prepare_images(name, tmp_path / "src", tmp_path / "dst", link=form == "links", image_set=small(name))
     assert placed(tmp_path / "dst") == where
     assert [(part.path.name, part.images, part.made) for part in parts] == [
         (split, {split: 2}, True) for split in IMAGE_SETS[name].images
     ]
     assert contents(tmp_path / "src") == before
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("link", [False, True])
-def test_unpacked_sets_are_copied_or_linked(tmp_path, name, link):
-    published, where = FORMATS[name]()
-    for file, content in published.items():
-        if isinstance(content, bytes):
-            write_files(tmp_path / "src", {file: content})
-        else:  # ImageNet's archives hold no folder of their own
-            inner = {"ILSVRC2012_img_train.tar": "train", "ILSVRC2012_img_val.tar": "val"}.get(file, "")
-            write_files(tmp_path / "src" / inner, content)
-    before = contents(tmp_path / "src")
-    prepare_images(name, tmp_path / "src", tmp_path / "dst", link=link, image_set=small(name))
-    assert placed(tmp_path / "dst") == where
-    assert contents(tmp_path / "src") == before
     inodes = {path.stat().st_ino for path in before}
     linked = [path.stat().st_ino in inodes for path in (tmp_path / "dst").rglob("*") if path.is_file()]
     in_inner_archives = 2 if name == "imagenet" else 0
-    assert linked.count(True) == (len(where) - in_inner_archives if link else 0)
+    assert linked.count(True) == (len(where) - in_inner_archives if form == "links" else 0)
 
 
-def test_archive_beside_what_it_unpacks_to_is_left_alone(tmp_path):
+def test_archive_of_any_name_and_one_beside_what_it_unpacks_to(tmp_path):
     where = write_published(tmp_path / "src", "cub200")
-    with tarfile.open(tmp_path / "src" / "CUB_200_2011.tgz") as archive:
-        archive.extractall(tmp_path / "src", filter="data")
-    (tmp_path / "src" / "CUB_200_2011.tgz").write_bytes(b"half of an archive")
-    prepare_images("cub200", tmp_path / "src", tmp_path / "dst", image_set=small("cub200"))
-    assert placed(tmp_path / "dst") == where
-
-
-def test_one_archive_may_have_any_name(tmp_path):
-    where = write_published(tmp_path / "src", "cub200")
-    archive = (tmp_path / "src" / "CUB_200_2011.tgz").rename(tmp_path / "birds.tgz")
-    prepare_images("cub200", archive, tmp_path / "dst", image_set=small("cub200"))
-    assert placed(tmp_path / "dst") == where
+    archive = tmp_path / "src" / "CUB_200_2011.tgz"
+    shutil.copyfile(archive, tmp_path / "birds.tgz")
+    prepare_images("cub200", tmp_path / "birds.tgz", tmp_path / "one", image_set=small("cub200"))
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path / "src", filter="data")
+    archive.write_bytes(b"half of an archive")  # is left alone
+    prepare_images("cub200", tmp_path / "src", tmp_path / "two", image_set=small("cub200"))
+    assert placed(tmp_path / "one") == placed(tmp_path / "two") == where
 
 
 @pytest.mark.parametrize("keys", [str, bytes])
@@ -289,15 +266,8 @@ def test_cifar_archive_in_any_order(tmp_path, keys):
 
 
 def test_cifar_as_image_folders(tmp_path):
-    where = {
-        f"{split}/{name}/{grey}.png": grey
-        for split, name, grey in [
-            ("test", "apple", 1),
-            ("test", "bear", 2),
-            ("train", "apple", 3),
-            ("train", "bear", 4),
-        ]
-    }
+    images = [("test", "apple"), ("test", "bear"), ("train", "apple"), ("train", "bear")]
+    where = {f"{split}/{name}/{grey}.png": grey for grey, (split, name) in enumerate(images)}
     write_files(tmp_path / "src", {f"CIFAR100/{path}": png(grey) for path, grey in where.items()})
     prepare_images("cifar100", tmp_path / "src", tmp_path / "dst", image_set=small("cifar100"))
     assert placed(tmp_path / "dst") == where
@@ -332,16 +302,20 @@ def test_rerun_keeps_what_is_whole_and_refuses_what_is_not(tmp_path):
     assert placed(tmp_path / "dst") == where
 
 
-def test_interruption_leaves_nothing_half_made(tmp_path):
+def test_interruption_leaves_nothing_half_made(tmp_path, monkeypatch):
     where = write_published(tmp_path / "src", "cub200")
     settings = dict(src=tmp_path / "src", dst=tmp_path / "dst", image_set=small("cub200"))
+    copy_to, done = Member.copy_to, []
 
-    def interrupt(number: int) -> None:
-        if number == 3:
+    def interrupt(member: Member, *args: object) -> int:
+        done.append(member.name)
+        if len(done) == 3:
             raise KeyboardInterrupt
+        return copy_to(member, *args)
 
-    with pytest.raises(KeyboardInterrupt):
-        prepare_images("cub200", **settings, on_file=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Member, "copy_to", interrupt)
+        prepare_images("cub200", **settings)
     assert list((tmp_path / "dst").iterdir()) == []
     (tmp_path / "dst" / ".train.partial" / "009.Emu").mkdir(parents=True)  # what a killed run leaves
     prepare_images("cub200", **settings)
@@ -375,12 +349,8 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(png(9))
     files = dict(cub200()[0]["CUB_200_2011.tgz"])
     del files["CUB_200_2011/images/001.Auk/Auk_2.jpg"]
-    write_archive(tmp_path / "plain.tgz", files)
     with tarfile.open(tmp_path / "CUB_200_2011.tar", "w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+        add_to_tar(archive, files)
         link = tarfile.TarInfo("CUB_200_2011/images/001.Auk/Auk_2.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret.jpg")
         archive.addfile(link)
@@ -418,7 +388,7 @@ def test_a_size_that_an_archive_only_claims_does_not_count(tmp_path):
 
 def test_a_list_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "LIST_LIMIT", 10)
-    with pytest.raises(ValueError, match="TestImages.txt unpacks to|TrainImages.txt unpacks to"):
+    with pytest.raises(ValueError, match="(Test|Train)Images.txt unpacks to"):
         prepare_images("mit67", mit67_with(tmp_path, "x.zip", *[b"x"] * 5), tmp_path / "dst", image_set=small("mit67"))
 
 
@@ -436,7 +406,7 @@ def test_pipes_devices_and_links_are_passed_over(tmp_path):
     assert [member.name for member in archive_members(tmp_path / "a.zip")] == ["file", "plain"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["tinyimagenet", "cub200", "mit67"])  # zip, gzip, tar
 def test_damaged_archives_are_named(tmp_path, name):
     """Cut within the first file; a plain tar that ends between two files looks whole, and its counts are wrong."""
     write_published(tmp_path / "src", name)
@@ -453,7 +423,6 @@ def test_damaged_archives_are_named(tmp_path, name):
     [
         ("mit67", "TestImages.txt", "TestImages.txt not found in .*indoorCVPR_09.tar, TrainImages.txt, TestImages.txt"),
         ("stanford40", "Stanford40_ImageSplits.zip", r"\*_train.txt, \*_test.txt not found in"),
-        ("dogs", "lists.tar", "train_list.mat, test_list.mat not found in .*images.tar, lists.tar"),
         ("imagenet", "ILSVRC2012_devkit_t12.tar.gz", "meta.mat, ILSVRC2012_validation_ground_truth.txt not found in"),
     ],
 )
@@ -530,18 +499,10 @@ def test_second_file_for_one_place_is_refused(tmp_path):
 
 
 def test_tool_ends_with_one_line_and_status_2(tmp_path):
-    write_published(tmp_path / "src", "cub200")
-    done = command("prepare_data", "cub200", tmp_path / "src", tmp_path / "dst")
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        "frskd prepare_data: error: train is not the whole set: expected 5994 images of 200 classes, found 2 of 2"
-    )
-    assert done.stderr.count("\n") == 1
     (tmp_path / "notes.txt").write_text("no archive")
     done = command("prepare_data", "cub200", tmp_path / "notes.txt", tmp_path / "dst")
-    assert done.returncode == 2
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "notes.txt is damaged, not complete or no archive (ReadError: " in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_tool_prints_a_summary(tmp_path, monkeypatch):
