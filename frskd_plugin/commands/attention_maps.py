@@ -6,13 +6,11 @@ frskd attention_maps work_dirs/frskd_cub200_resnet18/epoch_{10,50,90}.pth bird.j
 
 from __future__ import annotations
 
-import abc
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +19,10 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import Tensor
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.commands.console import imports_held, progress
 from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
 from frskd_plugin.export import load_strictly
@@ -69,27 +68,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def targets_of(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Image -> picture in the folder, named like the image; like its folder too where images share a name.
-
-    Raises:
-        FileNotFoundError: an image is missing.
-        ValueError: the picture would replace an image, or two pictures would be one file.
-    """
-    for image in images:
+    """Map each image to its picture, named like the image; like its folder too where images share a name."""
+    stems = Counter(image.stem for image in dict.fromkeys(images))
+    targets: dict[Path, Path] = {}
+    for image in dict.fromkeys(images):
         if not image.is_file():
             raise FileNotFoundError(f"image {image} not found; expected an image file, or a checkpoint (.pth)")
-    images = list(dict.fromkeys(images))
-    stems = Counter(image.stem for image in images)
-    targets = {}
-    for image in images:
         name = image.stem if stems[image.stem] == 1 else f"{image.resolve().parent.name}_{image.stem}"
-        targets[image] = folder / f"{name}.png"
-    inputs = {image.resolve() for image in images}
-    for image, target in targets.items():
-        if target.resolve() in inputs:
+        target = folder / f"{name}.png"
+        if target.resolve() in {other.resolve() for other in images}:
             raise ValueError(f"the picture of {image} would replace the image {target}; give another folder with -o")
-        if list(targets.values()).count(target) > 1:
+        if target in targets.values():
             raise ValueError(f"several images would become {target}; draw them in separate calls with a folder each")
+        targets[image] = target
     return targets
 
 
@@ -99,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     targets = targets_of(args.images, args.out)
     networks = in_order([open_checkpoint(path, args.allow_imports) for path in args.checkpoints])
     args.out.mkdir(parents=True, exist_ok=True)
-    for image, target in targets.items():
+    for image, target in progress(targets.items(), "drawing", "images", len(targets)):
         save_figure(attention_picture(networks, image), target)
         print(f"picture: {target}")
 
@@ -107,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 CLASSIFIER_TEACHER_PREFIX = "network.method.self_teacher."
 
 
-@dataclass(frozen=True)
-class ImageMaps:
+class ImageMaps(NamedTuple):
     """Image as a network sees it, and its feature maps.
 
     Attributes:
@@ -124,8 +114,11 @@ class ImageMaps:
     refined_feats: list[Tensor] | None
 
 
-class TrainedNetwork(abc.ABC):
-    """Model with the weights of a checkpoint, in eval mode, that shows its feature maps of an image file.
+class TrainedNetwork:
+    """Classifier or segmentor with the weights of a checkpoint, in eval mode, that shows its maps of an image file.
+
+    A segmentor's maps are those that its decode head gets. Of a classifier's method without a self-teacher, only the
+    student is built.
 
     Args:
         path: of the checkpoint.
@@ -137,82 +130,45 @@ class TrainedNetwork(abc.ABC):
         run: name of the folder that holds the checkpoint.
         step: number of epochs that it was trained, or of iterations where those are counted.
         label: that number with its unit, such as 'epoch 50'.
-
-    Raises:
-        ValueError: the config cannot be built, or the weights do not fit.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], config: Config, weights: dict[str, Tensor]) -> None:
-        self.path = path
         self.config = config
         self.run = path.resolve().parent.name
         unit, key = ("iteration", "iter") if _counts_iterations(config) else ("epoch", "epoch")
         self.step = int(meta.get(key, 0))
         self.label = f"{unit} {self.step}" if key in meta else path.stem
-        with self.scope(), explained_build(f"in {path}"):
-            self.model, self.neck = self.build(weights)
-        self.model.eval()
+        self.is_classifier = is_classifier(config)
+        prefix = CLASSIFIER_TEACHER_PREFIX if self.is_classifier else TEACHER_PREFIX
+        has_teacher = any(name.startswith(prefix) for name in weights)
+        settings = without_pretrained(config.model)[0]
+        if self.is_classifier:
+            settings["compile"], settings["mix"] = False, None
+            if not has_teacher:
+                settings["method"] = dict(name="baseline")  # `update` would keep the other method's settings
+                weights = {name: value for name, value in weights.items() if name.startswith(STUDENT_PREFIX)}
+        with self._scope(), explained_build(f"in {path}"), imports_held():
+            model = MODELS.build(settings)
+            self.model = (model if self.is_classifier else revert_sync_batchnorm(model)).eval()
+            load_strictly(self.model, weights, path)
+        owner = self.model.network.method if self.is_classifier else self.model
+        self.neck = owner.self_teacher.neck if has_teacher else None
 
-    @abc.abstractmethod
-    def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
-        """Return the model with its weights, and its self-teacher's feature network, if it has one."""
-
-    @abc.abstractmethod
+    @torch.no_grad()
     def maps_of(self, path: Path) -> ImageMaps:
-        """Run on an image file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it cannot be decoded, or does not fit the network.
-        """
-
-    @abc.abstractmethod
-    def level_name(self, level: int) -> str:
-        """Return the name of a level, counted from 0, in a picture."""
-
-    def scope(self) -> Any:
-        """Return a context in which the config's names mean what they did in training."""
-        return DefaultScope.overwrite_default_scope(self.config.get("default_scope") or "mmengine")
-
-    def test_dataset(self) -> dict[str, Any]:
-        """Return the config of the data set that is tested on, without its wrappers.
-
-        Raises:
-            ValueError: the config has none.
-        """
+        """Run on an image file."""
         loader = self.config.get("test_dataloader") or self.config.get("val_dataloader")
         if not loader:
             raise ValueError("the checkpoint's config has no test_dataloader, whose transforms prepare the images")
         dataset = loader["dataset"]
         while "dataset" in dataset:
             dataset = dataset["dataset"]
-        return dataset
+        image, inputs, feats = (self._classify if self.is_classifier else self._segment)(path, dataset)
+        refined_feats = None if self.neck is None else refine(self.neck, feats)
+        return ImageMaps(image, tuple(inputs.shape[-2:]), feats, refined_feats)
 
-    def refine(self, feats: list[Tensor]) -> list[Tensor] | None:
-        """Return the self-teacher's maps; None without one."""
-        return None if self.neck is None else refine(self.neck, feats)
-
-
-class TrainedClassifier(TrainedNetwork):
-    """`TimmClassifier`; a method that has no self-teacher is not built, only its student is."""
-
-    def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
-        """See `TrainedNetwork.build`."""
-        settings = without_pretrained(self.config.model)[0]
-        settings["compile"], settings["mix"] = False, None
-        has_teacher = any(key.startswith(CLASSIFIER_TEACHER_PREFIX) for key in weights)
-        if not has_teacher:
-            settings["method"] = dict(name="baseline")  # `update` would keep the other method's settings
-            weights = {key: value for key, value in weights.items() if key.startswith(STUDENT_PREFIX)}
-        model = MODELS.build(settings)
-        load_strictly(model, weights, self.path)
-        return model, model.network.method.self_teacher.neck if has_teacher else None
-
-    @torch.no_grad()
-    def maps_of(self, path: Path) -> ImageMaps:
-        """See `TrainedNetwork.maps_of`."""
-        transform = build_transforms(self.test_dataset().get("transforms"))
-        image = to_uint8(transform(read_rgb(path)))
+    def _classify(self, path: Path, dataset: dict[str, Any]) -> tuple[np.ndarray, Tensor, list[Tensor]]:
+        image = to_uint8(build_transforms(dataset.get("transforms"))(read_rgb(path)))
         inputs = self.model.data_preprocessor(dict(inputs=image[None]))["inputs"]
         try:
             feats, _ = self.model.network.student_forward(inputs)
@@ -221,29 +177,11 @@ class TrainedClassifier(TrainedNetwork):
                 f"image {path}, prepared to {image.shape[1]}x{image.shape[2]} pixels, does not fit the network: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        return ImageMaps(image.permute(1, 2, 0).numpy(), tuple(inputs.shape[-2:]), feats, self.refine(feats))
+        return image.permute(1, 2, 0).numpy(), inputs, feats
 
-    def level_name(self, level: int) -> str:
-        """Blocks count from 1, as in the paper."""
-        return f"block {level + 1}"
-
-
-class TrainedSegmentor(TrainedNetwork):
-    """Encoder-decoder of mmseg, plain or FRSKD; its maps are those that the decode head gets."""
-
-    def build(self, weights: dict[str, Tensor]) -> tuple[nn.Module, nn.Module | None]:
-        """See `TrainedNetwork.build`."""
-        model = revert_sync_batchnorm(MODELS.build(without_pretrained(self.config.model)[0]))
-        load_strictly(model, weights, self.path)
-        has_teacher = any(key.startswith(TEACHER_PREFIX) for key in weights)
-        return model, model.self_teacher.neck if has_teacher else None
-
-    @torch.no_grad()
-    def maps_of(self, path: Path) -> ImageMaps:
-        """See `TrainedNetwork.maps_of`."""
-        steps = [step for step in self.test_dataset()["pipeline"] if "Annotations" not in step["type"]]
-        with self.scope():
-            prepare = Compose(steps)
+    def _segment(self, path: Path, dataset: dict[str, Any]) -> tuple[np.ndarray, Tensor, list[Tensor]]:
+        with self._scope(), imports_held():
+            prepare = Compose([step for step in dataset["pipeline"] if "Annotations" not in step["type"]])
         try:
             data = prepare(dict(img_path=str(path)))
         except FileNotFoundError:
@@ -253,16 +191,16 @@ class TrainedSegmentor(TrainedNetwork):
                 f"image {path} cannot be decoded, or prepared as the config says ({type(error).__name__}: {error})"
             ) from error
         inputs = self.model.data_preprocessor(pseudo_collate([data]))["inputs"]
-        if self.neck is None:
-            feats = list(self.model.extract_feat(inputs))
-        else:
-            feats, _ = self.model.distilled_maps(inputs)
-        image = as_picture(data["inputs"][:3].flip(0))  # mmcv loads BGR, other bands behind it
-        return ImageMaps(image, tuple(inputs.shape[-2:]), feats, self.refine(feats))
+        feats = list(self.model.extract_feat(inputs)) if self.neck is None else self.model.distilled_maps(inputs)[0]
+        return as_picture(data["inputs"][:3].flip(0)), inputs, feats  # mmcv loads BGR, other bands behind it
 
     def level_name(self, level: int) -> str:
-        """Levels of a neck's pyramid count from 0."""
-        return f"level {level}"
+        """Name a level, counted from 0: blocks count from 1, as in the paper, levels of a neck's pyramid from 0."""
+        return f"block {level + 1}" if self.is_classifier else f"level {level}"
+
+    def _scope(self) -> Any:
+        """Return a context in which the config's names mean what they did in training."""
+        return DefaultScope.overwrite_default_scope(self.config.get("default_scope") or "mmengine")
 
 
 def open_checkpoint(path: str | Path, allow_imports: bool = False) -> TrainedNetwork:
@@ -279,27 +217,20 @@ def open_checkpoint(path: str | Path, allow_imports: bool = False) -> TrainedNet
     """
     path = Path(path)
     checkpoint = load_checkpoint(path)
-    config, meta = stored_config(checkpoint, str(path), allow_imports), checkpoint["meta"]
+    config = stored_config(checkpoint, str(path), allow_imports)
     check_version(config, str(path))
     model = config.get("model") or {}
-    if is_classifier(config):
-        kind: type[TrainedNetwork] = TrainedClassifier
-    elif "decode_head" in model:
-        kind = TrainedSegmentor
-    else:
+    if not is_classifier(config) and "decode_head" not in model:
         raise ValueError(
             f"{path} is of a model of type {model.get('type')!r}; expected a checkpoint of a TimmClassifier, or of a "
             f"segmentor of mmseg (FRSKDEncoderDecoder, EncoderDecoder)"
         )
-    return kind(path, meta, config, checkpoint["state_dict"])
+    return TrainedNetwork(path, checkpoint["meta"], config, checkpoint["state_dict"])
 
 
 def _counts_iterations(config: Config) -> bool:
     train_cfg = config.get("train_cfg") or {}
     return train_cfg.get("type") == "IterBasedTrainLoop" or train_cfg.get("by_epoch") is False
-
-
-Row = list[Panel | None]
 
 
 def attention_picture(networks: Sequence[TrainedNetwork], path: Path) -> Figure:
@@ -310,13 +241,9 @@ def attention_picture(networks: Sequence[TrainedNetwork], path: Path) -> Figure:
     Args:
         networks: as they shall stand from left to right.
         path: image file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, or does not fit a network.
     """
-    upper: Row = []
-    lower: Row = []
+    upper: list[Panel | None] = []
+    lower: list[Panel | None] = []
     for network, label in zip(networks, labels_of(networks), strict=True):
         maps = network.maps_of(path)
         if not upper:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.report_charts import DARK, LIGHT, charts_of, draw
 from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures, read_config_of
 from frskd_plugin.commands.report_logs import (
@@ -17,7 +18,6 @@ from frskd_plugin.commands.report_logs import (
     TEACHER_PREFIXES,
     is_teacher,
     position_text,
-    read_result,
     read_run,
     scores_of,
 )
@@ -31,16 +31,16 @@ EPILOG = """\
 It reads what a run has logged so far; a run under way is served too, and nothing of it is executed or changed.
 exit status: 0 the page is written, 2 a folder is no run, or a file is damaged
 examples:
-  report.py work_dirs/frskd_cifar100_wrn_16_2
-  report.py work_dirs/frskd_cifar100_wrn_16_2 --compare work_dirs/baseline_cifar100_wrn_16_2 -o pair.html
-  report.py work_dirs/frskd_cub200_resnet18 --images bird.jpg dog.jpg
+  frskd report work_dirs/frskd_cifar100_wrn_16_2
+  frskd report work_dirs/frskd_cifar100_wrn_16_2 --compare work_dirs/baseline_cifar100_wrn_16_2 -o pair.html
+  frskd report work_dirs/frskd_cub200_resnet18 --images bird.jpg dog.jpg
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="report.py",
+        prog="frskd report",
         description="One self-contained HTML page about a training: scores of student and self-teacher, every loss, "
         "learning rate, IoU of each class, attention maps, settings.",
         epilog=EPILOG,
@@ -65,17 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; see `EPILOG` for the exit status."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    args = build_parser().parse_args(argv)
     out = args.out or args.work_dir / PAGE_NAME
-    try:
-        write_report([args.work_dir, *args.compare], out, args.images, args.title, args.allow_imports)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    write_report([args.work_dir, *args.compare], out, args.images, args.title, args.allow_imports)
     print(f"report: {out}")
-    return 0
 
 
 def write_report(
@@ -92,6 +87,7 @@ def write_report(
         out: file to write; its folder is made.
         images: files whose attention maps are drawn; none shows the pictures that are there.
         title: of the page; None takes the names of the runs.
+        allow_imports: trust the configs in the checkpoints, see `stored_config`.
 
     Raises:
         FileNotFoundError: an image is missing.
@@ -114,14 +110,11 @@ def write_report(
         {"number": i, **read_page(d, name, images, allow_imports)}
         for i, (d, name) in enumerate(zip(work_dirs, names, strict=True))
     ]
-    states = "; ".join(
-        f"{run['name']}: {run['facts']['state']}" if len(runs) > 1 else run["facts"]["state"] for run in runs
-    )
     sections = charts_of([run["logs"] for run in runs], names)
-    drawn = {
-        section: [(chart, jinja2.utils.markupsafe.Markup(draw(chart, f"s{s}c{c}"))) for c, chart in enumerate(charts)]
-        for s, (section, charts) in enumerate(sections.items())
-    }
+    charts = [(section, chart) for section, charts in sections.items() for chart in charts]
+    drawn: dict[str, list[tuple[Any, str]]] = {section: [] for section in sections}
+    for number, (section, chart) in enumerate(progress(charts, "drawing", "charts", len(charts))):
+        drawn[section].append((chart, jinja2.utils.markupsafe.Markup(draw(chart, f"chart{number}"))))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("frskd_plugin", "commands"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -132,7 +125,7 @@ def write_report(
     }
     page = environment.get_template("report.html").render(
         title=title or " and ".join(names),
-        subtitle=f"{states}. Written {datetime.now():%Y-%m-%d %H:%M:%S}.",
+        written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         runs=runs,
         facts=list(dict.fromkeys(fact for run in runs for fact in run["facts"])),
         sections=drawn,
@@ -147,9 +140,6 @@ def write_report(
 def names_of(work_dirs: Sequence[Path]) -> list[str]:
     """Name the runs by their folders, or by the whole paths where folders share a name.
 
-    Raises:
-        ValueError: a folder comes twice.
-
     >>> names_of([Path("a/frskd"), Path("b/frskd"), Path("b/baseline")])
     ['a/frskd', 'b/frskd', 'baseline']
     """
@@ -158,25 +148,19 @@ def names_of(work_dirs: Sequence[Path]) -> list[str]:
         if count > 1:
             raise ValueError(f"{path} was given {count} times; give each run once")
     names = Counter(path.name for path in paths)
-    return [
-        path.name if names[path.name] == 1 else str(work_dir) for path, work_dir in zip(paths, work_dirs, strict=True)
-    ]
+    return [path.name if names[path.name] == 1 else str(d) for path, d in zip(paths, work_dirs, strict=True)]
 
 
 def read_page(work_dir: Path, name: str, images: Sequence[Path] = (), allow_imports: bool = False) -> dict[str, Any]:
-    """Collect what the template shows of a run.
-
-    Raises:
-        FileNotFoundError, ValueError: see `write_report`.
-    """
-    logs, result = read_run(work_dir), read_result(work_dir)
+    """Collect what the template shows of a run."""
+    logs = read_run(work_dir)
     pictures, remarks = (drawn_pictures(work_dir, images, allow_imports), []) if images else found_pictures(work_dir)
     try:
         text, config = read_config_of(logs)
     except ValueError as error:
         text, config = None, {}
         remarks.append(f"{error}; its facts are left out.")
-    scores = scores_of(logs, result)
+    scores = scores_of(logs)
     keys = [key for key in {**scores.last, **scores.best} if not is_teacher(key)] if scores else []
     keys = [key for key in keys if key not in ("epoch", *NOT_SCORES)]
     return {
@@ -185,7 +169,7 @@ def read_page(work_dir: Path, name: str, images: Sequence[Path] = (), allow_impo
         "scores": scores,
         # the metric that decides comes first
         "score_keys": sorted(keys, key=lambda key: key != (scores and scores.metric)),
-        "facts": facts_of(logs, config, result),
+        "facts": facts_of(logs, config),
         "config": text,
         "classes": logs.text_logs[-1].class_iou,
         "class_epoch": logs.text_logs[-1].class_epoch,

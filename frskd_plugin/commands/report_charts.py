@@ -6,8 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,14 +20,11 @@ TITLES = {
     "aAcc": "pixel accuracy (%)",
     "mAcc": "mean accuracy of the classes (%)",
     "loss": "total loss",
-    "loss_ce": "student, cross-entropy",
-    "decode.loss_ce": "student, cross-entropy",
     "loss_teacher_ce": "self-teacher, cross-entropy",
     "self_teacher.loss_ce": "self-teacher, cross-entropy",
-    "loss_kd": "soft labels, times alpha",
-    "self_teacher.loss_kd": "soft labels, times alpha",
-    "loss_feat": "feature distillation, times beta",
-    "self_teacher.loss_feat": "feature distillation, times beta",
+    **dict.fromkeys(("loss_ce", "decode.loss_ce"), "student, cross-entropy"),
+    **dict.fromkeys(("loss_kd", "self_teacher.loss_kd"), "soft labels, times alpha"),
+    **dict.fromkeys(("loss_feat", "self_teacher.loss_feat"), "feature distillation, times beta"),
     "lr": "learning rate",
     "distill_factor": "factor on alpha and beta",
     "train_top1": "top-1 accuracy on the batch (%)",
@@ -48,9 +44,8 @@ MARKERS = (("o", "●○"), ("s", "■□"), ("D", "◆◇"), ("^", "▲△"), (
 _TEXT, _GRID, _BACK = "#010203", "#010204", "#010205"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The values of one run: `dashed` is the self-teacher's, `run` gives colour and marker, `total` were logged."""
+class Curve(NamedTuple):
+    """As many values of one run as can be seen: `dashed` is the self-teacher's, `total` values were logged."""
 
     label: str
     run: int
@@ -58,41 +53,38 @@ class Curve:
     points: Series
     total: int
 
-    @classmethod
-    def of(cls, label: str, run: int, dashed: bool, series: Series) -> Curve:
-        """Take as many points as can be seen."""
-        kept = thin(series.values)
-        return cls(label, run, dashed, Series(series.positions[kept], series.values[kept]), len(series.values))
+    @property
+    def drawn(self) -> np.ndarray:
+        """The values; NaN, a gap, where one has no place in a chart."""
+        return np.where(_has_place(self.points.values), self.points.values, np.nan)
 
     @property
     def swatch(self) -> str:
         """A piece of it for a legend."""
-        marker = MARKERS[self.run][1][self.dashed]
-        return f"╌{marker}╌" if self.dashed else f"─{marker}─"
-
-    @property
-    def drawn(self) -> np.ndarray:
-        """The values that have a place in a chart."""
-        return self.points.values[drawable(self.points.values)]
+        line, marker = "─╌"[self.dashed], MARKERS[self.run][1][self.dashed]
+        return f"{line}{marker}{line}"
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """The curves of one quantity, over ``unit``s from 0 to ``end``, which all charts of that unit share."""
 
     key: str
-    title: str
     unit: str
     end: float
     log_scale: bool
-    curves: tuple[Curve, ...]
+    curves: Sequence[Curve]
+
+    @property
+    def title(self) -> str:
+        """The quantity in words."""
+        return TITLES.get(self.key, self.key)
 
     @property
     def label(self) -> str:
         """A sentence for each curve: where it begins and ends, and its range."""
         texts = [f"{self.title} over {self.unit}s."]
         for curve in self.curves:
-            y = curve.drawn
+            y = curve.drawn[~np.isnan(curve.drawn)]
             text = f"from {y[0]:.4g} to {y[-1]:.4g}, lowest {y.min():.4g}, highest {y.max():.4g}" if len(y) else ""
             texts.append(f"{curve.label}: {text or 'no finite value'}.")
         return " ".join(texts)
@@ -103,7 +95,7 @@ class Chart:
         if self.log_scale:
             yield "Logarithmic scale."
         for curve in self.curves:
-            count, odd = len(curve.points.values), curve.points.positions[~drawable(curve.points.values)]
+            count, odd = len(curve.drawn), curve.points.positions[np.isnan(curve.drawn)]
             if len(odd):
                 first = f"{'first ' if len(odd) > 1 else ''}at {self.unit} {position_text(odd[0])}"
                 yield f"{curve.label}: {len(odd)} of {count} values are not finite, {first}."
@@ -121,15 +113,16 @@ def charts_of(runs: Sequence[RunLogs], names: Sequence[str]) -> dict[str, list[C
     """Collect the charts of each section from runs and their names; sections without any are left out."""
     # (section, key, unit) -> curves; runs that count in other units get charts of their own
     curves: dict[tuple[str, str, str], list[Curve]] = {}
+
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         scores = {key: series for key, series in run.validation.items() if key not in NOT_SCORES}
+        of_teachers = {student_key(key) for key in scores if is_teacher(key)}
         for key, series in scores.items():
-            has_teacher = any(is_teacher(other) and student_key(other) == student_key(key) for other in scores)
-            label = f"{name}, {'self-teacher' if is_teacher(key) else 'student'}" if has_teacher else name
-            place = (SECTIONS[0], student_key(key), run.validation_unit)
-            curves.setdefault(place, []).append(Curve.of(label, number, is_teacher(key), series))
+            label = f"{name}, {'self-teacher' if is_teacher(key) else 'student'}"
+            curve = _curve(label if student_key(key) in of_teachers else name, number, is_teacher(key), series)
+            curves.setdefault((SECTIONS[0], student_key(key), run.validation_unit), []).append(curve)
         for key, series in run.training.items():
-            curve = Curve.of(name, number, False, series)
+            curve = _curve(name, number, False, series)
             curves.setdefault((section_of(key), key, run.training_unit), []).append(curve)
     ends: dict[str, float] = {}
     for (_, _, unit), found in curves.items():
@@ -137,10 +130,15 @@ def charts_of(runs: Sequence[RunLogs], names: Sequence[str]) -> dict[str, list[C
     sections: dict[str, list[Chart]] = {section: [] for section in SECTIONS}
     for (section, key, unit), found in curves.items():
         values = np.concatenate([curve.drawn for curve in found])
+        values = values[~np.isnan(values)]
         spans_decades = len(values) > 0 and values.min() > 1 / LARGEST and values.max() >= 50 * values.min()
-        log_scale = key.endswith("lr") and bool(spans_decades)
-        sections[section].append(Chart(key, TITLES.get(key, key), unit, ends[unit], log_scale, tuple(found)))
+        sections[section].append(Chart(key, unit, ends[unit], key.endswith("lr") and bool(spans_decades), found))
     return {section: charts for section, charts in sections.items() if charts}
+
+
+def _curve(label: str, run: int, dashed: bool, series: Series) -> Curve:
+    kept = thin(series.values)
+    return Curve(label, run, dashed, Series(series.positions[kept], series.values[kept]), len(series.values))
 
 
 def section_of(key: str) -> str:
@@ -156,8 +154,7 @@ def section_of(key: str) -> str:
     return "Time" if key in NOT_SCORES else "Training batches"
 
 
-def drawable(values: np.ndarray) -> np.ndarray:
-    """Tell which values [N] have a place in a chart; bool [N]."""
+def _has_place(values: np.ndarray) -> np.ndarray:
     return np.abs(values) < LARGEST  # False for NaN
 
 
@@ -176,7 +173,7 @@ def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
         return np.arange(len(values))
     kept = {0, len(values) - 1}
     for places in np.array_split(np.arange(len(values)), limit // 2):
-        fits = drawable(values[places])
+        fits = _has_place(values[places])
         inside = places[fits]
         if len(inside):
             kept |= {int(inside[values[inside].argmin()]), int(inside[values[inside].argmax()])}
@@ -194,17 +191,10 @@ def draw(chart: Chart, name: str) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.sans-serif": ["DejaVu Sans"],
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
-        "font.size": 13,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _TEXT),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.formatter.useoffset": False,
-    }
+    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}
+    style |= {"font.size": 13, "figure.facecolor": "none", "axes.facecolor": "none", "axes.formatter.useoffset": False}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _TEXT)
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(440 / 72, 250 / 72), dpi=72, layout="constrained")
         axes = figure.add_subplot(xlabel=chart.unit, xlim=(0, chart.end or 1))
@@ -218,13 +208,12 @@ def draw(chart: Chart, name: str) -> str:
         else:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         for number, curve in enumerate(chart.curves):
-            x, y = curve.points.positions, curve.points.values
-            y = np.where(drawable(y), y, np.nan)  # a gap
             settings: dict[str, Any] = {"mfc": _BACK, "linestyle": (0, (4, 3))} if curve.dashed else {}
             settings |= {"color": LIGHT[curve.run], "marker": MARKERS[curve.run][0], "gid": f"curve{number}"}
-            every = None if len(curve.drawn) <= MAX_MARKERS else math.ceil(len(y) / 8)
-            axes.plot(x, y, markevery=every, clip_on=False, **settings)
-        if not any(len(curve.drawn) for curve in chart.curves):
+            shown = np.count_nonzero(~np.isnan(curve.drawn))
+            every = None if shown <= MAX_MARKERS else math.ceil(len(curve.drawn) / 8)
+            axes.plot(curve.points.positions, curve.drawn, markevery=every, clip_on=False, **settings)
+        if all(np.isnan(curve.drawn).all() for curve in chart.curves):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -233,16 +222,11 @@ def draw(chart: Chart, name: str) -> str:
 
 def _for_page(svg: str, name: str) -> str:
     """Take the SVG element out of a file: colours by the page, ids of its own, no address and no fixed size."""
-    svg = re.sub(
-        r' (?:width|height)="[\d.]+pt"| xmlns(?::\w+)?="[^"]*"| version="[^"]*"', "", svg[svg.index("<svg") :], count=5
-    )
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"| xmlns(?::\w+)?="[^"]*"| version="[^"]*"', "", svg, count=5)
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in (
-        (_TEXT, "text"),
-        (_GRID, "line"),
-        (_BACK, "back"),
-        *((c, f"c{i}") for i, c in enumerate(LIGHT)),
-    ):
+    variables = {_TEXT: "text", _GRID: "line", _BACK: "back"} | {c: f"c{i}" for i, c in enumerate(LIGHT)}
+    for colour, variable in variables.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    return svg.strip()
+    return svg

