@@ -31,7 +31,7 @@ def test_a_module_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkey
     assert run("coverage_timm", [str(option) for option in options]) == 1
     out, err = capfd.readouterr()
     assert "coverage_timm is now called support timm: frskd support timm" in err
-    assert "classifier: 1 of 2 modules ok" in out
+    assert "classifier: 1 of 2 modules ok" in out and "(2 of 2, 0 min left)" in out
     pit, wrn = json.loads(rows.read_text())
     assert (pit["module"], pit["model"]) == ("pit", "pit_ti_224")
     assert pit["result"].startswith("no image size up to 224 works: RuntimeError: sizes differ")
