@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from frskd_plugin.commands.training_step import (
     seconds_of,
     training_steps,
 )
-from frskd_plugin.core.blocks import Downsample, FusionNode, Upsample, UpsampleConv
+from frskd_plugin.core.blocks import FusionNode, Resize
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.data.image_folder import IMAGE_SETS
 from frskd_plugin.methods import method_class
@@ -157,29 +157,31 @@ class Count(NamedTuple):
 
     params: float
     macs: float  # multiply-accumulates of convolutions and linear layers
-    operations: float  # these, and the `OPERATIONS`
+    operations: float  # these, and what `_operations` counts
 
     def over(self, other: Count) -> Count:
         """Divide each number by the other's."""
         return Count(*(ours / theirs for ours, theirs in zip(self, other, strict=True)))
 
 
-# (module's input, its output) -> operations, beside multiply-accumulates, by the rule with which the paper's FLOPs come
-# out. The ReLU behind a fusion node is no layer of the authors' code: there it costs nothing, and is taken off again.
-OPERATIONS: dict[type[nn.Module], Callable[[Tensor, Tensor], int]] = {
-    nn.BatchNorm2d: lambda x, y: 2 * x.numel(),
-    Downsample: lambda x, y: x.numel(),  # max-pooling
-    Upsample: lambda x, y: x.shape[1] * y[0, 0].numel(),  # before a projection
-    FusionNode: lambda x, y: -y.numel(),
-}
+def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    """Count what a module does beside multiply-accumulates, by the rule with which the paper's FLOPs come out."""
+    if isinstance(module, nn.BatchNorm2d):
+        return 2 * x.numel()
+    if isinstance(module, Resize):
+        if module.mode == "max":
+            return x.numel()
+        return 0 if module.project_first else x.shape[1] * y[0, 0].numel()
+    # the ReLU behind a node is no layer of the authors' code: there it costs nothing, and is taken off again
+    return -y.numel() if isinstance(module, FusionNode) else 0
 
 
 def count(network: nn.Module, inputs: Any) -> Count:
-    """Count a network on the inputs of one image: a ReLU costs 1 an element, other layers what `OPERATIONS` says."""
+    """Count a network on the inputs of one image: a ReLU costs 1 an element, other layers what `_operations` says."""
     layers: list[int] = []
     for module in network.eval().modules():
-        if cost := OPERATIONS.get(type(module)):
-            module.register_forward_hook(lambda _, x, y, cost=cost: layers.append(cost(x[0], y)))
+        if isinstance(module, (nn.BatchNorm2d, Resize, FusionNode)):
+            module.register_forward_hook(lambda module, x, y: layers.append(_operations(module, x[0], y)))
     relus = dict.fromkeys((torch.ops.aten.relu, torch.ops.aten.relu_), lambda x, *_, **__: math.prod(x))
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=relus) as counter:
         network(inputs)
@@ -191,11 +193,9 @@ def count(network: nn.Module, inputs: Any) -> Count:
 def authors_self_teacher(*args: Any, **settings: Any) -> SelfTeacher:
     """Build a self-teacher that computes as the authors' does: it up-samples before it projects."""
     teacher = SelfTeacher(*args, **{**settings, "rectify_input": False})
-    for layer in teacher.neck.layers:
-        for level, module in layer.td_resize.items():
-            if isinstance(module, UpsampleConv):
-                conv = module.project.conv
-                layer.td_resize[level] = Upsample("nearest", conv.in_channels, conv.out_channels, project=True)
+    for module in teacher.modules():
+        if isinstance(module, Resize):
+            module.project_first = False
     return teacher
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from frskd_plugin.core.blocks import ConvBNReLU
 from frskd_plugin.core.checks import check_feats, check_in_channels, check_one_of
@@ -29,11 +31,57 @@ def attention_map(feat: Tensor) -> Tensor:
     >>> attention_map(torch.tensor([[[[0.0, 2.0], [0.0, 0.0]]]])).tolist()
     [[0.0, 1.0, 0.0, 0.0]]
     """
-    with torch.autocast(feat.device.type, enabled=False):
-        dtype = torch.promote_types(feat.dtype, torch.float32)
+    return attention_maps([feat], [])[0]
+
+
+def attention_maps(feats: Sequence[Tensor], constants: Sequence[Tensor]) -> list[Tensor]:
+    """Return `attention_map` of each map, [B, H_i * W_i]; all in one pass of few operations.
+
+    Args:
+        feats: maps [B, C_i, H_i, W_i].
+        constants: maps of the same batch that get no gradient; theirs come behind the others.
+    """
+    maps = [*feats, *(feat.detach() for feat in constants)]
+    sizes = [feat.shape[2] * feat.shape[3] for feat in maps]
+    with torch.autocast(maps[0].device.type, enabled=False):
+        with_gradient, constant = _AttentionMaps.apply(len(feats), *maps)
+        return [*with_gradient.split(sizes[: len(feats)], dim=1), *constant.split(sizes[len(feats) :], dim=1)]
+
+
+class _AttentionMaps(torch.autograd.Function):
+    """Attention maps side by side, [B, sum H_i W_i], of the first ``count`` maps and of the others."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
         # a norm, squared: it reduces in `dtype` without ever holding the squares of the whole map
-        pooled = torch.linalg.vector_norm(feat, dim=1, dtype=dtype).square() / feat.shape[1]
-        return F.normalize(pooled.flatten(1), dim=1, eps=MAP_EPS)
+        norms = [torch.linalg.vector_norm(feat, dim=1, dtype=dtype).flatten(1) for feat in maps]
+        ctx.sizes = [norm.shape[1] for norm in norms]
+        energy = torch.cat(norms, dim=1).square()
+        parts = [torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in energy.split(ctx.sizes, dim=1)]
+        lengths = _side_by_side(parts, ctx.sizes).clamp(min=MAP_EPS)
+        own = sum(ctx.sizes[:count])
+        attention, constant = (energy / lengths).split([own, sum(ctx.sizes[count:])], dim=1)
+        ctx.save_for_backward(attention, lengths[:, :own], *maps[:count])
+        ctx.mark_non_differentiable(constant)
+        return attention, constant
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        attention, lengths, *feats = ctx.saved_tensors
+        sizes = ctx.sizes[: len(feats)]
+        gradient = 2 * gradient  # of the squares in the energy
+        along = [part.sum(dim=1, keepdim=True) for part in (gradient * attention).split(sizes, dim=1)]
+        of_energy = torch.addcmul(gradient, attention, _side_by_side(along, sizes), value=-1) / lengths
+        parts = zip(feats, of_energy.split(sizes, dim=1), strict=True)
+        made = [(feat * part.view(len(feat), 1, *feat.shape[2:])).to(feat.dtype) for feat, part in parts]
+        return None, *made, *[None] * (len(ctx.sizes) - len(feats))
+
+
+def _side_by_side(values: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Repeat values [B, 1], each as often as its size says: [B, sum of the sizes]."""
+    return torch.cat([value.expand(-1, size) for value, size in zip(values, sizes, strict=True)], dim=1)
 
 
 def attention_transfer_loss(
@@ -69,19 +117,7 @@ def attention_transfer_loss(
     >>> attention_transfer_loss(one, other, reduction="batchmean").item()
     2.0
     """
-    if feat.ndim != 4 or feat.shape[0] != refined_feat.shape[0] or feat.shape[2:] != refined_feat.shape[2:]:
-        raise ValueError(
-            "Attention maps are compared position by position: the student's map [B, C, H, W] and the refined map must "
-            f"agree in B, H and W, got {list(feat.shape)} and {list(refined_feat.shape)}."
-        )
-    with torch.no_grad():
-        target = attention_map(refined_feat)
-    difference = attention_map(feat) - target
-    if variant == "equations":
-        # vector_norm has gradient 0 where the maps agree
-        return torch.linalg.vector_norm(difference, dim=1).mean()
-    squared = difference.square()
-    return squared.sum(dim=1).mean() if reduction == "batchmean" else squared.mean()
+    return AttentionTransferLoss(variant, reduction)([feat], [refined_feat])
 
 
 class AttentionTransferLoss(nn.Module):
@@ -112,10 +148,13 @@ class AttentionTransferLoss(nn.Module):
     def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
         """Return the loss of each level, a scalar each."""
         check_same_levels(feats, refined_feats)
-        return [
-            attention_transfer_loss(feat, refined_feat, self.variant, self.reduction)
-            for feat, refined_feat in zip(feats, refined_feats, strict=True)
-        ]
+        found = attention_maps(feats, refined_feats)
+        pairs = list(zip(found, found[len(feats) :], strict=False))
+        if self.variant == "equations":  # vector_norm has gradient 0 where the maps agree
+            return [torch.linalg.vector_norm(a - target, dim=1).mean() for a, target in pairs]
+        if self.reduction == "batchmean":
+            return [F.mse_loss(a, target, reduction="sum") / len(a) for a, target in pairs]
+        return [F.mse_loss(a, target) for a, target in pairs]
 
 
 def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> None:
@@ -129,9 +168,9 @@ def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) 
             f"Student and self-teacher must hand out the same levels, got {len(feats)} and {len(refined_feats)} maps."
         )
     for level, (feat, refined_feat) in enumerate(zip(feats, refined_feats, strict=True)):
-        if feat.shape[:1] + feat.shape[2:] != refined_feat.shape[:1] + refined_feat.shape[2:]:
+        if feat.ndim != 4 or feat.shape[:1] + feat.shape[2:] != refined_feat.shape[:1] + refined_feat.shape[2:]:
             raise ValueError(
-                f"Maps are compared position by position: those of level {level} must agree in B, H and W, got "
+                f"Maps [B, C, H, W] are compared by position: those of level {level} must agree in B, H and W, got "
                 f"{list(feat.shape)} of the student and {list(refined_feat.shape)} of the self-teacher."
             )
 

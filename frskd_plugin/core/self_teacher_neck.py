@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frskd_plugin.core.bifpn import BiFPN
-from frskd_plugin.core.blocks import (
-    ConvBNReLU,
-    Downsample,
-    FusionNode,
-    Upsample,
-    UpsampleConv,
-    fast_layout,
-    spatial_size,
-)
+from frskd_plugin.core.blocks import FUSION_EPS, ConvBNReLU, FusionNode, Resize, fast_layout, spatial_size
 from frskd_plugin.core.checks import (
     check_batch_statistics,
     check_feats,
@@ -78,30 +72,93 @@ class BiFPNcLayer(nn.Module):
         top = len(in_channels) - 1
         for i, (c, d) in enumerate(zip(in_channels, out_channels, strict=True)):
             # Both laterals of the published form read one map, so one convolution makes them side by side.
-            parts = int(self._has_td_lateral) + int(self.published and 0 < i <= end_level)
+            parts = int(not (self.published and repeated)) + int(self.published and 0 < i <= end_level)
             if parts:
                 self.laterals[str(i)] = ConvBNReLU(c, parts * d)
             if i < top:
-                self.td_resize[str(i)] = self._make_up(out_channels[i + 1], d, constant_width)
+                up_mode = "nearest" if self.published else "bilinear"
+                self.td_resize[str(i)] = self._make_resize(up_mode, i + 1, i, constant_width)
                 self.td_nodes[str(i)] = FusionNode(d, 2, depth)
             if 0 < i <= end_level:
-                self.bu_resize[str(i)] = self._make_down(out_channels[i - 1], d, constant_width)
+                self.bu_resize[str(i)] = self._make_resize("max", i - 1, i, constant_width)
                 self.bu_nodes[str(i)] = FusionNode(d, 2 if i == top else 3, depth)
+        self._prepare_scales()
 
-    @property
-    def _has_td_lateral(self) -> bool:
-        return not (self.published and self.repeated)
+    def _make_resize(self, mode: str, source: int, level: int, constant_width: bool) -> Resize:
+        before, d = self.out_channels[source], self.out_channels[level]
+        return Resize(mode, before, d, project=not constant_width if self.published else before != d)
 
-    def _make_up(self, in_channels: int, out_channels: int, constant_width: bool) -> nn.Module:
-        if not self.published:
-            return Upsample("bilinear", in_channels, out_channels, project=in_channels != out_channels)
-        if constant_width:
-            return Upsample("nearest", in_channels, out_channels, project=False)
-        return UpsampleConv(in_channels, out_channels)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BiFPNcLayer:
+        super()._apply(fn, recurse)
+        self._prepare_scales()  # made anew rather than moved: `to_empty` would leave them without their values
+        return self
 
-    def _make_down(self, in_channels: int, out_channels: int, constant_width: bool) -> nn.Module:
-        project = not constant_width if self.published else in_channels != out_channels
-        return Downsample(in_channels, out_channels, project)
+    def _prepare_scales(self) -> None:
+        """Say what each fusion coefficient scales, as the constant matrices of `_scales`.
+
+        A coefficient goes into the batch normalisation before it, for its channels, where it costs no pass over a map;
+        where there is none, it multiplies the map.
+        """
+        weights = [node.fusion_weights for node in (*self.td_nodes.values(), *self.bu_nodes.values())]
+        one = sum(map(len, weights))  # number of a coefficient that is 1; those before it are the nodes'
+        numbers = iter(range(one))
+        td, bu = (
+            {int(i): [next(numbers) for _ in range(len(node.fusion_weights))] for i, node in nodes.items()}
+            for nodes in (self.td_nodes, self.bu_nodes)
+        )
+        in_norms: dict[tuple[str, int], list[int]] = {}  # (which part, level) -> number of the coefficient of each row
+        on_maps: dict[tuple[str, int], list[int]] = {}
+
+        def scale(part: str, level: int, coefficients: list[int], in_norm: bool) -> None:
+            repeat = self.out_channels[level] if in_norm else 1
+            if coefficients:
+                (in_norms if in_norm else on_maps)[part, level] = [n for n in coefficients for _ in range(repeat)]
+
+        for i in range(len(self.out_channels)):
+            to_td, to_bu = td.get(i, []), bu.get(i, [])
+            if self.published and not self.repeated:
+                scale("laterals", i, [*(to_td[:1] or [one]), *to_bu[:1]], True)
+            else:
+                scale("td", i, to_td[:1], False)
+                scale("laterals" if self.published else "bu", i, to_bu[:1], self.published)
+            scale("td_resize", i, to_td[1:], bool(to_td) and self.td_resize[str(i)].project is not None)
+            scale("bu_resize", i, to_bu[-1:], bool(to_bu) and self.bu_resize[str(i)].project is not None)
+            scale("skip", i, to_bu[1:-1], False)
+
+        rows = [n for numbers in (*in_norms.values(), *on_maps.values()) for n in numbers]
+        like = weights[0]
+        table = torch.eye(one + 1, dtype=like.dtype, device=like.device)[rows]
+        self._spread, self._constant = table[:, :one].contiguous(), table[:, one].contiguous()
+        self._same_node = torch.block_diag(*(torch.ones_like(w.detach()).expand(len(w), -1) for w in weights))
+        self._in_norms, self._on_maps = {key: len(numbers) for key, numbers in in_norms.items()}, [*on_maps]
+
+    def _scales(self) -> dict[tuple[str, int], Any]:
+        """Return what each fusion coefficient scales, times it: a norm's weight and bias [C], or for a map, itself.
+
+        The coefficients ``relu(w) / (sum relu(w) + eps)`` of all nodes, and all that they scale, take one operation
+        each: a node at a time, these small ones are more than all others of a step.
+        """
+        weights = [node.fusion_weights for node in (*self.td_nodes.values(), *self.bu_nodes.values())]
+        norms = [self._norm(*key) for key in self._in_norms]
+        sizes = [*self._in_norms.values()]
+        device = weights[0].device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            positive = torch.cat(weights).relu()
+            coefficients = positive / (self._same_node @ positive + FUSION_EPS)
+            spread = torch.addmv(self._constant, self._spread, coefficients)
+            in_norms, *on_maps = spread.split([sum(sizes)] + [1] * len(self._on_maps))
+            scales: dict[tuple[str, int], Any] = {
+                key: factor.squeeze(0) for key, factor in zip(self._on_maps, on_maps, strict=True)
+            }
+            if norms:
+                affine = torch.cat([n.weight for n in norms] + [n.bias for n in norms]).view(2, -1) * in_norms
+                weight_bias = affine.view(-1).split(sizes * 2)
+                scales |= zip(self._in_norms, zip(weight_bias, weight_bias[len(norms) :], strict=False), strict=True)
+        return scales
+
+    def _norm(self, part: str, level: int) -> nn.Module:
+        module = getattr(self, part)[str(level)]
+        return (module.project if isinstance(module, Resize) else module).bn
 
     def output_norm(self, level: int) -> nn.Module:
         """The batch normalisation whose output is the pre-activation of ``level``."""
@@ -112,55 +169,43 @@ class BiFPNcLayer(nn.Module):
         """Maps [B, c_i, H_i, W_i] -> as many maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
         top = len(feats) - 1
         sizes = [spatial_size(feat) for feat in feats]
-        # r_td[i], r_bu[i]: the coefficients of level i's nodes; each map is multiplied where that is cheapest
-        r_td = {i: self.td_nodes[str(i)].coefficients.unbind() for i in range(top)}
-        r_bu = {i: self.bu_nodes[str(i)].coefficients.unbind() for i in range(1, self.end_level + 1)}
-        terms = [self._lateral_terms(i, feat, r_td.get(i), r_bu.get(i)) for i, feat in enumerate(feats)]
-        td_terms, bu_terms = [td for td, _ in terms], [bu for _, bu in terms]
+        scales = self._scales()
+        terms = [self._lateral_terms(i, feat, scales) for i, feat in enumerate(feats)]
 
-        p = list(td_terms)  # at the top P is the lateral itself
+        p = [td for td, _ in terms]  # at the top P is the lateral itself
         outputs = list(p)
         for i in reversed(range(top)):
-            up = self.td_resize[str(i)](p[i + 1], sizes[i], r_td[i][1])
-            outputs[i] = self.td_nodes[str(i)](td_terms[i], up)
+            up = self.td_resize[str(i)](p[i + 1], sizes[i], scales["td_resize", i])
+            outputs[i] = self.td_nodes[str(i)](p[i] + up)
             p[i] = self._rectify(outputs[i])
 
         t = p[0]
         for i in range(1, self.end_level + 1):
-            down = self.bu_resize[str(i)](t, sizes[i], r_bu[i][-1])
-            skip = [] if i == top else [p[i] * r_bu[i][1]]
-            outputs[i] = self.bu_nodes[str(i)](bu_terms[i], *skip, down)
+            fused = terms[i][1] + self.bu_resize[str(i)](t, sizes[i], scales["bu_resize", i])
+            if i < top:
+                fused += p[i] * scales["skip", i]
+            outputs[i] = self.bu_nodes[str(i)](fused)
             t = p[i] = self._rectify(outputs[i])
         return tuple(outputs if self.preactivation else p)
 
     def _rectify(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=not self.preactivation)
 
-    def _lateral_terms(
-        self, level: int, feat: Tensor, r_td: Sequence[Tensor] | None, r_bu: Sequence[Tensor] | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _lateral_terms(self, level: int, feat: Tensor, scales: dict[tuple[str, int], Any]) -> tuple[Tensor, Any]:
         """Return what the level's map gives to its top-down and its bottom-up node, [B, d_i, H_i, W_i] each.
 
-        A path without a node at this level has no coefficients: the top-down term is then the lateral itself.
+        Without a top-down node the term is the lateral itself, without a bottom-up node it is None.
         """
         feat = fast_layout(F.relu(feat) if self.rectify_input else feat)
-        if self.published and self.repeated:  # the top-down path takes the maps as they are
-            return _times(feat, r_td), None if r_bu is None else self.laterals[str(level)](feat, r_bu[0])
-        lateral = self.laterals[str(level)]
-        if not self.published:  # one lateral for both paths
-            made = lateral(feat)
-            return _times(made, r_td), None if r_bu is None else _times(made, r_bu)
-        if r_bu is None:
-            return lateral(feat, None if r_td is None else r_td[0]), None
-        d = self.out_channels[level]
-        td_scale = feat.new_ones(d) if r_td is None else r_td[0].expand(d)
-        td_term, bu_term = lateral(feat, torch.cat([td_scale, r_bu[0].expand(d)])).chunk(2, dim=1)
-        return td_term, bu_term
-
-
-def _times(lateral: Tensor, coefficients: Sequence[Tensor] | None) -> Tensor:
-    """The first input of a node; where there is no node, the map as it is."""
-    return lateral if coefficients is None else lateral * coefficients[0]
+        lateral = self.laterals[str(level)] if str(level) in self.laterals else None
+        if self.published and not self.repeated:
+            both = lateral(feat, scales["laterals", level])
+            return both.chunk(2, dim=1) if str(level) in self.bu_nodes else (both, None)
+        shared = feat if self.published else lateral(feat)
+        td = shared * scales["td", level] if ("td", level) in scales else shared
+        if self.published:  # the top-down path takes the maps as they are
+            return td, lateral and lateral(feat, scales["laterals", level])
+        return td, shared * scales["bu", level] if ("bu", level) in scales else None
 
 
 # the depth of a node where none is given: 2 is what Table 6 counts, 1 is what Eq. 2 shows

@@ -367,7 +367,7 @@ def _divergence(
     else:
         each = F.kl_div(given, target, reduction="none", log_target=True)
         total = each.masked_fill(~valid.unsqueeze(1), 0).sum()
-    return total / divisor if variant == "equations" else temperature**2 * total / divisor
+    return total / divisor if variant == "equations" else total * (temperature**2 / divisor)
 
 
 def _of_image(

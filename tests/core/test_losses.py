@@ -310,7 +310,7 @@ def test_a_weight_rounds_no_earlier_than_the_product_in_half_precision():
         (lambda: OverhaulLoss([8], [nn.BatchNorm2d(4)], margins="fresh"), "`margins` must be one of"),
         (
             lambda: attention_transfer_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)),
-            r"must agree in B, H and W, got \[2, 3, 4, 4\] and \[2, 3, 2, 2\]",
+            r"must agree in B, H and W, got \[2, 3, 4, 4\] of the student and \[2, 3, 2, 2\]",
         ),
         (lambda: AttentionTransferLoss()([torch.zeros(1, 1, 1, 1)], []), "same levels, got 1 and 0 maps"),
     ],

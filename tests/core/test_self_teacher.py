@@ -12,7 +12,7 @@ from torch import nn
 from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
 from frskd_plugin.core.blocks import (
     ConvBNReLU,
-    UpsampleConv,
+    Resize,
     batch_norm,
     common_layout,
     max_pool_to,
@@ -123,14 +123,17 @@ def test_features_are_not_detached():
 def upsampled_both_ways(size, to, dtype=torch.float64, frozen=False):
     """The layer and CBR(UP(x)) as it is written, with the gradient of both in x."""
     torch.manual_seed(0)
-    layer = UpsampleConv(6, 4).to(dtype).train()
+    layer = Resize("nearest", 6, 4, project=True).to(dtype).train()
     plain = ConvBNReLU(6, 4).to(dtype).train()
     plain.load_state_dict(layer.project.state_dict())
     layer.project.bn.train(not frozen)
     plain.bn.train(not frozen)
     x = torch.randn(2, 6, *size).to(dtype)
     found = []
-    for run in (lambda x: layer(x, to, torch.tensor(0.5, dtype=dtype)), lambda x: 0.5 * plain(resized(x, to))):
+    for run in (
+        lambda x: layer(x, to, [0.5 * p for p in layer.project.bn.parameters()]),
+        lambda x: 0.5 * plain(resized(x, to)),
+    ):
         leaf = x.clone().requires_grad_()
         result = run(leaf)
         found.append((result, *torch.autograd.grad((result * torch.arange(to[1]).to(dtype)).sum(), leaf)))
@@ -157,7 +160,7 @@ def resized(x, to):
     ],
 )
 def test_projecting_first_is_projecting_last(size, to, frozen):
-    """`UpsampleConv` equals CBR(UP(x)) at any pair of sizes, running statistics and gradients included."""
+    """`Resize` equals CBR(UP(x)) at any pair of sizes, running statistics and gradients included."""
     bn, plain_bn, (moved, plain) = upsampled_both_ways(size, to, frozen=frozen)
     torch.testing.assert_close(moved, plain, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(bn.running_var, plain_bn.running_var, rtol=1e-12, atol=0)
