@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 FUSION_EPS = 1e-6
 
@@ -161,6 +164,39 @@ def _variance_ratio(bn: nn.Module, x: Tensor, repeats: float) -> float:
     world = torch.distributed.get_world_size(bn.process_group) if in_group and isinstance(bn, nn.SyncBatchNorm) else 1
     count = max(2, x.numel() // x.shape[1] * world)  # the layer itself refuses a single value
     return (count - 1) / count * (count * repeats) / (count * repeats - 1)
+
+
+def recompute(function: Callable[..., Any], part: nn.Module | None, *args: Any) -> Any:
+    """Return ``function(*args)``, of which nothing is kept: the backward pass runs it a second time.
+
+    ``torch.compile`` decides itself what it recomputes; nothing is done there.
+
+    Args:
+        function: without random numbers.
+        part: module whose batch normalisations it runs; they count the batch once.
+        args: tensors and whatever else it takes.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*args)
+    modules = [] if part is None else part.modules()
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_set_aside(norms)
+
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_set_aside(norms: Sequence[nn.Module]) -> Iterator[None]:
+    own = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: x if x is None else x.clone() for name, x in norm._buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update(buffers)
 
 
 class ConvBNReLU(nn.Module):

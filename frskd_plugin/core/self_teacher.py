@@ -25,6 +25,7 @@ class SelfTeacher(nn.Module):
         preactivation: hand out the maps before ReLU; the logits are the same.
         rectify_input: see `SelfTeacherNeck`.
         max_channels: see `SelfTeacherNeck`.
+        checkpoint: see `SelfTeacherNeck`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -49,6 +50,7 @@ class SelfTeacher(nn.Module):
         preactivation: bool = False,
         rectify_input: bool = True,
         max_channels: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.neck = SelfTeacherNeck(
@@ -61,6 +63,7 @@ class SelfTeacher(nn.Module):
             preactivation=preactivation,
             rectify_input=rectify_input,
             max_channels=max_channels,
+            checkpoint=checkpoint,
         )
         self.head = nn.Linear(self.neck.out_channels[-1], check_positive_int("num_classes", num_classes))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frskd_plugin.core.bifpn import BiFPN
-from frskd_plugin.core.blocks import FUSION_EPS, ConvBNReLU, FusionNode, Resize, fast_layout, spatial_size
+from frskd_plugin.core.blocks import FUSION_EPS, ConvBNReLU, FusionNode, Resize, fast_layout, recompute, spatial_size
 from frskd_plugin.core.checks import (
     check_batch_statistics,
     check_feats,
@@ -43,6 +43,7 @@ class BiFPNcLayer(nn.Module):
         end_level: level at which the graph ends.
         preactivation: hand out the nodes' outputs before ReLU.
         rectify_input: whether the published form rectifies the maps that come in; needless on maps that leave a ReLU.
+        checkpoint: keep a few maps a level for the backward pass, and make the others again there.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class BiFPNcLayer(nn.Module):
         end_level: int,
         preactivation: bool = False,
         rectify_input: bool = True,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.out_channels = list(out_channels)
+        self.checkpoint = checkpoint
         self.end_level = end_level
         self.published = variant == "published"
         self.repeated = repeated
@@ -170,23 +173,31 @@ class BiFPNcLayer(nn.Module):
         top = len(feats) - 1
         sizes = [spatial_size(feat) for feat in feats]
         scales = self._scales()
-        terms = [self._lateral_terms(i, feat, scales) for i, feat in enumerate(feats)]
+        terms = [self._run(self._lateral_terms, self._lateral(i), i, feat, scales) for i, feat in enumerate(feats)]
 
         p = [td for td, _ in terms]  # at the top P is the lateral itself
         outputs = list(p)
         for i in reversed(range(top)):
-            up = self.td_resize[str(i)](p[i + 1], sizes[i], scales["td_resize", i])
-            outputs[i] = self.td_nodes[str(i)](p[i] + up)
+            resize, node = self.td_resize[str(i)], self.td_nodes[str(i)]
+            up = self._run(resize, resize, p[i + 1], sizes[i], scales["td_resize", i])
+            outputs[i] = self._run(node, node, p[i] + up)
             p[i] = self._rectify(outputs[i])
 
         t = p[0]
         for i in range(1, self.end_level + 1):
-            fused = terms[i][1] + self.bu_resize[str(i)](t, sizes[i], scales["bu_resize", i])
+            resize, node = self.bu_resize[str(i)], self.bu_nodes[str(i)]
+            fused = terms[i][1] + self._run(resize, resize, t, sizes[i], scales["bu_resize", i])
             if i < top:
                 fused += p[i] * scales["skip", i]
-            outputs[i] = self.bu_nodes[str(i)](fused)
+            outputs[i] = self._run(node, node, fused)
             t = p[i] = self._rectify(outputs[i])
         return tuple(outputs if self.preactivation else p)
+
+    def _run(self, function: Callable[..., Any], part: nn.Module | None, *args: Any) -> Any:
+        return recompute(function, part, *args) if self.checkpoint and self.training else function(*args)
+
+    def _lateral(self, level: int) -> nn.Module | None:
+        return self.laterals[str(level)] if str(level) in self.laterals else None
 
     def _rectify(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=not self.preactivation)
@@ -197,7 +208,7 @@ class BiFPNcLayer(nn.Module):
         Without a top-down node the term is the lateral itself, without a bottom-up node it is None.
         """
         feat = fast_layout(F.relu(feat) if self.rectify_input else feat)
-        lateral = self.laterals[str(level)] if str(level) in self.laterals else None
+        lateral = self._lateral(level)
         if self.published and not self.repeated:
             both = lateral(feat, scales["laterals", level])
             return both.chunk(2, dim=1) if str(level) in self.bu_nodes else (both, None)
@@ -231,6 +242,8 @@ class SelfTeacherNeck(nn.Module):
         preactivation: hand out the maps before their last ReLU (overhaul distillation).
         rectify_input: 'published' takes relu(F_i). False saves that pass where the student's maps leave a ReLU anyway.
         max_channels: upper limit of each level's channels, for students with many; not with an int as ``channels``.
+        checkpoint: keep less for the backward pass and compute it again there; results and statistics stay. Not for the
+            segmentors' forms.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -255,6 +268,7 @@ class SelfTeacherNeck(nn.Module):
         preactivation: bool = False,
         rectify_input: bool = True,
         max_channels: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = check_in_channels(in_channels)
@@ -275,6 +289,8 @@ class SelfTeacherNeck(nn.Module):
         self.preactivation = preactivation
 
         if variant in SEGMENTOR_VARIANTS:
+            if checkpoint:
+                raise ValueError(f"`variant={variant!r}` keeps all its maps: leave `checkpoint` out.")
             self.layers = nn.Sequential(self._make_bifpn(channels, depth, repeat))
             return
         depth = check_positive_int("depth", DEFAULT_DEPTH[variant] if depth is None else depth)
@@ -292,6 +308,7 @@ class SelfTeacherNeck(nn.Module):
                     end_level=self.end_level if is_last else num_levels - 1,
                     preactivation=preactivation and is_last,
                     rectify_input=rectify_input,
+                    checkpoint=checkpoint,
                 )
             )
         self.layers = nn.Sequential(*layers)

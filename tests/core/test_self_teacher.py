@@ -19,6 +19,7 @@ from frskd_plugin.core.blocks import (
     subsample_to,
     upsample_to,
 )
+from frskd_plugin.core.dry_run import count_forward
 from tests.core.equations import refined_maps
 from tests.helpers.model_tester import ModelTester
 
@@ -310,3 +311,24 @@ def test_bad_input(call, message):
 def test_a_batch_of_one_at_1x1_is_fine_in_eval_mode():
     neck = SelfTeacherNeck([8, 16]).eval()
     assert len(neck([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)])) == 2
+
+
+@pytest.mark.parametrize("variant", ["published", "equations"])
+def test_recomputing_the_maps_changes_nothing_but_what_is_kept(variant):
+    torch.manual_seed(0)
+    plain = SelfTeacher(CHANNELS, num_classes=3, variant=variant).train()
+    twin = SelfTeacher(CHANNELS, num_classes=3, variant=variant, checkpoint=True).train()
+    twin.load_state_dict(plain.state_dict())
+    found = []
+    for teacher in (plain, twin):
+        feats = [feat.clone().requires_grad_() for feat in FEATS]
+        with count_forward(teacher) as cost:
+            refined_feats, logits = teacher(feats)
+        (logits.square().sum() + sum(feat.square().mean() for feat in refined_feats)).backward()
+        parameters = dict(teacher.named_parameters())
+        gradients = [parameters[name].grad for name in parameters] + [feat.grad for feat in feats]
+        found.append(([*refined_feats, logits, *gradients, *teacher.buffers()], cost.kept))
+    (expected, kept), (actual, kept_less) = found
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert kept_less < 0.5 * kept
