@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frskd_plugin.core.checks import check_one_of, check_positive_int
+from frskd_plugin.core.checks import check_bool, check_one_of, check_positive_int
 from frskd_plugin.core.feature_losses import REDUCTIONS, AttentionTransferLoss, HintLoss, OverhaulLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.preactivations import forward_with_preactivations
@@ -151,6 +151,7 @@ class FRSKD(Method):
         repeat: number of the self-teacher's layers.
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations'.
         rectify_input: see `SelfTeacherNeck`.
+        checkpoint_teacher: save memory: keep less of the self-teacher for the backward pass, and compute it again there.
         feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (FitNet, `HintLoss`) and
             'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
             as it is), or a module that takes (feats, refined_feats) and gives a scalar.
@@ -180,6 +181,7 @@ class FRSKD(Method):
         repeat: int = 1,
         variant: str = "published",
         rectify_input: bool = True,
+        checkpoint_teacher: bool = False,
         feature_loss: str | nn.Module = "attention",
         feature_reduction: str = "mean",
         soft_label: str = "auto",
@@ -205,6 +207,7 @@ class FRSKD(Method):
             "repeat": repeat,
             "variant": variant,
             "rectify_input": rectify_input,
+            "checkpoint": check_bool("checkpoint_teacher", checkpoint_teacher),
             "preactivation": self.preactivation,
         }
         auto = check_width(width) == "auto" and channels == "scaled"

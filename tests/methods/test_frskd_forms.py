@@ -14,6 +14,7 @@ from torch import nn
 
 import frskd_plugin
 from frskd_plugin.core import HintLoss, OverhaulLoss, attention_transfer_loss
+from frskd_plugin.core.dry_run import count_forward
 from frskd_plugin.core.preactivations import forward_with_preactivations
 from frskd_plugin.methods.frskd import auto_beta
 from frskd_plugin.methods.sla_sd import aggregate_logits, joint_targets, rotate_images
@@ -294,3 +295,18 @@ def test_a_feature_loss_of_ones_own():
     images = torch.randn(4, *SIZE)
     expected = 3 * sum(f.mean() for f in copy.deepcopy(model).student_forward(images)[0])
     torch.testing.assert_close(model(images, torch.tensor([0, 1, 2, 3]))["loss_feat"], expected)
+
+
+def test_a_checkpointed_teacher_makes_the_same_step_and_keeps_less():
+    images, targets = torch.randn(4, *SIZE), torch.tensor([0, 1, 2, 3])
+    found = []
+    for settings in ({}, {"checkpoint_teacher": True}):
+        model = wrap("frskd", **settings)
+        with count_forward(model) as cost:
+            loss = model(images, targets)["loss"]
+        loss.backward()
+        found.append(([loss, *(p.grad for p in model.parameters()), *model.buffers()], cost.kept))
+    (expected, kept), (actual, kept_less) = found
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert kept_less < 0.6 * kept
