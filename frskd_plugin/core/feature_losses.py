@@ -175,21 +175,32 @@ def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) 
             )
 
 
-def _make_regressors(
-    in_channels: Sequence[int], refined_channels: Sequence[int], make: Callable[[int, int], nn.Module]
-) -> nn.ModuleList:
-    """Make a regressor for each level, its 1x1 convolution from N(0, 2 / C_out) (reference section 11)."""
-    student, teacher = check_in_channels(in_channels, 1), check_in_channels(refined_channels, 1)
-    if len(student) != len(teacher):
-        raise ValueError(f"Student and self-teacher must have the same levels, got channels {student} and {teacher}.")
-    regressors = nn.ModuleList(make(c, d) for c, d in zip(student, teacher, strict=True))
-    for conv in regressors.modules():
-        if isinstance(conv, nn.Conv2d):
-            nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
-    return regressors
+class _RegressionLoss(nn.Module):
+    """Compares the student's maps, regressed to the refined maps' channels, level by level."""
+
+    def __init__(
+        self, in_channels: Sequence[int], refined_channels: Sequence[int], make: Callable[[int, int], nn.Module]
+    ) -> None:
+        super().__init__()
+        student, teacher = check_in_channels(in_channels, 1), check_in_channels(refined_channels, 1)
+        if len(student) != len(teacher):
+            raise ValueError(
+                f"Student and self-teacher must have the same levels, got channels {student} and {teacher}."
+            )
+        self.in_channels, self.refined_channels = student, teacher
+        self.regressors = nn.ModuleList(make(c, d) for c, d in zip(student, teacher, strict=True))
+        for conv in self.regressors.modules():
+            if isinstance(conv, nn.Conv2d):  # reference section 11
+                nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
+
+    def regress(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
+        """Maps [B, c_i, H_i, W_i] -> [B, d_i, H_i, W_i], after a check of both lists."""
+        check_same_levels(feats, refined_feats)
+        check_feats(feats, self.in_channels, type(self).__name__)
+        return [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
 
 
-class HintLoss(nn.Module):
+class HintLoss(_RegressionLoss):
     """Mean squared error between regressed student maps ``relu(BN(conv1x1(f)))`` and refined maps, summed over levels.
 
     Args:
@@ -201,9 +212,7 @@ class HintLoss(nn.Module):
     """
 
     def __init__(self, in_channels: Sequence[int], refined_channels: Sequence[int]) -> None:
-        super().__init__()
-        self.regressors = _make_regressors(in_channels, refined_channels, ConvBNReLU)
-        self.in_channels, self.refined_channels = list(in_channels), list(refined_channels)
+        super().__init__(in_channels, refined_channels, ConvBNReLU)
 
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
         """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
@@ -215,9 +224,7 @@ class HintLoss(nn.Module):
 
     def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
         """Return the loss of each level, a scalar each."""
-        check_same_levels(feats, refined_feats)
-        check_feats(feats, self.in_channels, type(self).__name__)
-        regressed = [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
+        regressed = self.regress(feats, refined_feats)
         return [F.mse_loss(r, g.detach()) for r, g in zip(regressed, refined_feats, strict=True)]
 
 
@@ -265,7 +272,7 @@ def _conv_bn(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
-class OverhaulLoss(nn.Module):
+class OverhaulLoss(_RegressionLoss):
     """Overhaul distillation between pre-activations; level i of n weighs ``2^-(n-1-i)``.
 
     Args:
@@ -279,10 +286,7 @@ class OverhaulLoss(nn.Module):
     """
 
     def __init__(self, in_channels: Sequence[int], norms: Sequence[nn.Module], margins: str = "published") -> None:
-        super().__init__()
-        refined_channels = [norm.num_features for norm in norms]
-        self.regressors = _make_regressors(in_channels, refined_channels, _conv_bn)  # type: ignore[arg-type]
-        self.in_channels, self.refined_channels = list(in_channels), refined_channels
+        super().__init__(in_channels, [norm.num_features for norm in norms], _conv_bn)  # type: ignore[misc]
         self.margins = check_one_of("margins", margins, MARGIN_FORMS)
         # they belong to the self-teacher: a tuple hides them from nn.Module
         self.norms = tuple(norms) if self.margins == "current" else ()
@@ -307,8 +311,5 @@ class OverhaulLoss(nn.Module):
 
     def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
         """Return the unweighted loss of each level, a scalar each."""
-        check_same_levels(feats, refined_feats)
-        check_feats(feats, self.in_channels, type(self).__name__)
-        regressed = [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
-        margins = self.level_margins()
+        regressed, margins = self.regress(feats, refined_feats), self.level_margins()
         return [overhaul_loss(r, g, m) for r, g, m in zip(regressed, refined_feats, margins, strict=True)]

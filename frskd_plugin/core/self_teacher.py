@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,15 +18,8 @@ class SelfTeacher(nn.Module):
     Args:
         in_channels: channels of the student's maps, level 0 = highest resolution.
         num_classes: number of classes.
-        width: see `SelfTeacherNeck`, like all that follow.
-        channels: 'scaled' (BiFPNc) or the channels of a constant-width BiFPN.
-        depth: separable convolutions a node.
-        repeat: number of layers.
-        variant: 'published' or 'equations'.
-        preactivation: hand out the maps before ReLU; the logits are the same.
-        rectify_input: see `SelfTeacherNeck`.
-        max_channels: see `SelfTeacherNeck`.
-        checkpoint: see `SelfTeacherNeck`.
+        width: see `SelfTeacherNeck`.
+        neck: its other settings; with ``preactivation`` the logits are the same.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -38,44 +32,15 @@ class SelfTeacher(nn.Module):
     ([(2, 16, 4, 4), (2, 32, 2, 2)], (2, 10))
     """
 
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        width: int = 2,
-        channels: str | int = "scaled",
-        depth: int | None = None,
-        repeat: int = 1,
-        variant: str = "published",
-        preactivation: bool = False,
-        rectify_input: bool = True,
-        max_channels: int | None = None,
-        checkpoint: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], num_classes: int, width: int = 2, **neck: Any) -> None:
         super().__init__()
-        self.neck = SelfTeacherNeck(
-            in_channels,
-            width,
-            channels,
-            depth=depth,
-            repeat=repeat,
-            variant=variant,
-            preactivation=preactivation,
-            rectify_input=rectify_input,
-            max_channels=max_channels,
-            checkpoint=checkpoint,
-        )
+        self.neck = SelfTeacherNeck(in_channels, width, **neck)
         self.head = nn.Linear(self.neck.out_channels[-1], check_positive_int("num_classes", num_classes))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by one of ``num_classes``, on the same device and in the same dtype."""
-        weight = self.head.weight
-        self.head = nn.Linear(
-            self.head.in_features,
-            check_positive_int("num_classes", num_classes),
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        check_positive_int("num_classes", num_classes)
+        self.head = nn.Linear(self.head.in_features, num_classes).to(self.head.weight)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i] and logits [B, num_classes].

@@ -151,7 +151,7 @@ class FRSKD(Method):
         repeat: number of the self-teacher's layers.
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations'.
         rectify_input: see `SelfTeacherNeck`.
-        checkpoint_teacher: save memory: keep less of the self-teacher for the backward pass, and compute it again there.
+        checkpoint_teacher: keep less of the self-teacher for the backward pass, and compute it again there (memory).
         feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (FitNet, `HintLoss`) and
             'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
             as it is), or a module that takes (feats, refined_feats) and gives a scalar.
