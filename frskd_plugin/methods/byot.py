@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,54 +41,35 @@ class EarlyClassifier(nn.Module):
 Sizes = Sequence[tuple[int, int]]
 
 
-def bottleneck(channels: Sequence[int], sizes: Sizes) -> nn.Sequential:
-    """Make the layers of the reimplementation: 1x1 to a quarter of the width, k x k with stride k, 1x1 to the width.
-
-    Args:
-        channels: of the stage's map and of those behind it.
-        sizes: height and width of these maps.
-    """
+def _bottleneck(channels: Sequence[int], sizes: Sizes) -> nn.Sequential:
+    """Make the reimplementation's layers: 1x1 to a quarter of the width, k x k with stride k, 1x1 to the last width."""
     inner = max(1, channels[-1] // SQUEEZE)
-    stride = _stride(sizes[0], sizes[-1])
-    return nn.Sequential(
-        *_conv_bn_relu(channels[0], inner, (1, 1)),
-        *_conv_bn_relu(inner, inner, stride),
-        *_conv_bn_relu(inner, channels[-1], (1, 1)),
-    )
-
-
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel: Sequence[int]) -> tuple[nn.Module, ...]:
-    conv = nn.Conv2d(in_channels, out_channels, tuple(kernel), stride=tuple(kernel), bias=False)
-    return conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
-
-
-def separable_branch(channels: Sequence[int], sizes: Sizes) -> nn.Sequential:
-    """Make the layers of the authors' code: two separable 3x3 convolutions for each stage that follows.
-
-    Args:
-        channels: see `bottleneck`.
-        sizes: likewise.
-    """
     layers: list[nn.Module] = []
-    for (c, d), pair in zip(pairwise(channels), pairwise(sizes), strict=True):
-        layers += [*_separable_bn_relu(c, c, _stride(*pair)), *_separable_bn_relu(c, d, (1, 1))]
+    for c, d, kernel in (
+        (channels[0], inner, (1, 1)),
+        (inner, inner, _stride(sizes[0], sizes[-1])),
+        (inner, channels[-1], (1, 1)),
+    ):
+        layers += [nn.Conv2d(c, d, kernel, stride=kernel, bias=False), nn.BatchNorm2d(d), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
-def _stride(size: Sequence[int], smaller: Sequence[int]) -> list[int]:
-    return [max(1, n // m) for n, m in zip(size, smaller, strict=True)]
+def _separable_branch(channels: Sequence[int], sizes: Sizes) -> nn.Sequential:
+    """Make the layers of the authors' code: two separable 3x3 convolutions for each stage that follows."""
+    layers: list[nn.Module] = []
+    for (c, d), pair in zip(pairwise(channels), pairwise(sizes), strict=True):
+        for width, stride in ((c, _stride(*pair)), (d, (1, 1))):
+            depthwise = nn.Conv2d(c, c, 3, stride, padding=1, groups=c, bias=False)
+            pointwise = nn.Conv2d(c, width, 1, bias=False)
+            layers += [depthwise, pointwise, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
-def _separable_bn_relu(in_channels: int, out_channels: int, stride: Sequence[int]) -> tuple[nn.Module, ...]:
-    depthwise = nn.Conv2d(in_channels, in_channels, 3, tuple(stride), padding=1, groups=in_channels, bias=False)
-    pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    return depthwise, pointwise, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+def _stride(size: Sequence[int], smaller: Sequence[int]) -> tuple[int, ...]:
+    return tuple(max(1, n // m) for n, m in zip(size, smaller, strict=True))
 
 
-@dataclass(frozen=True)
-class _Form:
-    """One published form of the method."""
-
+class _Form(NamedTuple):
     alpha: float
     beta: float
     layers: Callable[[Sequence[int], Sizes], nn.Sequential]
@@ -96,8 +77,8 @@ class _Form:
 
 
 FORMS = {
-    "reimplementation": _Form(0.1, 1e-6, bottleneck, squared=True),
-    "authors": _Form(0.3, 0.03, separable_branch, squared=False),
+    "reimplementation": _Form(0.1, 1e-6, _bottleneck, squared=True),
+    "authors": _Form(0.3, 0.03, _separable_branch, squared=False),
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +35,15 @@ class _Call:
     size: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class LastStage:
-    """Last stage of a network.
+class LastStage(NamedTuple):
+    """Name of the first module at the lowest resolution, channels of the map that it takes, and `run_branch`'s network.
 
-    Attributes:
-        name: of the first module that works at the lowest resolution.
-        channels: of the map that it takes.
-        branch: a copy of the network that takes that map instead of images, in
-            ``branch.forward_head(branch.forward_features(shared))``; its weights are the network's.
+    That is a copy of the network, with its weights, that takes the map instead of images.
     """
 
     name: str
     channels: int
-    branch: nn.Module = field(repr=False)
+    branch: nn.Module
 
 
 def find_last_stage(network: nn.Module, images: Tensor) -> LastStage:
@@ -90,27 +87,24 @@ def _record(network: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor, Te
     """Return every run of every module, in the order of their beginning, the last map and the logits."""
     calls: list[_Call] = []
     open_calls: list[_Call] = []
-    names = {module: name for name, module in network.named_modules() if name}
-    clock = iter(range(10**9))
+    clock = itertools.count()
 
-    def begin(module: nn.Module, args: tuple[object, ...]) -> None:
+    def begin(name: str, args: tuple[object, ...]) -> None:
         # a copy, for an in-place module may change the map later
         given = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
-        open_calls.append(_Call(names[module], next(clock), given, given_size=_size(*args)))
+        open_calls.append(_Call(name, next(clock), given, given_size=_size(*args)))
         calls.append(open_calls[-1])
 
     def end(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         call = open_calls.pop()
         call.end, call.size = next(clock), _size(output)
 
-    handles = [h for m in names for h in (m.register_forward_pre_hook(begin), m.register_forward_hook(end))]
-    try:
-        last, _ = network.forward_intermediates(images, output_fmt="NCHW")
-        logits = network.forward_head(last)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, last, logits
+    for name, module in network.named_modules():
+        if name:
+            module.register_forward_pre_hook(lambda _, args, name=name: begin(name, args))
+            module.register_forward_hook(end)
+    last, _ = network.forward_intermediates(images, output_fmt="NCHW")
+    return calls, last, network.forward_head(last)
 
 
 def _size(*values: object) -> tuple[int, int] | None:
@@ -121,14 +115,11 @@ def _size(*values: object) -> tuple[int, int] | None:
 
 def _candidates(calls: Sequence[_Call], final: tuple[int, int]) -> list[_Call]:
     """Return the calls that make the lowest resolution of the one before it, outermost and earliest first."""
-
-    def area(size: tuple[int, int] | None) -> int:
-        return 0 if size is None else size[0] * size[1]
-
-    shrinking = [call for call in calls if call.size == final and area(call.given_size) > area(final)]
-    least = min((area(call.given_size) for call in shrinking), default=0)
+    area = math.prod(final)
+    shrinking = [c for c in calls if c.size == final and c.given_size and math.prod(c.given_size) > area]
+    least = min((math.prod(c.given_size or ()) for c in shrinking), default=0)
     names = [call.name for call in calls]
-    return [call for call in shrinking if area(call.given_size) == least and names.count(call.name) == 1]
+    return [c for c in shrinking if math.prod(c.given_size or ()) == least and names.count(c.name) == 1]
 
 
 def _cut(branch: nn.Module, calls: Sequence[_Call], stage: _Call) -> None:
@@ -197,12 +188,7 @@ def watch_input(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class Gate(nn.Module):
-    """Weights of the branches: average pooling, linear, batch norm, ReLU, softmax.
-
-    Args:
-        in_channels: channels of the shared map.
-        num_branches: number of branches M.
-    """
+    """Weights of the branches: average pooling, linear, batch norm, ReLU, softmax."""
 
     def __init__(self, in_channels: int, num_branches: int) -> None:
         super().__init__()

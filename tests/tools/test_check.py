@@ -495,7 +495,7 @@ def test_json_alone_goes_to_stdout(capsys):
 def test_exit_status_of_a_problem(capsys, monkeypatch):
     monkeypatch.setattr(
         "frskd_plugin.core.feature_losses.attention_maps",
-        lambda feats, others: [feat.mean(1).flatten(1) * 0 for feat in (*feats, *others)],
+        lambda feats, others: [x.mean(1).flatten(1) * 0 for x in (*feats, *(y.detach() for y in others))],
     )
     assert main(["test_resnet", "--input-size", "3", "64", "64"]) == 1
     assert "1 PROBLEM\n  1. loss_feat is 0 although its weight is 100" in capsys.readouterr().out
