@@ -32,12 +32,7 @@ PYRAMID_LEVELS = 6  # P2 .. P7
 
 
 class EfficientDetNode(nn.Module):
-    """Fast normalized fusion, SiLU, 3x3 depthwise-separable convolution, BN (EfficientDet, Section 3.3).
-
-    Args:
-        channels: channels of every map.
-        num_inputs: how many maps are fused.
-    """
+    """Fast normalized fusion, SiLU, 3x3 depthwise-separable convolution, BN (EfficientDet, Section 3.3)."""
 
     def __init__(self, channels: int, num_inputs: int) -> None:
         super().__init__()
@@ -53,16 +48,11 @@ class EfficientDetNode(nn.Module):
 
 
 class PublishedNode(nn.Module):
-    """``relu(BN(c * sum(x) + b))``: a plain sum and one scale and shift a channel (reference section 9, V).
-
-    Args:
-        channels: channels of every map.
-        num_inputs: how many maps are summed; the node has no weights for them.
-    """
+    """``relu(BN(c * sum(x) + b))``: a plain sum and one scale and shift a channel (reference section 9, V)."""
 
     def __init__(self, channels: int, num_inputs: int) -> None:
         super().__init__()
-        del num_inputs
+        del num_inputs  # a sum has no weights for them
         self.conv = nn.Conv2d(channels, channels, 1, groups=channels)
         self.bn = nn.BatchNorm2d(channels)
 
@@ -83,11 +73,7 @@ class BiFPNLayer(nn.Module):
     The forms differ at the top. 'published': u_{n-1} = node(x_{n-1}), o_{n-1} = node(x_{n-1}, u_{n-1}, down(o_{n-2})).
     'efficientdet': u_{n-1} = x_{n-1}, o_{n-1} = node(x_{n-1}, down(o_{n-2})).
 
-    Args:
-        channels: channels of every map.
-        num_levels: number of levels n.
-        variant: 'efficientdet' or 'published'.
-        end_level: level at which the bottom-up path ends; levels above it hand out u.
+    The bottom-up path ends at ``end_level``; levels above it hand out u.
     """
 
     def __init__(self, channels: int, num_levels: int, variant: str, end_level: int) -> None:

@@ -42,10 +42,7 @@ def fast_layout(feat: Tensor) -> Tensor:
     """Return the map in the layout in which 1x1 and depthwise convolutions are fast.
 
     On a CPU that is channels_last: the self-teacher takes about two thirds of the time, conversion included. Elsewhere
-    the map stays as the caller chose.
-
-    Args:
-        feat: map [B, C, H, W].
+    the map [B, C, H, W] stays as the caller chose.
     """
     return feat.contiguous(memory_format=torch.channels_last) if feat.device.type == "cpu" else feat
 
@@ -67,14 +64,10 @@ def spatial_size(feat: Tensor) -> Size:
 
 
 def max_pool_to(feat: Tensor, size: Size) -> Tensor:
-    """Down-sample a map by max-pooling to exactly ``size``.
+    """Down-sample a map [B, C, H, W] by max-pooling to exactly ``size``, height and width.
 
     A halving, of an even or an odd size, is a 3x3 pooling with stride 2 and TensorFlow's "same" padding; other ratios
     pool adaptively. Padding acts as -inf, which equals zero padding on rectified maps.
-
-    Args:
-        feat: map [B, C, H, W].
-        size: height and width of the result.
 
     >>> import torch
     >>> max_pool_to(torch.arange(16.0).view(1, 1, 4, 4), (2, 2)).flatten().tolist()
@@ -92,10 +85,8 @@ def max_pool_to(feat: Tensor, size: Size) -> Tensor:
 def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
     """Up-sample a map [B, C, H, W] to ``size`` with ``mode`` 'nearest' or 'bilinear' (half-pixel centres).
 
-    A target that is smaller in an axis (levels handed in out of order) is max-pooled instead.
-
-    Returns:
-        The map [B, C, *size]; ``feat`` itself where it has that size.
+    A target that is smaller in an axis (levels handed in out of order) is max-pooled instead; a map of that size is
+    handed back.
     """
     height, width = spatial_size(feat)
     if (height, width) == size:
@@ -160,7 +151,7 @@ def recompute(function: Callable[..., Any], part: nn.Module | None, *args: Any) 
     Args:
         function: without random numbers.
         part: module whose batch normalisations it runs; they count the batch once.
-        args: tensors and whatever else it takes.
+        args: of the function.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*args)
@@ -186,12 +177,7 @@ def _statistics_set_aside(norms: Sequence[nn.Module]) -> Iterator[None]:
 
 
 class ConvBNReLU(nn.Module):
-    """``relu(BN(conv1x1(x)))``, the lateral convolutions and the projections between widths (CBR).
-
-    Args:
-        in_channels: channels of the input map.
-        out_channels: channels of the output map.
-    """
+    """``relu(BN(conv1x1(x)))``, the lateral convolutions and the projections between widths (CBR)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -204,11 +190,7 @@ class ConvBNReLU(nn.Module):
 
 
 class SeparableConvBN(nn.Sequential):
-    """``BN(pointwise(depthwise3x3(x)))`` with nothing between the two convolutions (SEP).
-
-    Args:
-        channels: channels of the input and of the output map.
-    """
+    """``BN(pointwise(depthwise3x3(x)))`` with nothing between the two convolutions (SEP)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -225,7 +207,7 @@ class FusionNode(nn.Module):
     pre-activation.
 
     Args:
-        channels: channels of the maps that are fused, and of the result.
+        channels: of the maps that are fused, and of the result.
         num_inputs: how many maps are fused.
         depth: number of separable convolutions.
     """

@@ -9,12 +9,7 @@ from torch import Tensor
 
 
 def check_positive_int(name: str, value: object, least: int = 1) -> int:
-    """Return ``value`` when it is an int of at least ``least``.
-
-    Raises:
-        TypeError: if it is not an int.
-        ValueError: if it is too small.
-    """
+    """Return ``value`` when it is an int of at least ``least``, else raise TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an int >= {least}, got {value!r} ({type(value).__name__}).")
     if value < least:
@@ -23,44 +18,27 @@ def check_positive_int(name: str, value: object, least: int = 1) -> int:
 
 
 def check_bool(name: str, value: object) -> bool:
-    """Return ``value`` when it is True or False.
-
-    Raises:
-        TypeError: if it is not.
-    """
+    """Return ``value`` when it is True or False, else raise TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False, got {value!r} ({type(value).__name__}).")
     return value
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> str:
-    """Return ``value`` when it is one of ``allowed``.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Return ``value`` when it is one of ``allowed``, else raise ValueError."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     return value
 
 
 def check_number(name: str, value: object) -> None:
-    """Refuse what is no number.
-
-    Raises:
-        TypeError: if it is not one.
-    """
+    """Raise TypeError for what is no number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {value!r} ({type(value).__name__}).")
 
 
 def check_not_negative(name: str, value: float) -> float:
-    """Return ``value`` as a float when it is >= 0.
-
-    Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is negative, infinite or NaN.
-    """
+    """Return ``value`` as a float when it is >= 0 and finite, else raise TypeError or ValueError."""
     check_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"`{name}` weighs a loss and must be >= 0, got {value}. Use 0 to switch the term off.")
@@ -68,12 +46,7 @@ def check_not_negative(name: str, value: float) -> float:
 
 
 def check_temperature(value: float) -> float:
-    """Return ``value`` as a float when it is > 0.
-
-    Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is not above 0.
-    """
+    """Return ``value`` as a float when it is > 0 and finite, else raise TypeError or ValueError."""
     check_number("temperature", value)
     if not 0 < value < float("inf"):
         raise ValueError(
@@ -83,11 +56,7 @@ def check_temperature(value: float) -> float:
 
 
 def join_losses(own: dict[str, Tensor], added: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Return a head's own losses and the distillation terms as one dict.
-
-    Raises:
-        ValueError: if both have a name.
-    """
+    """Return a head's own losses and the distillation terms as one dict; raise ValueError where both have a name."""
     both = sorted(own.keys() & added.keys())
     if both:
         raise ValueError(
@@ -98,12 +67,7 @@ def join_losses(own: dict[str, Tensor], added: dict[str, Tensor], owner: str) ->
 
 
 def check_in_channels(in_channels: Sequence[int], least_levels: int = 2) -> list[int]:
-    """Return the channel counts as a list of ints.
-
-    Raises:
-        TypeError: if it is not a sequence of ints.
-        ValueError: if there are too few levels or a count is not positive.
-    """
+    """Return the channels of at least ``least_levels`` levels as a list, else raise TypeError or ValueError."""
     if isinstance(in_channels, int | str) or not isinstance(in_channels, Sequence):
         raise TypeError(
             f"`in_channels` must list the channels of each level, e.g. [64, 128, 256, 512], got {in_channels!r}."
@@ -118,11 +82,7 @@ def check_in_channels(in_channels: Sequence[int], least_levels: int = 2) -> list
 
 
 def check_level(name: str, value: int | None, num_levels: int) -> int:
-    """Return the level index; None is the last level and negative values count from it.
-
-    Raises:
-        ValueError: if there is no such level.
-    """
+    """Return the level's index; None is the last one and negative ones count from it. ValueError if there is none."""
     if value is None:
         return num_levels - 1
     if not -num_levels <= value < num_levels:

@@ -122,8 +122,7 @@ PROBE_BATCH = 2
 def image_channels(network: nn.Module, default: int = DEFAULT_CHANNELS) -> int:
     """Return the number of image channels (bands) that a network takes.
 
-    It is what the network, or a module in it, keeps as ``in_chans`` (timm), otherwise the input of its first
-    convolution, otherwise ``default``.
+    It is what a module in it keeps as ``in_chans`` (timm), else the input of its first convolution, else ``default``.
 
     >>> image_channels(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)))
     4

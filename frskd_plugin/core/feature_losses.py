@@ -158,11 +158,7 @@ class AttentionTransferLoss(nn.Module):
 
 
 def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> None:
-    """Refuse lists of different length, and maps of one level of different batch or size.
-
-    Raises:
-        ValueError: if student and teacher do not hand out the same levels.
-    """
+    """Raise ValueError for lists of different length, and maps of one level of different batch or size."""
     if len(feats) != len(refined_feats) or not feats:
         raise ValueError(
             f"Student and self-teacher must hand out the same levels, got {len(feats)} and {len(refined_feats)} maps."
@@ -234,9 +230,7 @@ MARGIN_FORMS = ("published", "current")
 def overhaul_margin(weight: Tensor, bias: Tensor) -> Tensor:
     """Mean of the negative part of N(bias, weight^2), a channel each; ``-3 |weight|`` where that part is too small.
 
-    Args:
-        weight: scale of the batch normalisation, shape [C].
-        bias: shift of the batch normalisation, shape [C].
+    Weight and bias [C] are those of the batch normalisation.
 
     >>> import torch
     >>> round(overhaul_margin(torch.ones(1), torch.zeros(1)).item(), 5)

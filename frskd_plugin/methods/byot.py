@@ -19,13 +19,7 @@ SQUEEZE = 4  # the bottleneck's inner width is a quarter of the last map's
 
 
 class EarlyClassifier(nn.Module):
-    """Layers to the width of the last map, average pooling, linear classifier.
-
-    Args:
-        layers: [B, C, H, W] -> [B, D, h, w].
-        channels: D.
-        num_classes: number of classes.
-    """
+    """Layers [B, C, H, W] -> [B, D, h, w] to the width of the last map, average pooling, linear classifier."""
 
     def __init__(self, layers: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()

@@ -52,10 +52,6 @@ def find_last_stage(network: nn.Module, images: Tensor) -> LastStage:
     Everything that ran before the cut becomes an identity in the copy. That the copy gives the network's own logits
     when it is fed the map that the network has there is tried on the images.
 
-    Args:
-        network: a timm model.
-        images: [B, C, H, W], on its device.
-
     Raises:
         ValueError: the last maps are no images, all have one size, or no cut gives equal logits; by name, with reason.
     """
@@ -201,11 +197,7 @@ class Gate(nn.Module):
 
 
 def ensemble_logits(gates: Tensor, branch_logits: Tensor) -> Tensor:
-    """``z_e = sum_i g_i z_i``.
-
-    Args:
-        gates: [B, M].
-        branch_logits: [B, M, K].
+    """``z_e = sum_i g_i z_i`` of gates [B, M] and the branches' logits [B, M, K].
 
     >>> import torch
     >>> ensemble_logits(torch.tensor([[0.25, 0.75]]), torch.tensor([[[4.0], [8.0]]])).tolist()

@@ -137,12 +137,7 @@ LEAST_PROBABILITY = 2.0**-24  # of float16, as predictions are kept: a row of ze
 
 
 def mixed_targets(targets: Tensor, before: Tensor, alpha: float | Tensor) -> Tensor:
-    """``(1 - alpha) y + alpha p``; where p is zero, nothing known of the image, y alone.
-
-    Args:
-        targets: distributions y [B, K].
-        before: earlier predictions p [B, K], rows of probabilities or of zeros.
-        alpha: share of the earlier prediction.
+    """``(1 - alpha) y + alpha p`` of targets y and earlier predictions p, [B, K]; y alone where a row of p is zero.
 
     >>> import torch
     >>> mixed_targets(torch.eye(2), torch.tensor([[0.5, 0.5], [0.0, 0.0]]), 0.5).tolist()

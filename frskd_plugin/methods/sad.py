@@ -15,14 +15,7 @@ from frskd_plugin.methods.base import Criterion, Method, StudentForward, Student
 def spatial_attention(feat: Tensor, size: Sequence[int]) -> Tensor:
     """Softmax over the positions of the channel sum of squares, resized bilinearly to ``size`` (psi).
 
-    Computed in float32 at least: the sum over the channels would overflow half precision.
-
-    Args:
-        feat: [B, C, h, w].
-        size: height and width [H, W] of the result.
-
-    Returns:
-        [B, H * W], each row sums to 1.
+    [B, C, h, w] -> [B, H * W]. In float32 at least: the sum over the channels would overflow half precision.
 
     >>> import torch
     >>> spatial_attention(torch.zeros(1, 3, 1, 2), (2, 2)).tolist()
@@ -38,9 +31,7 @@ def spatial_attention(feat: Tensor, size: Sequence[int]) -> Tensor:
 def attention_distance(feat: Tensor, deeper: Tensor) -> Tensor:
     """Mean over batch and positions of ``(psi(feat) - psi(deeper))^2``, both at the size of the larger map.
 
-    Args:
-        feat: [B, C, H, W].
-        deeper: [B, D, h, w]; gets no gradient.
+    Maps [B, C, H, W] and [B, D, h, w]; the deeper one gets no gradient.
     """
     size = max(feat.shape[2:], deeper.shape[2:], key=lambda shape: shape[0] * shape[1])
     return F.mse_loss(spatial_attention(feat, size), spatial_attention(deeper.detach(), size))

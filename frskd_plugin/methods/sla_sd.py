@@ -34,11 +34,7 @@ def rotate_images(images: Tensor) -> Tensor:
 
 
 def check_softmax(soft_label: str, owner: str) -> None:
-    """Refuse soft labels by a sigmoid.
-
-    Raises:
-        ValueError: naming the method.
-    """
+    """Raise ValueError, with the method's name, for soft labels by a sigmoid."""
     if soft_label != "softmax":
         raise ValueError(
             f"{owner} cannot make soft labels by a sigmoid (one logit, multi-label): its joint classifier of class and "
@@ -49,9 +45,7 @@ def check_softmax(soft_label: str, owner: str) -> None:
 def joint_targets(targets: Tensor, ignored: int = -100) -> Tensor:
     """Targets of class and rotation: labels [B] -> [4 B], soft labels [B, K] -> [4 B, 4 K].
 
-    Args:
-        targets: labels [B] or soft labels [B, K].
-        ignored: label of images without one; becomes -100, which torch's cross-entropy leaves out.
+    The ignored label becomes -100, which torch's cross-entropy leaves out.
 
     >>> import torch
     >>> joint_targets(torch.tensor([0, 2])).tolist()
@@ -78,12 +72,7 @@ def aggregate_logits(joint_logits: Tensor) -> Tensor:
 
 
 class JointHead(nn.Linear):
-    """Linear classifier of class and rotation on an average-pooled map.
-
-    Args:
-        in_channels: channels of the map.
-        num_classes: number of classes K.
-    """
+    """Linear classifier of K classes and four rotations on an average-pooled map."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, ROTATIONS * num_classes)

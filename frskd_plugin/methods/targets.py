@@ -24,10 +24,7 @@ LABEL_CRITERIA = ("LabelSmoothingCrossEntropy", "JsdCrossEntropy", "AsymmetricLo
 def choose_soft_label(soft_label: str, student: StudentInfo) -> str:
     """Return how a method makes soft labels, 'softmax' or 'sigmoid', and say so where 'auto' takes a sigmoid.
 
-    Args:
-        soft_label: 'softmax', 'sigmoid', or 'auto': a sigmoid where the criterion is known to take one
-            (`criterion_soft_label`).
-        student: its number of classes and its criterion.
+    'auto' is a sigmoid where the student's criterion is known to take one (`criterion_soft_label`).
 
     Raises:
         ValueError: an unknown name, or one logit with a softmax or with a criterion that is not known.
@@ -130,10 +127,9 @@ def _targets_taken(criterion: Criterion, kind: str, num_classes: int | None) -> 
 
 
 def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Criterion | None = None) -> None:
-    """Refuse labels [B] that are no class; looks at labels on the CPU alone, and not while compiling.
+    """Raise ValueError for labels [B] outside of 0..K-1, or the ignored one with a library's criterion without it.
 
-    Raises:
-        ValueError: a label outside of 0..K-1, or the ignored one with a criterion of a library that does not know it.
+    Looks at labels on the CPU alone, and not while compiling.
     """
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
@@ -154,11 +150,7 @@ def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Crit
 
 
 def check_terms(terms: dict[str, Any], criterion: Criterion) -> None:
-    """Refuse terms of a loss that are not scalars.
-
-    Raises:
-        ValueError: naming the term and the criterion.
-    """
+    """Raise ValueError for a term of the loss that is no scalar."""
     for name, value in terms.items():
         if name.startswith("loss") and (not isinstance(value, Tensor) or value.numel() != 1):
             got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -171,10 +163,7 @@ def check_terms(terms: dict[str, Any], criterion: Criterion) -> None:
 def soft_targets(targets: Tensor, logits: Tensor, ignored: int = -100) -> Tensor:
     """Return a distribution [B, K] for each image, in the dtype of the logits: labels become one-hot, soft labels stay.
 
-    Args:
-        targets: labels [B] or soft labels [B, K]; of one logit, labels are 0 or 1.
-        logits: [B, K], tells the number of classes.
-        ignored: label of images without one; their row is that of class 0, see `leave_out_ignored`.
+    Of one logit, labels are 0 or 1. The row of an ignored label is that of class 0, see `leave_out_ignored`.
 
     Raises:
         ValueError: targets of another batch or number of classes, or (on a CPU) a label that is no class.
@@ -200,12 +189,8 @@ def leave_out_ignored(soft: Tensor, targets: Tensor, ignored: int) -> Tensor:
     """Return soft labels [B, K] of which a cross-entropy's mean over the batch is the mean over the labelled images.
 
     Rows of images without a label become 0, the others are multiplied by B over their number, as torch's cross-entropy
-    divides; without such an image nothing changes. The host does not wait for a GPU.
-
-    Args:
-        soft: made of the targets.
-        targets: labels [B], or soft labels, of which none is ignored.
-        ignored: label of images without one.
+    divides; without such an image, or where the targets are soft labels, nothing changes. The host does not wait for a
+    GPU.
 
     >>> import torch
     >>> leave_out_ignored(torch.eye(2), torch.tensor([0, -100]), -100).tolist()
