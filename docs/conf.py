@@ -41,6 +41,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "show_memory": False,
+    "capture_repr": (),
     "plot_gallery": "True",
     "abort_on_example_error": True,
 }

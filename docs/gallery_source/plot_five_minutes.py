@@ -17,7 +17,7 @@ import frskd_plugin
 import frskd_plugin.timm  # makes the paper's CIFAR networks known to timm
 from frskd_plugin.commands.demo import CLASSES, draw_object
 
-EPOCHS, PER_CLASS = 12, 60
+EPOCHS, PER_CLASS = 25, 60
 
 
 def draw(seed, per_class):
@@ -57,7 +57,7 @@ print(sizes)
 # -----
 # In training the model returns its losses, and the logits of student and self-teacher for the accuracies.
 steps = EPOCHS * (len(train_labels) // 30)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
 history = []
 for step in range(steps):
     if step % (len(train_labels) // 30) == 0:
