@@ -243,11 +243,9 @@ def _path(*parts: Any) -> str:
 
 
 def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
-    """Put what they stand for in the place of our stand-ins, in containers at any depth.
+    """Put what they stand for in the place of our stand-ins, in containers at any depth; dicts and lists are changed.
 
-    Args:
-        value: is changed where it is a dict or a list.
-        done: what was made of which object: a file may hold one at many places, and in itself.
+    ``done`` says what was made of which object: a file may hold one at many places, and in itself.
     """
     done = {} if done is None else done
     if id(value) in done:

@@ -11,8 +11,6 @@ from torch.autograd.function import once_differentiable
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A value in the graph whose gradient is known already."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
@@ -28,11 +26,6 @@ class _KnownGradient(torch.autograd.Function):
 
 def with_known_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     """Return the scalar ``value`` with ``gradient`` as its gradient in ``x``; it can be differentiated once.
-
-    Args:
-        x: any tensor of the graph.
-        value: scalar.
-        gradient: of the shape of ``x``.
 
     >>> import torch
     >>> x = torch.tensor([3.0], requires_grad=True)

@@ -50,12 +50,7 @@ class ReLUInputs(TorchFunctionMode):
 
 
 def forward_with_preactivations(student: Network, images: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """Return maps, logits, and the maps before their ReLU, in one pass (as they are where none made them).
-
-    Args:
-        student: images -> (feats, logits).
-        images: [B, C, H, W].
-    """
+    """Return maps, logits, and the maps before their ReLU, in one pass (as they are where none made them)."""
     watch = ReLUInputs()
     with watch:  # not `as watch`: torch.compile would bind None
         feats, logits = student(images)
@@ -127,12 +122,7 @@ class _NormTrace(ReLUInputs):
 
 
 def find_map_norms(network: nn.Module, images: Tensor) -> list[MapNorm | None]:
-    """Find the batch normalisation of each map before its ReLU; None where a map has none.
-
-    Args:
-        network: images -> (feats, logits), run once without gradient and in the mode it is in.
-        images: [B, C, H, W].
-    """
+    """Find the batch normalisation of each map before its ReLU, in one run without gradient; None where it has none."""
     trace = _NormTrace(network)
     with torch.no_grad(), trace:
         feats, _ = network(images)

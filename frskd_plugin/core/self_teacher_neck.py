@@ -160,7 +160,7 @@ class BiFPNcLayer(nn.Module):
         return scales
 
     def _norm(self, part: str, level: int) -> nn.Module:
-        module = getattr(self, part)[str(level)]
+        module: Any = getattr(self, part)[str(level)]
         return (module.project if isinstance(module, Resize) else module).bn
 
     def output_norm(self, level: int) -> nn.Module:
@@ -208,7 +208,7 @@ class BiFPNcLayer(nn.Module):
         Without a top-down node the term is the lateral itself, without a bottom-up node it is None.
         """
         feat = fast_layout(F.relu(feat) if self.rectify_input else feat)
-        lateral = self._lateral(level)
+        lateral: Any = self._lateral(level)
         if self.published and not self.repeated:
             both = lateral(feat, scales["laterals", level])
             return both.chunk(2, dim=1) if str(level) in self.bu_nodes else (both, None)

@@ -140,11 +140,6 @@ class Method(nn.Module):
         return None
 
     def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return logits [B, K] of the student and of the method's own teacher (None without one), for validation.
-
-        Args:
-            student: the forward pass, run once.
-            images: [B, C, H, W].
-        """
+        """Return logits [B, K] of the student and of the method's own teacher (None without one), for validation."""
         feats, logits = student(images)
         return logits, self.teacher_logits(feats)

@@ -21,24 +21,6 @@ from frskd_plugin.methods.targets import choose_soft_label
 # feature losses and their usual weights: FitNet's in later comparisons, attention transfer's and overhaul's own
 FEATURE_BETAS = {"none": 0.0, "hint": 100.0, "attention": 1000.0, "overhaul": 1e-3}
 
-Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel of images in 0..1
-
-
-def renormalisation(source: Normalisation, target: Normalisation) -> tuple[list[float], list[float]] | None:
-    """Return scale and shift of each channel that change images normalised by ``source`` to ``target``.
-
-    ``(x std_s + mean_s - mean_t) / std_t``, as timm's ``DistillationTeacher`` has it. None where the two agree.
-
-    >>> renormalisation(((0.5,), (0.25,)), ((0.25,), (0.5,)))
-    ([0.5], [0.5])
-    """
-    (mean, std), (new_mean, new_std) = source, target
-    pairs = [*zip(mean, new_mean, strict=True), *zip(std, new_std, strict=True)]
-    if all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs):
-        return None
-    scale = [s / t for s, t in zip(std, new_std, strict=True)]
-    return scale, [(m - n) / t for m, n, t in zip(mean, new_mean, new_std, strict=True)]
-
 
 class _Shared(tuple):
     """A tuple that copies of its owner share: an EMA of a model holds the same frozen teacher, not a second one."""
@@ -180,7 +162,7 @@ class KD(Method):
 def _teacher_change(
     student: StudentInfo, teacher: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[list[float], list[float]] | None:
-    """Return scale and shift of the images for the teacher; None where they stay as they are."""
+    """Return scale and shift that make images normalised for the student those for the teacher; None to leave them."""
     channels = student.input_size[0]
     for name, values in (("student_mean", mean), ("student_std", std)):
         if values is not None and (len(values) != channels or (name == "student_std" and min(values) <= 0)):
@@ -194,7 +176,13 @@ def _teacher_change(
     # what speaks of other channels does not speak of these images
     if any(values is None or len(values) != channels for values in (*own, *wanted)):
         return None
-    return renormalisation(own, wanted)
+    if all(
+        math.isclose(a, b, rel_tol=1e-5) for x, y in zip(own, wanted, strict=True) for a, b in zip(x, y, strict=True)
+    ):
+        return None
+    # (x std_s + mean_s - mean_t) / std_t, as timm's ``DistillationTeacher`` has it
+    channels_of_both = list(zip(*own, *wanted, strict=True))
+    return [s / t for _, s, _, t in channels_of_both], [(m - n) / t for m, _, n, t in channels_of_both]
 
 
 def _check_fit(student: StudentInfo, feats: Sequence[Tensor], logits: Tensor, compare_maps: bool) -> list[int]:

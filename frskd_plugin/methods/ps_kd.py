@@ -26,11 +26,6 @@ class PredictionStore(nn.Module):
     In several processes each gathers what all of them write, so they may share one file or have one each; all must have
     batches of one size.
 
-    Args:
-        num_samples: number of training images; indices are 0 .. num_samples - 1.
-        num_classes: number of classes.
-        file: path of the file; None keeps the table in memory.
-
     Raises:
         TypeError: for arguments of the wrong type.
         ValueError: for arguments out of range; at the first use, for a resumed run's file that is not there or has
