@@ -176,13 +176,11 @@ def _teacher_change(
     # what speaks of other channels does not speak of these images
     if any(values is None or len(values) != channels for values in (*own, *wanted)):
         return None
-    if all(
-        math.isclose(a, b, rel_tol=1e-5) for x, y in zip(own, wanted, strict=True) for a, b in zip(x, y, strict=True)
-    ):
+    both = list(zip(*own, *wanted, strict=True))
+    if all(math.isclose(m, n, rel_tol=1e-5) and math.isclose(s, t, rel_tol=1e-5) for m, s, n, t in both):
         return None
     # (x std_s + mean_s - mean_t) / std_t, as timm's ``DistillationTeacher`` has it
-    channels_of_both = list(zip(*own, *wanted, strict=True))
-    return [s / t for _, s, _, t in channels_of_both], [(m - n) / t for m, _, n, t in channels_of_both]
+    return [s / t for _, s, _, t in both], [(m - n) / t for m, _, n, t in both]
 
 
 def _check_fit(student: StudentInfo, feats: Sequence[Tensor], logits: Tensor, compare_maps: bool) -> list[int]:
