@@ -6,7 +6,9 @@ visualizer = dict(type="Visualizer")
 
 default_hooks = dict(
     _delete_=True,
-    timer=dict(type="IterTimerHook"),
+    # Losses and times stay on the device until they are logged.
+    runtime_info=dict(type="DeferredInfoHook"),
+    timer=dict(type="DeferredTimerHook"),
     logger=dict(type="LoggerHook", interval=100),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="top1", rule="greater"),

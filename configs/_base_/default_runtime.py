@@ -23,7 +23,9 @@ load_from = None
 resume = False
 
 default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
+    # Losses and times stay on the device until they are logged.
+    runtime_info=dict(type="DeferredInfoHook"),
+    timer=dict(type="DeferredTimerHook"),
     logger=dict(type="LoggerHook", interval=10),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="mIoU", rule="greater"),

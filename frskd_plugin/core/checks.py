@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Real
 
+import torch
 from torch import Tensor
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Tell whether a check may look at values: on a CPU, where nothing is waited for, and not while compiling."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_positive_int(name: str, value: object, least: int = 1) -> int:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from frskd_plugin.core.checks import can_read
+
 Box = tuple[int, int, int, int]
 
 
@@ -82,8 +84,7 @@ def mixed_targets(targets: Tensor, index: Tensor, lam: float | Tensor, num_class
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be >= 1, got {num_classes}.")
     if targets.ndim == 1 and not targets.is_floating_point():
-        # not on a GPU: reading the labels would make the host wait for it in every step
-        if targets.device.type == "cpu" and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
+        if can_read(targets) and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
             raise ValueError(
                 f"labels must be 0..{num_classes - 1}, got {targets.min()}..{targets.max()}: num_classes={num_classes} "
                 "does not fit the data set."

@@ -86,12 +86,16 @@ class Method(nn.Module):
         needs: what it asks of its batches.
         makes_soft_targets: whether it hands soft labels [B, K] to the criterion, whatever the targets are.
         least_maps: number of the student's feature maps that it cannot do without.
+        capturable: whether a CUDA graph may hold its step: `forward` waits for no value of a tensor, and what it
+            remembers or reads from outside lies in buffers that are changed in place, or in attributes that are numbers
+            or switches, set at the start of an epoch.
         progress: epochs trained so far and epochs in all, for weights that follow a schedule; see `set_progress`.
     """
 
     needs = DataNeeds()
     makes_soft_targets = False
     least_maps = 1
+    capturable = False
 
     def __init__(self, student: StudentInfo) -> None:
         super().__init__()

@@ -10,6 +10,8 @@ from frskd_plugin.methods.base import Criterion, Method, StudentForward, Terms
 class Baseline(Method):
     """``loss_ce``, the criterion of the student's logits, and nothing else."""
 
+    capturable = True
+
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """See `Method.forward`."""
         _, logits = student(images)

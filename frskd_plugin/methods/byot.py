@@ -99,6 +99,7 @@ class BYOT(Method):
     """
 
     least_maps = 2
+    capturable = True
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.checks import can_read, check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label, ignored_label
@@ -29,6 +29,7 @@ class CSKD(Method):
     """
 
     needs = DataNeeds(order="class_pairs")
+    capturable = True
 
     def __init__(
         self, student: StudentInfo, weight: float = 1.0, temperature: float = 4.0, soft_label: str = "auto"
@@ -43,16 +44,17 @@ class CSKD(Method):
         Images are [2 B, C, H, W] and targets labels [2 B].
 
         Raises:
-            ValueError: the halves of the batch are not of the same classes, or (on a CPU) some have no label.
+            ValueError: an odd batch; or (looked at on a CPU) halves of other classes, or images without a label.
         """
         half = len(images) // 2
-        if len(images) != 2 * half or not torch.equal(targets[:half], targets[half:]):
+        readable = can_read(targets)
+        if len(images) != 2 * half or (readable and not torch.equal(targets[:half], targets[half:])):
             raise ValueError(
                 "CS-KD needs batches whose second half holds partners of the first half's classes, in the same order: "
                 f"got {len(images)} images, and the halves of their targets differ. Use a sampler of class pairs "
                 "(`CSKD.needs`), and no Mixup or CutMix."
             )
-        if targets.device.type == "cpu" and targets.ndim == 1 and bool((targets == ignored_label(criterion)).any()):
+        if readable and targets.ndim == 1 and bool((targets == ignored_label(criterion)).any()):
             raise ValueError("CS-KD pairs images of one class, and some of the batch have no label: leave them out.")
         _, logits = student(images[:half])
         with torch.no_grad():

@@ -28,6 +28,7 @@ class DDGSD(Method):
     """
 
     needs = DataNeeds(views=2)
+    capturable = True
 
     def __init__(
         self,

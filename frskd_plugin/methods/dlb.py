@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from frskd_plugin.core.checks import check_not_negative
+from frskd_plugin.core.checks import can_read, check_not_negative
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
@@ -55,7 +55,7 @@ class DLB(Method):
         Images are [2 B, C, H, W], targets labels [2 B] or soft labels [2 B, K].
 
         Raises:
-            ValueError: an odd batch, or one whose first half has other targets than the last one's second half.
+            ValueError: an odd batch; or (looked at on a CPU) a first half of other targets than the last second half.
         """
         half = len(images) // 2
         if len(images) != 2 * half:
@@ -64,7 +64,7 @@ class DLB(Method):
         soft = logits.new_zeros(())
         if self._before is not None:
             before, labels = self._before
-            if labels.shape != targets[:half].shape or not labels.equal(targets[:half]):
+            if labels.shape != targets[:half].shape or (can_read(targets) and not labels.equal(targets[:half])):
                 raise ValueError(
                     "DLB needs batches whose first half is the second half of the one before, in the same order; the "
                     "targets say that this one's is not. Use a sampler of overlapping batches (`DLB.needs`), no Mixup "

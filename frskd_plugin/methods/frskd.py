@@ -166,6 +166,7 @@ class FRSKD(Method):
     """
 
     least_maps = 2
+    capturable = True
 
     def __init__(
         self,

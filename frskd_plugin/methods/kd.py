@@ -60,6 +60,8 @@ class KD(Method):
             makes with 'overhaul', or a setting out of range.
     """
 
+    capturable = True
+
     def __init__(
         self,
         student: StudentInfo,

@@ -21,6 +21,7 @@ class LabelSmoothing(Method):
     """
 
     makes_soft_targets = True
+    capturable = True
 
     def __init__(self, student: StudentInfo, smoothing: float = 0.1, soft_label: str = "auto") -> None:
         super().__init__(student)

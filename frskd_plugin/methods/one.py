@@ -226,6 +226,8 @@ class ONE(Method):
         ValueError: for arguments out of range, or a network whose last stage cannot be copied.
     """
 
+    capturable = True
+
     def __init__(
         self,
         student: StudentInfo,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_positive_int
+from frskd_plugin.core.checks import can_read, check_positive_int
 from frskd_plugin.core.schedule import ScheduledWeight
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label, soft_loss
@@ -104,7 +104,7 @@ class PredictionStore(nn.Module):
         Raises:
             ValueError: an index outside of the table (where it lies on a GPU, torch itself stops).
         """
-        if not index.is_cuda and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_samples:
+        if can_read(index) and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_samples:
             raise ValueError(
                 f"Sample indices must be in 0..{self.num_samples - 1} (num_samples={self.num_samples}), got "
                 f"{int(index.min())}..{int(index.max())}. `num_samples` is the size of the whole training set."
@@ -180,6 +180,11 @@ class PSKD(Method):
         self.soft_label = choose_soft_label(soft_label, student)
         self._alpha_now = ScheduledWeight(self.alpha)
         self.predictions = PredictionStore(num_samples, student.num_classes, file)
+
+    @property
+    def capturable(self) -> bool:  # type: ignore[override]
+        """See `Method`; a file of predictions is the host's."""
+        return self.predictions.file is None
 
     @property
     def alpha_now(self) -> float:

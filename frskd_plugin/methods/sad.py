@@ -50,6 +50,7 @@ class SAD(Method):
     """
 
     least_maps = 2
+    capturable = True
 
     def __init__(self, student: StudentInfo, weight: float = 0.1, start_epoch: float = 0) -> None:
         super().__init__(student)

@@ -98,6 +98,8 @@ class SLASD(Method):
         ValueError: a setting out of range, or a network that decides each class on its own.
     """
 
+    capturable = True
+
     def __init__(
         self, student: StudentInfo, weight: float = 1.0, temperature: float = 1.0, soft_label: str = "auto"
     ) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_one_of
+from frskd_plugin.core.checks import can_read, check_one_of
 from frskd_plugin.core.soft_label import SOFT_LABELS, criterion_soft_label, finite_logits
 from frskd_plugin.methods.base import Criterion, StudentInfo
 
@@ -129,9 +129,9 @@ def _targets_taken(criterion: Criterion, kind: str, num_classes: int | None) -> 
 def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Criterion | None = None) -> None:
     """Raise ValueError for labels [B] outside of 0..K-1, or the ignored one with a library's criterion without it.
 
-    Looks at labels on the CPU alone, and not while compiling.
+    Looks at labels where `can_read` allows it.
     """
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+    if not can_read(labels):
         return
     counted = labels[labels != ignored]
     least, most = 0, max(num_classes, 2) - 1  # one logit has labels 0 and 1

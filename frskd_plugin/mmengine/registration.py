@@ -42,10 +42,15 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "SyncStatisticsHook": "frskd_plugin.mmengine.hooks",
         "SelfTeacherValidationHook": "frskd_plugin.mmengine.hooks",
         "BestAndLastHook": "frskd_plugin.mmengine.hooks",
+        "DeferredInfoHook": "frskd_plugin.mmengine.deferred_log",
+        "DeferredTimerHook": "frskd_plugin.mmengine.deferred_log",
         "FiniteLossHook": "frskd_plugin.mmengine.safety_hooks",
         "WeightsFitHook": "frskd_plugin.mmengine.safety_hooks",
         "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
         "ClassifierAttentionPictureHook": "frskd_plugin.mmengine.attention",
+    },
+    "LOOPS": {
+        "GraphTrainLoop": "frskd_plugin.mmengine.graph_loop",
     },
     "DATASETS": {
         "SeededDataset": "frskd_plugin.mmengine.seeding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from torch import Tensor, nn
 
+from frskd_plugin.mmengine.deferred_log import fetch, is_logged
 from frskd_plugin.mmengine.hooks import unwrap_model
 
 # Parts of a model that only training uses.
@@ -21,13 +23,13 @@ _SHOWN = 3
 class FiniteLossHook(Hook):
     """Stop a training (FloatingPointError) whose loss is NaN or infinite, before a checkpoint holds what came of it.
 
-    The losses of each step are looked at on the CPU at once, on other devices (not to wait for them) every `interval`
-    steps, at the end of an epoch and before a checkpoint is written. Weights are looked at before they are written: a
+    The losses of each step are looked at on the CPU at once, on other devices (not to wait for them) when they are
+    logged, at the end of an epoch and before a checkpoint is written. Weights are looked at before they are written: a
     gradient can be infinite where the loss is not.
 
     Args:
         stop: end the training; False warns and goes on.
-        interval: steps between two looks, on other devices than the CPU.
+        interval: steps between two looks, on other devices than the CPU; None looks when losses are logged.
 
     Raises:
         ValueError: `interval` is below 1.
@@ -35,8 +37,8 @@ class FiniteLossHook(Hook):
 
     priority = "HIGH"  # after the hook that sets the learning rate, before those that log and save
 
-    def __init__(self, stop: bool = True, interval: int = 20) -> None:
-        if interval < 1:
+    def __init__(self, stop: bool = True, interval: int | None = None) -> None:
+        if interval is not None and interval < 1:
             raise ValueError(f"FiniteLossHook: interval must be at least 1, got {interval}")
         self.stop = stop
         self.interval = interval
@@ -56,7 +58,8 @@ class FiniteLossHook(Hook):
         rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
         self._steps.append((runner.iter, rate, losses))
         on_cpu = next(iter(losses.values())).device.type == "cpu"
-        if on_cpu or len(self._steps) >= self.interval:
+        due = is_logged(runner, batch_idx) if self.interval is None else len(self._steps) >= self.interval
+        if on_cpu or due:
             self._check(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
@@ -76,16 +79,16 @@ class FiniteLossHook(Hook):
         steps, self._steps = self._steps, []
         if not steps:
             return
-        sums = torch.stack([sum(losses.values()) for _, _, losses in steps])  # type: ignore[arg-type]
-        wrong = [step for step, finite in zip(steps, torch.isfinite(sums).tolist(), strict=True) if not finite]
-        if wrong:
-            iteration, rate, losses = wrong[0]
-            terms = {name: value for name, value in losses.items() if name != "loss"} or losses
+        for (iteration, rate, _), values in zip(steps, fetch([losses for *_, losses in steps]), strict=True):
+            if all(map(math.isfinite, values.values())):
+                continue
+            terms = {name: value for name, value in values.items() if name != "loss"} or values
             self._report(
                 runner,
                 f"loss is not finite at iteration {iteration + 1}, epoch {runner.epoch + 1}, learning rate {rate:.4g}: "
-                f"{', '.join(f'{name} {value.item():.4g}' for name, value in terms.items())}",
+                f"{', '.join(f'{name} {value:.4g}' for name, value in terms.items())}",
             )
+            return
 
     def _report(self, runner: Any, text: str) -> None:
         if not self.stop:
