@@ -38,6 +38,13 @@ NUMBERS: dict[str, tuple[int, str]] = {
     "randomness.seed": (0, "an int"),
     **{f"optim_wrapper.optimizer.{name}": (0, "a number") for name in ("lr", "weight_decay", "momentum")},
 }
+GRAPH_LOOPS = ("EpochBasedTrainLoop", "GraphTrainLoop")
+# With these an optimizer reads its learning rate from the device, and keeps no number of its own on the host.
+FUSED_OPTIMIZERS = {
+    "SGD": {"fused": True},
+    "Adam": {"fused": True, "capturable": True},
+    "AdamW": {"fused": True, "capturable": True},
+}
 # Settings of mmengine's schedulers, some of which are used only after hours of training.
 SCHEDULE_NUMBERS = {"gamma", "begin", "T_max", "start_factor", "end_factor", "factor", "power", "step_size"}
 
@@ -266,6 +273,37 @@ def _set_speed(config: Config, args: argparse.Namespace) -> None:
             config.model[setting] = True
         elif getattr(args, setting):
             config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type=hook)]
+    if args.cuda_graph != "off":
+        enable_cuda_graph(config, args.cuda_graph)
+
+
+def enable_cuda_graph(config: Config, choice: str) -> None:
+    """Take `GraphTrainLoop` for a classifier that trains by epochs on CUDA, with an optimizer that it can hold.
+
+    Args:
+        config: is changed.
+        choice: 'auto' leaves any other config as it is, and the loop captures where it can; 'on' refuses.
+
+    Raises:
+        ValueError: see above.
+    """
+    loop = config.get("train_cfg") or {}
+    kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
+    reasons = [
+        *(["CUDA is not available here"] if not torch.cuda.is_available() else []),
+        *(["the config's model is no TimmClassifier"] if not is_classifier(config) else []),
+        *([f"train_cfg.type={kind!r} does not count epochs"] if kind not in GRAPH_LOOPS else []),
+    ]
+    if reasons and choice == "on":
+        raise ValueError(f"--cuda-graph on: {'; '.join(reasons)}. Leave it out")
+    if reasons:
+        return
+    loop.pop("by_epoch", None)
+    loop.update(type="GraphTrainLoop", graph=choice)
+    optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
+    settings = FUSED_OPTIMIZERS.get(optimizer.get("type"), {})
+    if not optimizer.keys() & {"fused", "foreach", "capturable", "differentiable"}:
+        optimizer.update(settings)
 
 
 def enable_amp(config: Config, dtype: str | None = None) -> None:

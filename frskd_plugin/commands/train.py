@@ -63,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
     parser.add_argument("--channels-last", action="store_true", help="train in that memory format")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
+    parser.add_argument(
+        "--cuda-graph",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="run each training step of a classifier as one CUDA graph; auto: where device, data and config allow it",
+    )
     parser.add_argument("--seed", type=whole_number, help="random seed; the same seed gives the same run")
     parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms only (slower on CUDA)")
     return parser

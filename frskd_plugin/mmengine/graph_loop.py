@@ -31,10 +31,10 @@ class GraphTrainLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, for a `TimmClassifier` whose images lie on the device as `TensorImages`.
 
     A step on a GPU is one captured graph: gather of the batch, normalisation, Mixup or CutMix, forward, losses,
-    backward, clipping and optimizer. The host sends the indices, crops and draws of a batch, and waits for nothing. Order of the
-    images, random numbers, schedules, hooks, checkpoints and resume are those of the ordinary loop. Batches of another
-    size than the first, such as the last of an epoch, are trained without the graph. On a CPU the same loop calls the
-    step itself.
+    backward, clipping and optimizer. The host sends the indices, crops and draws of a batch, and waits for nothing.
+    Order of the images, random numbers, schedules, hooks, checkpoints and resume are those of the ordinary loop.
+    Batches of another size than the first, such as the last of an epoch, are trained without the graph. On a CPU the
+    same loop calls the step itself.
 
     Hooks run at each step as ever, on tensors that the host need not wait for. The graph is captured anew where
     something changes that it holds as a constant: a learning rate (unless the optimizer is ``fused`` or

@@ -1,0 +1,38 @@
+"""Student, method and losses are one function to `torch.compile`, for every method, and a schedule compiles nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import frskd_plugin
+from frskd_plugin.methods import method_names
+from tests.helpers.toy_classifier import ToyClassifier, toy_batch
+
+SETTINGS: dict[str, dict[str, Any]] = {"ps_kd": {"num_samples": 8}, "one": {"rampup_epochs": 10}}
+CASES = [(name, SETTINGS.get(name, {})) for name in method_names()]
+CASES += [("kd", {"feature_loss": "overhaul"}), ("frskd", {"feature_loss": "overhaul", "beta": 0.1})]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{n}-{'-'.join(map(str, s.values()))}" for n, s in CASES])
+def test_step_is_one_graph(name: str, settings: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    if name == "kd":
+        settings = {**settings, "teacher": ToyClassifier()}
+    model = frskd_plugin.wrap(ToyClassifier(), name, **settings).train()
+    needs = model.method.needs
+    images, targets = toy_batch(4)
+    if needs.order != "any":
+        images, targets = torch.cat([images, images.flip(0)]), torch.cat([targets, targets])
+    if needs.views > 1:
+        images = torch.stack([images] * needs.views, dim=1)
+    extra = {"index": torch.arange(4)} if needs.index else {}
+    counter = CompileCounter()
+    compiled = torch.compile(model.forward, backend=counter, fullgraph=True)  # a break raises
+    for epoch in range(3):
+        model.method.set_progress(epoch, 10)
+        assert compiled(images, targets, **extra)["loss"].isfinite()
+    assert counter.frame_count == 1
