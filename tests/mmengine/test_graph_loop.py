@@ -9,29 +9,16 @@ from typing import Any
 import pytest
 import timm
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from frskd_plugin.core.checks import can_read
-from frskd_plugin.data.tensor_images import TensorImages
+from frskd_plugin.commands.config import enable_cuda_graph
 from frskd_plugin.mmengine import graph_loop
-from frskd_plugin.mmengine.method_data import provide_method_data
+from frskd_plugin.mmengine.graph_loop import GraphTrainLoop
 from tests.helpers.real_runs import train
 from tests.helpers.recorded_step import record_step
-
-STUDENT = dict(model_name="wrn_16_2", depth=10, k=1, num_classes=3)
-ORDINARY, GRAPH = "EpochBasedTrainLoop", "GraphTrainLoop"
-
-
-@DATASETS.register_module(force=True)
-class ToyImages(TensorImages):
-    """Fourteen images of noise: three batches of four, and a smaller one."""
-
-    def __init__(self) -> None:
-        images = torch.randint(256, (14, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        super().__init__(images, torch.arange(14) % 3, augment=True, padding=1)
+from tests.helpers.images_run import GRAPH, ORDINARY, STUDENT, toy_config
 
 
 @HOOKS.register_module(force=True)
@@ -40,45 +27,6 @@ class MeddlingHook(Hook):
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
         pass
-
-
-def toy_config(method: dict[str, Any], loop: str = GRAPH, **settings: Any) -> Config:
-    config = Config(
-        dict(
-            model=dict(
-                type="TimmClassifier",
-                student=STUDENT,
-                input_size=(3, 8, 8),
-                method=method,
-                data_preprocessor=dict(type="ImagePreprocessor", mean=[127.0] * 3, std=[64.0] * 3),
-            ),
-            train_dataloader=dict(
-                batch_size=4,
-                num_workers=0,
-                collate_fn=dict(type="take_batch"),
-                sampler=dict(type="SeededSampler", shuffle=True),
-                dataset=dict(type="ToyImages"),
-            ),
-            train_cfg=dict(type=loop, max_epochs=3),
-            optim_wrapper=dict(
-                type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=1e-3)
-            ),
-            param_scheduler=dict(type="CosineAnnealingLR", T_max=3, by_epoch=True),
-            default_hooks=dict(
-                runtime_info=dict(type="DeferredInfoHook"),
-                timer=dict(type="DeferredTimerHook"),
-                logger=dict(type="LoggerHook", interval=2),
-                checkpoint=dict(type="AtomicCheckpointHook", interval=1),
-                finite_loss=dict(type="FiniteLossHook"),
-            ),
-            custom_hooks=[dict(type="StepSeedHook"), dict(type="MethodProgressHook")],
-            visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
-            randomness=dict(seed=2),
-        )
-    )
-    provide_method_data(config)
-    config.merge_from_dict({name.replace("__", "."): value for name, value in settings.items()})
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +62,7 @@ def assert_same_weights(first: Runner, second: Runner) -> None:
 
 MIXUP = dict(model__mix=dict(type="Mixup", alpha=0.4))
 CUTMIX = dict(model__mix=dict(type="CutMix", alpha=1.0))
-STEPS = dict(param_scheduler=dict(type="MultiStepLR", milestones=[2], gamma=0.1, by_epoch=True))
+STEPS = dict(param_scheduler=dict(_delete_=True, type="MultiStepLR", milestones=[2], gamma=0.1, by_epoch=True))
 CLIPPED = dict(optim_wrapper__clip_grad=dict(max_norm=0.5))
 FUSED = dict(optim_wrapper__optimizer__fused=True)
 BF16 = dict(optim_wrapper__type="AutocastOptimWrapper", optim_wrapper__dtype="bfloat16")
@@ -168,5 +116,81 @@ def losses(work_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
-def test_can_read():
-    assert can_read(torch.ones(1)) and not can_read(torch.ones(1, device="meta"))
+def test_the_step_itself_is_called_on_a_cpu_and_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    method = dict(name="one", rampup_epochs=3)
+    whole = train(toy_config(method, ORDINARY, **MIXUP), tmp_path / "whole")
+    train(toy_config(method, **MIXUP, train_cfg__max_epochs=2), tmp_path / "resumed")
+    resumed = train(toy_config(method, **MIXUP), tmp_path / "resumed", resume=True)
+    assert isinstance(resumed.train_loop, GraphTrainLoop)
+    assert_same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            dict(custom_hooks=[dict(type="MeddlingHook")]),
+            "the hook MeddlingHook works at each iteration",
+        ),
+        (dict(custom_hooks=[dict(type="EMAHook")]), "EMAHook waits for the device at each step"),
+        (dict(custom_hooks=[dict(type="DistillWarmupHook", begin=1, by_epoch=False)]), "DistillWarmupHook counts iter"),
+        (dict(optim_wrapper__optimizer=dict(_delete_=True, type="Adam")), "the optimizer Adam is not `capturable`"),
+        (dict(optim_wrapper__accumulative_counts=2), "optim_wrapper.accumulative_counts=2"),
+        (dict(optim_wrapper__clip_grad=dict(max_norm=1.0, error_if_nonfinite=True)), "error_if_nonfinite waits"),
+        (
+            dict(param_scheduler=dict(_delete_=True, type="LinearLR", by_epoch=False)),
+            "LinearLR changes 'lr' at",
+        ),
+        (dict(train_dataloader__num_workers=1), "train_dataloader has worker processes"),
+        (dict(model__method=dict(_delete_=True, name="dlb")), "the method DLB keeps state on the host"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_obstacles_are_named(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    config = toy_config(FRSKD, train_cfg__graph="on", **settings)
+    with pytest.raises(ValueError, match=f"--cuda-graph on: {reason}"):
+        train(config, tmp_path)
+
+
+def test_auto_says_in_a_line_what_does_not_let_it_and_trains(recorded: list[int], tmp_path: Path) -> None:
+    runner = train(toy_config(dict(name="dlb"), train_cfg=dict(type=GRAPH, graph="auto", max_epochs=1)), tmp_path)
+    assert runner.iter == 3 and recorded == [0]
+    (log,) = tmp_path.glob("*/*.log")
+    assert "CUDA graph: off, for the method DLB keeps state on the host" in log.read_text()
+
+
+@pytest.mark.parametrize("graph", ["on", "auto"])
+def test_a_step_that_cannot_be_captured(graph: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(step: Any, stream: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graph_loop, "capture_step", fail)
+    config = toy_config(FRSKD, train_cfg__graph=graph)
+    if graph == "on":
+        with pytest.raises(RuntimeError, match="cannot be captured as a CUDA graph: operation not.*graph off"):
+            train(config, tmp_path / "graph")
+    else:
+        runner = train(config, tmp_path / "graph")
+        assert_same_weights(runner, train(toy_config(FRSKD, ORDINARY), tmp_path / "ordinary"))
+
+
+def test_a_loss_that_is_not_finite_is_found(recorded: list[int], tmp_path: Path) -> None:
+    config = toy_config(FRSKD, optim_wrapper__optimizer__lr=1e30)
+    with pytest.raises(FloatingPointError, match="loss is not finite at iteration [23], epoch 1, learning rate 1e"):
+        train(config, tmp_path)
+
+
+def test_the_command_takes_the_loop_and_an_optimizer_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(FRSKD, ORDINARY)
+    enable_cuda_graph(config, "auto")  # no CUDA here: nothing changes, and nothing is said
+    assert config.train_cfg.type == ORDINARY and "fused" not in config.optim_wrapper.optimizer
+    with pytest.raises(ValueError, match="--cuda-graph on: CUDA is not available here"):
+        enable_cuda_graph(config, "on")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config.train_cfg = dict(by_epoch=True, max_epochs=3)
+    enable_cuda_graph(config, "auto")
+    assert config.train_cfg == dict(type=GRAPH, max_epochs=3, graph="auto") and config.optim_wrapper.optimizer.fused
+    config.train_cfg = dict(by_epoch=False, max_iters=3)
+    config.model.type = "EncoderDecoder"
+    with pytest.raises(ValueError, match="is no TimmClassifier; train_cfg.type='IterBasedTrainLoop' does not count"):
+        enable_cuda_graph(config, "on")
