@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -151,9 +151,9 @@ class GraphStep:
         self._constants: list[Any] = []
         self._settings: list[Any] = []
         self._groups = optim_wrapper.optimizer.param_groups
-        self._rates: list[Tensor] = []
-        if _reads_rates(optim_wrapper.optimizer):
-            self._rates = [torch.tensor(float(group["lr"]), device=self.device) for group in self._groups]
+        self._rate_numbers: list[float] = []
+        on_device = _reads_rates(optim_wrapper.optimizer)
+        self._rates = [torch.zeros((), device=self.device) for _ in self._groups] if on_device else []
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -166,7 +166,7 @@ class GraphStep:
         try:
             if self.stream is not None:
                 self.stream.wait_stream(outer)
-            with torch.cuda.stream(self.stream):  # None is no stream
+            with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
                 yield
             if outer is not None:
                 outer.wait_stream(self.stream)
@@ -176,15 +176,22 @@ class GraphStep:
 
     def begin_epoch(self) -> None:
         """Forget the graph if something of the model or the optimizer changed that it holds as a constant."""
+        if self._constants != self._find_constants():
+            self._replay = None
+
+    def _find_constants(self) -> list[Any]:
         state = [value for state in self.optim_wrapper.optimizer.state.values() for value in state.values()]
-        constants = [*_constants_of(self.model), *(v.data_ptr() for v in state if isinstance(v, Tensor))]
-        if constants != self._constants:
-            self._constants, self._replay = constants, None
+        return [*_constants_of(self.model), *(value.data_ptr() for value in state if isinstance(value, Tensor))]
 
     def __call__(self, plan: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Train on a batch; return its losses as mmengine's ``train_step`` does, on the device."""
         if not self._plan:
             self._plan = {name: torch.empty_like(value, device=self.device) for name, value in plan.items()}
+        numbers = [group["lr"] for group in self._groups]
+        if self._rates and numbers != self._rate_numbers:
+            self._rate_numbers = numbers
+            for rate, number in zip(self._rates, numbers, strict=True):
+                rate.fill_(number)
         if any(value.shape != self._plan[name].shape for name, value in plan.items()):
             row = self._train({name: value.to(self.device, non_blocking=True) for name, value in plan.items()}, {})
             return dict(zip(self._names, row.unbind(), strict=True))
@@ -203,8 +210,6 @@ class GraphStep:
 
     def _run(self) -> Tensor:
         """Replay the graph, capture it first, or train without one until it can be captured."""
-        for rate, group in zip(self._rates, self._groups, strict=False):
-            rate.fill_(group["lr"])
         constant = {"params", "lr"} if self._rates else {"params"}
         settings = [value for group in self._groups for name, value in group.items() if name not in constant]
         if settings != self._settings:
@@ -217,7 +222,7 @@ class GraphStep:
         return self._replay()
 
     def _capture(self) -> Callable[[], Tensor]:
-        self._warm_up = WARM_UP  # of the next capture
+        self._warm_up, self._constants = WARM_UP, self._find_constants()
 
         def step() -> Tensor:
             return self._train(self._plan, self._drawn)
