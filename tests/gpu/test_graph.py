@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 
 import frskd_plugin
 from tests.helpers.doc_pages import DOCS, blocks
-from tests.helpers.real_runs import train
 from tests.helpers.images_run import GRAPH, ORDINARY, STUDENT, toy_config
+from tests.helpers.real_runs import train
 
 pytestmark = [
     pytest.mark.gpu,

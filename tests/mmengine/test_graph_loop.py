@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from frskd_plugin.commands.config import enable_cuda_graph
 from frskd_plugin.mmengine import graph_loop
 from frskd_plugin.mmengine.graph_loop import GraphTrainLoop
+from tests.helpers.images_run import GRAPH, ORDINARY, STUDENT, toy_config
 from tests.helpers.real_runs import train
 from tests.helpers.recorded_step import record_step
-from tests.helpers.images_run import GRAPH, ORDINARY, STUDENT, toy_config
 
 
 @HOOKS.register_module(force=True)
