@@ -25,7 +25,7 @@ class ToyImages(TensorImages):
 
 
 def toy_config(method: dict[str, Any], loop: str = GRAPH, **settings: Any) -> Config:
-    """Three epochs; `settings` override the config (`__` for dots)."""
+    """Two epochs; `settings` override the config (`__` for dots)."""
     config = Config(
         dict(
             model=dict(
@@ -42,11 +42,11 @@ def toy_config(method: dict[str, Any], loop: str = GRAPH, **settings: Any) -> Co
                 sampler=dict(type="SeededSampler", shuffle=True),
                 dataset=dict(type="ToyImages"),
             ),
-            train_cfg=dict(type=loop, max_epochs=3),
+            train_cfg=dict(type=loop, max_epochs=2),
             optim_wrapper=dict(
                 type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=1e-3)
             ),
-            param_scheduler=dict(type="CosineAnnealingLR", T_max=3, by_epoch=True),
+            param_scheduler=dict(type="CosineAnnealingLR", T_max=2, by_epoch=True),
             default_hooks=dict(
                 runtime_info=dict(type="DeferredInfoHook"),
                 timer=dict(type="DeferredTimerHook"),
