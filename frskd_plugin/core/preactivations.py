@@ -28,7 +28,9 @@ class ReLUInputs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed: dict[int, tuple[Tensor, Tensor]] = {}  # the result is kept with it, so that ids stay unique
+        self._passed: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (result, input); compared by `is`, as torch.compile knows no ids
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -41,12 +43,15 @@ class ReLUInputs(TorchFunctionMode):
         if func in _IN_PLACE or kwargs.get("inplace") or args[1:2] == (True,):
             before = before.clone()
         result = func(*args, **kwargs)
-        self._passed[id(result)] = (result, before)
+        self._passed.append((result, before))
         return result
 
     def before(self, feat: Tensor) -> Tensor:
         """Return what entered the ReLU that gave this very tensor; the tensor itself where none did."""
-        return self._passed[id(feat)][1] if id(feat) in self._passed else feat
+        for result, before in self._passed:
+            if result is feat:
+                return before
+        return feat
 
 
 def forward_with_preactivations(student: Network, images: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
