@@ -28,9 +28,7 @@ class ReLUInputs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed: list[
-            tuple[Tensor, Tensor]
-        ] = []  # (result, input); compared by `is`, as torch.compile knows no ids
+        self._passed: list[tuple[Tensor, Tensor]] = []  # told apart by `is`: torch.compile knows no ids
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
