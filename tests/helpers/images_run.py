@@ -46,7 +46,7 @@ def toy_config(method: dict[str, Any], loop: str = GRAPH, **settings: Any) -> Co
             optim_wrapper=dict(
                 type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=1e-3)
             ),
-            param_scheduler=dict(type="CosineAnnealingLR", T_max=2, by_epoch=True),
+            param_scheduler=dict(type="CosineAnnealingLR", T_max=2, by_epoch=True, end=2),
             default_hooks=dict(
                 runtime_info=dict(type="DeferredInfoHook"),
                 timer=dict(type="DeferredTimerHook"),
