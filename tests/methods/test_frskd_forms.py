@@ -76,17 +76,13 @@ class TestConstantWidth(FormTester):
         assert neck.out_channels == [24, 24, 24] and len(neck.layers) == 2
 
 
-class TestBatchmean(FormTester):
-    method = "frskd"
-    settings = {"feature_reduction": "batchmean", "beta": 1.5}
-
-    def test_each_level_weighs_by_its_number_of_positions(self):
-        info, feats, logits = fake_student()  # levels of 8 x 8 and 4 x 4
-        method = make_double(self.method, info, feature_reduction="batchmean", beta=0.25)
-        refined, _ = method.self_teacher(feats)
-        levels = [attention_transfer_loss(f, g) for f, g in zip(feats, refined, strict=True)]
-        losses = method(lambda _: (feats, logits), None, torch.tensor([0, 1, 2, 3]), F.cross_entropy)
-        torch.testing.assert_close(losses["loss_feat"], 0.25 * (64 * levels[0] + 16 * levels[1]), rtol=1e-12, atol=0)
+def test_batchmean_weighs_each_level_by_its_number_of_positions():
+    info, feats, logits = fake_student()  # levels of 8 x 8 and 4 x 4
+    method = make_double("frskd", info, feature_reduction="batchmean", beta=0.25)
+    refined, _ = method.self_teacher(feats)
+    levels = [attention_transfer_loss(f, g) for f, g in zip(feats, refined, strict=True)]
+    losses = method(lambda _: (feats, logits), None, torch.tensor([0, 1, 2, 3]), F.cross_entropy)
+    torch.testing.assert_close(losses["loss_feat"], 0.25 * (64 * levels[0] + 16 * levels[1]), rtol=1e-12, atol=0)
 
 
 class TestGate(FormTester):

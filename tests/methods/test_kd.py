@@ -19,7 +19,7 @@ from frskd_plugin.core.preactivations import find_map_norms, forward_with_preact
 from frskd_plugin.methods.kd import KD
 from frskd_plugin.timm.cifar_networks import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
-from tests.methods.method_tester import CLASSES, SIZE, MethodTester, ce, check_terms, kl, make_student, wrap
+from tests.methods.method_tester import CLASSES, SIZE, MethodTester, ce, check_terms, kl, wrap
 
 
 def make_teacher(num_classes=CLASSES):
@@ -202,25 +202,16 @@ def unrectified(net, images):
     return [first, second, net.norm(net.group3(second))]
 
 
-def test_unrectified_is_what_the_network_rectifies():
-    net, images = make_student().eval(), torch.randn(2, *SIZE)
-    _, feats = net.forward_intermediates(images)
-    for feat, before in zip(feats, unrectified(net, images), strict=True):
-        assert torch.equal(feat, before.relu())
-
-
 MAP_NORMS = {
     # a group ends in a sum: the next one normalises it first
     "wrn_16_2": ["group2.block0.bn1 takes", "group3.block0.bn1 takes", "norm"],
     "wrn_16_2_published": ["group1.bn", "group2.bn", "group3.bn"],
     # stages of one block, whose shortcut is normalised last
     "test_resnet": ["bn1", "layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn3", "layer4.0.bn2"],
-    "resnet26d": ["bn1", "layer1.1.bn3", "layer2.1.bn3", "layer3.1.bn3", "layer4.1.bn3"],
     # BatchNormAct2d
     "regnety_002": ["stem.bn", "s1.b1.conv3.bn", "s2.b1.conv3.bn", "s3.b4.conv3.bn", "s4.b7.conv3.bn"],
     "densenet121": ["features.norm0", *(f"features.transition{i}.norm takes" for i in (1, 2, 3)), "features.norm5"],
     "seresnet18": ["bn1", None, None, None, None],  # rescaled by a gate behind the norm
-    "test_convnext": [None] * 4,
 }
 
 
