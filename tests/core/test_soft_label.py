@@ -21,7 +21,6 @@ from frskd_plugin.core import (
 )
 from frskd_plugin.core.dry_run import count_forward
 from frskd_plugin.core.soft_label import criterion_soft_label, expected_foreground
-from tests.core.equations import bilinear
 
 FORMULAS = {
     "softmax": soft_label_loss,
@@ -93,13 +92,6 @@ def test_gradient_by_finite_differences_and_none_for_the_teacher(kind, variant):
         assert torch.autograd.gradcheck(lambda x: resized(x, teacher.detach()), (student,))
         resized(student, teacher).backward()
     assert same.grad is None and teacher.grad is None and student.grad.any()
-
-
-def test_gradient_of_the_sigmoid_form(pair):
-    student, teacher = pair[0].requires_grad_(), pair[1]
-    binary_soft_label_loss(student, teacher, temperature=2).backward()
-    expected = 2 * ((student / 2).sigmoid() - (teacher / 2).sigmoid()) / expected_foreground(teacher)
-    torch.testing.assert_close(student.grad, expected.detach())
 
 
 def test_extreme_logits_stay_finite():
@@ -241,19 +233,11 @@ def test_pieces_equal_resizing_first(small, other, size, variant, align_corners)
         expected, expected_grad = value_and_gradient(partial(first, align_corners=align_corners), student)
         for rows in (1, 3, None):
             pieces = partial(resized_soft_label_loss, **settings, align_corners=align_corners, rows=rows)
-            value, grad = value_and_gradient(pieces, student)
+            layout = torch.contiguous_format if rows else torch.channels_last
+            value, grad = value_and_gradient(pieces, student.contiguous(memory_format=layout))
             torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
             assert (grad - expected_grad).abs().max() <= tolerance * expected_grad.abs().max().clamp(min=1)
             assert value.dtype == grad.dtype == dtype
-
-
-def test_pieces_equal_an_independent_formula_in_either_layout():
-    """Interpolation as matrices, softmax and divergence written out."""
-    student, teacher = logits(4, 6), logits(4, 6, seed=1)
-    expected = written_out(bilinear(student, (9, 12)), bilinear(teacher, (9, 12)), "softmax", 2.0, "published")
-    for x in (student, student.contiguous(memory_format=torch.channels_last)):
-        actual = resized_soft_label_loss(x, teacher, (9, 12), temperature=2.0, rows=2)
-        assert actual.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_keeps_nothing_of_the_large_size():
