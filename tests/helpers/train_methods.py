@@ -21,6 +21,8 @@ def main(folder: Path, data_root: Path, *methods: str) -> None:
     init_distributed("pytorch")
     for method in methods:
         config = tiny_config(data_root, "baseline_cifar100_wrn_16_2", epochs=1, train_dataloader__batch_size=4)
+        config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != "ClassifierAttentionPictureHook"]
+        config.visualizer.vis_backends = [dict(type="LocalVisBackend")]
         config.launcher, config.work_dir = "pytorch", str(folder / method)
         config.experiment_name = config.visualizer.name = method
         set_method(config, method, {})

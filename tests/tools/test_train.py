@@ -41,15 +41,16 @@ def built(config_file: Path, *options: object) -> Config:
 
 @pytest.mark.slow
 def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
-    config_file: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (config_file, "--work-dir", tmp_path / "stopped", "--seed", 3)
-    monkeypatch.setenv("TINY_STOP_AT_ITER", "7")  # in the second of three epochs of 4 iterations
+    config = tiny_config(data_root, epochs=2, frskd=True)
+    options = (write_config(tmp_path / "tiny.py", config), "--work-dir", tmp_path / "stopped", "--seed", 3)
+    monkeypatch.setenv("TINY_STOP_AT_ITER", "6")  # in the second of two epochs of 4 iterations
     assert command("train", *options).returncode == 130
     monkeypatch.delenv("TINY_STOP_AT_ITER")
     assert command("train", *options, "--resume").returncode == 0
-    train(tiny_config(data_root, epochs=3, frskd=True), tmp_path / "whole")
-    expected, weights = final_weights(tmp_path / "whole", 3), final_weights(tmp_path / "stopped", 3)
+    train(config, tmp_path / "whole")
+    expected, weights = final_weights(tmp_path / "whole", 2), final_weights(tmp_path / "stopped", 2)
     assert expected.keys() == weights.keys()
     assert all(torch.equal(expected[key], weights[key]) for key in expected)
 
@@ -226,10 +227,7 @@ def test_config_of_a_later_version(config_file: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (
-            "default_hooks.checkpoint.new_key=1",
-            "unexpected keyword argument 'new_key'. Check the spelling; a config of",
-        ),
+        ("default_hooks.checkpoint.new_key=1", "unexpected keyword argument 'new_key'. Check the spelling"),
         ("model.backbone.type=BackboneOfTomorrow", "BackboneOfTomorrow is not in the .* registry.*Check the spelling"),
     ],
 )
