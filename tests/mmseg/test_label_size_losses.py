@@ -33,17 +33,26 @@ def losses_and_gradients(model, dtype=torch.float64):
     return losses, {name: p.grad for name, p in model.named_parameters()}
 
 
+def frozen_step(model, labels=None):
+    """Of a model in float64: its maps, the logits of student and teacher, which stay, and the samples."""
+    images, samples = make_batch(size=SIZE)
+    if labels is not None:
+        for sample, label in zip(samples, labels, strict=True):
+            sample.gt_sem_seg.data = label
+    feats = model.double().extract_feat(images.double())
+    student_logits = model.decode_head(feats).detach().requires_grad_()
+    output = model.self_teacher(feats)
+    model.self_teacher.forward = lambda _: output
+    return feats, student_logits, output[1], samples
+
+
 @pytest.mark.parametrize("plain", [effdet, fcn])
 def test_soft_label_is_that_of_resizing_both_maps_first(plain):
-    model = segmentor(plain).double()
-    images, samples = make_batch(size=SIZE)
-    feats = model.extract_feat(images.double())
-    student_logits = model.decode_head(feats).detach().requires_grad_()
-    refined, teacher_logits = model.self_teacher(feats)
+    model = segmentor(plain)
+    feats, student_logits, teacher_logits, samples = frozen_step(model)
     large = [F.interpolate(x, SIZE, mode="bilinear", align_corners=False) for x in (student_logits, teacher_logits)]
     expected = soft_label_loss(*large, temperature=1.0)
     (expected_grad,) = torch.autograd.grad(expected, student_logits)
-    model.self_teacher.forward = lambda _: (refined, teacher_logits)
     losses = model.self_teacher.loss(feats, student_logits, samples)
     torch.testing.assert_close(losses["loss_kd"], expected, rtol=1e-10, atol=1e-12)
     (grad,) = torch.autograd.grad(losses["loss_kd"], student_logits)
@@ -76,14 +85,10 @@ def test_early_gradients_keep_no_map_of_the_labels_size():
 
 
 def test_kd_resolution_head_compares_the_logits_as_they_are():
-    model = segmentor(kd_resolution="head").double()
-    images, samples = make_batch(size=SIZE)
-    feats = model.extract_feat(images.double())
-    student_logits = model.decode_head(feats)
-    output = model.self_teacher(feats)
-    model.self_teacher.forward = lambda _: output
+    model = segmentor(kd_resolution="head")
+    feats, student_logits, teacher_logits, samples = frozen_step(model)
     losses = model.self_teacher.loss(feats, student_logits, samples)
-    expected = soft_label_loss(student_logits, output[1], temperature=1.0)
+    expected = soft_label_loss(student_logits, teacher_logits, temperature=1.0)
     torch.testing.assert_close(losses["loss_kd"], expected, rtol=1e-10, atol=0)
     model.self_teacher.kd_resolution = "label"
     other = model.self_teacher.loss(feats, student_logits, samples)["loss_kd"]
@@ -132,17 +137,11 @@ def binary_fcn(**head):
 
 @pytest.mark.parametrize("resolution", ["label", "head"])
 def test_one_logit_a_pixel_takes_a_sigmoid_by_itself(resolution):
-    model = segmentor(binary_fcn, kd_resolution=resolution).double()
-    images, samples = make_batch(size=SIZE)
-    for sample in samples:
-        sample.gt_sem_seg.data.clamp_(max=1)
-    feats = model.extract_feat(images.double())
-    student_logits = model.decode_head(feats)
-    output = model.self_teacher(feats)
-    model.self_teacher.forward = lambda _: output
+    model = segmentor(binary_fcn, kd_resolution=resolution)
+    feats, student_logits, teacher_logits, samples = frozen_step(model, torch.randint(2, (2, 1, *SIZE)))
     value = model.self_teacher.loss(feats, student_logits, samples)["loss_kd"]
     size = SIZE if resolution == "label" else student_logits.shape[2:]
-    p, q = (F.interpolate(x, size, mode="bilinear").sigmoid() for x in (student_logits, output[1]))
+    p, q = (F.interpolate(x, size, mode="bilinear").sigmoid() for x in (student_logits, teacher_logits))
     expected = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
     assert value > 0
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
@@ -160,19 +159,13 @@ def test_soft_labels_follow_the_losses_of_the_head(losses, kind, caplog):
 
 @pytest.mark.parametrize("resolution", ["label", "head"])
 def test_ignored_pixels_are_left_out_on_demand(resolution):
-    model = segmentor(kd_resolution=resolution, ignore_in_soft_label=True).double()
-    images, samples = make_batch(size=SIZE)
     labels = torch.zeros(2, 1, *SIZE, dtype=torch.long)
     labels[0, :, :32], labels[1, :, :, 48:] = 255, 255
-    for sample, label in zip(samples, labels, strict=True):
-        sample.gt_sem_seg.data = label
-    feats = model.extract_feat(images.double())
-    student_logits = model.decode_head(feats)
-    output = model.self_teacher(feats)
-    model.self_teacher.forward = lambda _: output
+    model = segmentor(kd_resolution=resolution, ignore_in_soft_label=True)
+    feats, student_logits, teacher_logits, samples = frozen_step(model, labels)
     value = model.self_teacher.loss(feats, student_logits, samples)["loss_kd"]
     size = SIZE if resolution == "label" else student_logits.shape[2:]
-    p, q = (F.interpolate(x, size, mode="bilinear").log_softmax(1) for x in (student_logits, output[1]))
+    p, q = (F.interpolate(x, size, mode="bilinear").log_softmax(1) for x in (student_logits, teacher_logits))
     kept = F.interpolate((labels != 255).double(), size, mode="nearest")[:, 0]
     expected = ((q.exp() * (q - p)).sum(1) * kept).sum() / kept.sum()
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
