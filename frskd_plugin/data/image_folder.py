@@ -90,8 +90,11 @@ IMAGE_SETS = {
         1000,
         {"train": 1281167, "val": 50000},
         {"val": 50},
-        {"ILSVRC2012_img_train.tar": "train", "ILSVRC2012_img_val.tar": "val"}
-        | {"ILSVRC2012_devkit_t12.tar.gz": "ILSVRC2012_devkit_t12"},
+        {
+            "ILSVRC2012_img_train.tar": "train",
+            "ILSVRC2012_img_val.tar": "val",
+            "ILSVRC2012_devkit_t12.tar.gz": "ILSVRC2012_devkit_t12",
+        },
         "https://image-net.org/challenges/LSVRC/2012/",
     ),
 }

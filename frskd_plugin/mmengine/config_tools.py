@@ -244,11 +244,12 @@ _BUILDERS = (os.path.join("registry", "build_functions.py"), os.path.join("regis
 
 def _refuses_key(error: TypeError, builders: list[FrameType]) -> bool:
     """Tell if the unknown argument stands in the config of a component being built that does not have it."""
-    name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    for parts in (frame.f_locals for frame in builders if name is not None):
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    name = found[1] if found else None
+    for parts in (frame.f_locals for frame in builders):
         component = parts.get("obj_cls")
         component = component.load() if isinstance(component, LazyComponent) else component
-        if component is not None and name[1] in parts["cfg"] and name[1] not in inspect.signature(component).parameters:
+        if component is not None and name in parts["cfg"] and name not in inspect.signature(component).parameters:
             return True
     return False
 
