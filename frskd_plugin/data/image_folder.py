@@ -240,12 +240,7 @@ def has_deep_pixels(image: Image.Image) -> bool:
 
 
 class LabelledImages(Dataset):
-    """Data set of ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``; a subclass has ``_image`` and the names.
-
-    Attributes:
-        classes: names of the labels.
-        targets: label of each image.
-    """
+    """Data set of ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``; a subclass has ``_image``."""
 
     def __init__(self, classes: list[str], targets: list[int], transforms: Transforms) -> None:
         self.classes = classes

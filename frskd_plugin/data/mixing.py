@@ -36,16 +36,11 @@ def mixup(images: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
 
 
 def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[Box, float]:
-    """Return a box (row0, row1, column0, column1) of about a share ``1 - lam`` of the image, and the ``lam`` left.
+    """Return a box (row0, row1, column0, column1) of about a share ``1 - lam`` around a centre, and the ``lam`` left.
 
     Sizes are truncated and halved, so that an odd size gives a box of one pixel less; the box is clipped at the
     borders, and the second value is the share of the image that lies outside the clipped box.
 
-    Args:
-        lam: share of the image itself, as drawn.
-        centre: (row, column) of the box.
-        height: of the image, as ``width``.
-        width: of the image.
     """
     share = math.sqrt(1 - lam)
     half_height, half_width = int(height * share) // 2, int(width * share) // 2
@@ -65,21 +60,10 @@ def cutmix(images: Tensor, box: Box | Tensor, index: Tensor) -> Tensor:
 
 
 def mixed_targets(targets: Tensor, index: Tensor, lam: float | Tensor, num_classes: int) -> Tensor:
-    """Return soft targets ``lam * y + (1 - lam) * y[index]``.
-
-    Args:
-        targets: labels [B], or soft targets [B, K], which keep their type.
-        index: partners [B].
-        lam: share of the image's own target.
-        num_classes: K of the floats [B, K] that are returned.
+    """Return soft targets ``lam * y + (1 - lam) * y[index]``, floats [B, K], of labels [B] or of soft targets [B, K].
 
     Raises:
         ValueError: Another shape, another number of classes, or (looked at on the CPU only) a label outside 0..K-1.
-
-    Example:
-        >>> mixed_targets(torch.tensor([0, 2]), torch.tensor([1, 0]), lam=0.75, num_classes=3)
-        tensor([[0.7500, 0.0000, 0.2500],
-                [0.2500, 0.0000, 0.7500]])
     """
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be >= 1, got {num_classes}.")

@@ -237,17 +237,10 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
 
 def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
-    """Tell if the target is among the k highest logits, which it is where k is the number of classes or more.
+    """Tell if the target is among the k highest logits [B, K], for each k: bool [B, len(top_k)].
 
-    One logit predicts class 1 where it is positive, for any k.
-
-    Args:
-        logits: [B, K].
-        targets: labels [B], or soft labels [B, K], of which each class of the greatest share is a target.
-        top_k: the values of k.
-
-    Returns:
-        Bool [B, len(top_k)].
+    It is where k is the number of classes or more. One logit predicts class 1 where it is positive, for any k. Targets
+    are labels [B], or soft labels [B, K], of which each class of the greatest share is one.
 
     >>> top_k_hits(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]), (1, 2))
     tensor([[False,  True]])

@@ -53,16 +53,10 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
 def select_maps(
     maps: Sequence[Tensor], feat_indices: Sequence[int] | None = None, extra_levels: int = 0
 ) -> list[Tensor]:
-    """Return the self-teacher's levels, highest resolution first.
+    """Return the self-teacher's levels, highest resolution first: the maps [B, C_i, H_i, W_i] of these indices.
 
-    Args:
-        maps: the student's maps [B, C_i, H_i, W_i], in any order.
-        feat_indices: which of them, in which order; None takes all as they come.
-        extra_levels: levels that are made of the last one, each the 3x3 max-pooling with stride 2 of the one before (as
-            EfficientDet makes P6 and P7), for a backbone that hands out a single map.
-
-    Raises:
-        ValueError: there is no map of such an index.
+    ``extra_levels`` are made of the last one, each the 3x3 max-pooling with stride 2 of the one before (as EfficientDet
+    makes P6 and P7), for a backbone that hands out a single map.
 
     >>> maps = [torch.rand(1, 8, s, s) for s in (4, 16, 8)]
     >>> [tuple(feat.shape[2:]) for feat in select_maps(maps, (1, 2, 0), extra_levels=1)]
@@ -139,17 +133,10 @@ def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
 
 
 def mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Log of the class scores that mask classification gives to each position (MaskFormer, Section 3.4).
+    """Log of the class scores that mask classification gives to each position (MaskFormer, Section 3.4), [B, K, H, W].
 
-    A softmax makes them probabilities: ``log(sum_q softmax(class_logits)_k * sigmoid(mask_logits))``, [B, K, H, W].
-
-    Args:
-        class_logits: of each query, [B, Q, K + 1]; the last class is "no object".
-        mask_logits: of each query, [B, Q, H, W].
-
-    >>> classes, masks = torch.tensor([[[9.0, -9.0, -9.0]]]), torch.full((1, 1, 1, 1), 9.0)
-    >>> mask_class_logits(classes, masks).softmax(1).flatten().round().tolist()
-    [1.0, 0.0]
+    A softmax makes them probabilities: ``log(sum_q softmax(class_logits)_k * sigmoid(mask_logits))``, of class logits
+    [B, Q, K + 1], the last class of which is "no object", and mask logits [B, Q, H, W].
     """
     scores = torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
     return scores.clamp(min=_LEAST_SCORE).log()

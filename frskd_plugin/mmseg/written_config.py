@@ -121,11 +121,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def warm_up(config: Config) -> dict[str, Any]:
-    """Return settings of a `DistillWarmupHook` for the length of the config's training.
-
-    >>> warm_up(Config(dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40000))))
-    {'begin': 26667, 'by_epoch': False}
-    """
+    """Return settings of a `DistillWarmupHook` for the length of the config's training."""
     train_cfg = config.get("train_cfg") or {}
     by_epoch = "max_epochs" in train_cfg
     length = train_cfg.get("max_epochs") or train_cfg.get("max_iters") or 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 
@@ -18,12 +16,6 @@ def test_partners_are_other_images_of_the_class() -> None:
         assert partners.dtype == torch.int64
         assert torch.equal(LABELS[partners], LABELS)
         assert [i for i, partner in enumerate(partners.tolist()) if i == partner] == [3, 6]  # alone in their classes
-
-
-def test_every_other_image_of_the_class_is_as_likely() -> None:
-    found = Counter(class_partners(LABELS, seed=0, epoch=epoch)[0].item() for epoch in range(900))
-    assert set(found) == {2, 5, 8}
-    assert all(240 < count < 360 for count in found.values())
 
 
 def test_partners_follow_from_seed_and_epoch() -> None:

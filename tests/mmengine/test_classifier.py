@@ -365,6 +365,9 @@ def test_preprocessor_normalises_bytes() -> None:
     assert out["inputs"].flatten().tolist() == [30.0, 10.0, 2.5] and out["inputs"].dtype is torch.float32
     assert data["inputs"].dtype is torch.uint8 and out["targets"].tolist() == [1]
     assert preprocessor.state_dict() == {}
+    views = torch.randint(256, (2, 2, 3, 4, 4), dtype=torch.uint8)
+    expected = torch.stack([preprocessor(dict(inputs=views[:, view]))["inputs"] for view in range(2)], dim=1)
+    assert torch.equal(preprocessor(dict(inputs=views))["inputs"], expected)
 
 
 def test_preprocessor_refuses_what_it_would_normalise_twice() -> None:

@@ -133,14 +133,11 @@ def test_pictures_of_a_segmentor(data_root: Path, tmp_path: Path, kind: str) -> 
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cifar(tmp_path_factory.mktemp("cifar"))
+    return write_cifar(tmp_path_factory.mktemp("cifar"), train=36, test=16)
 
 
 def with_pictures(config: Config, **settings: object) -> Config:
-    kind = "ClassifierAttentionPictureHook"
-    config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != kind]
-    if settings:
-        config.custom_hooks = [*config.custom_hooks, dict(type=kind, **settings)]
+    config.custom_hooks = [*config.custom_hooks, dict(type="ClassifierAttentionPictureHook", **settings)]
     return config
 
 
@@ -150,12 +147,12 @@ def drawn(work_dir: Path) -> list[str]:
 
 
 def test_pictures_of_epochs_change_nothing_that_is_trained(cifar: Path, tmp_path: Path) -> None:
-    train(with_pictures(tiny_classifier(cifar)), tmp_path / "without")
-    runner = train(with_pictures(tiny_classifier(cifar), num_images=2, interval=2), tmp_path / "with")
+    train(tiny_classifier(cifar, epochs=2), tmp_path / "without")
+    runner = train(with_pictures(tiny_classifier(cifar, epochs=2), num_images=2, interval=1), tmp_path / "with")
     names = ("image_0.png", "image_1.png")
     assert drawn(tmp_path / "without") == []
-    assert drawn(tmp_path / "with") == [*(f"epoch_2/{name}" for name in names), *names]
-    plain, pictured = (final_weights(tmp_path / name, 3) for name in ("without", "with"))
+    assert drawn(tmp_path / "with") == [*(f"epoch_1/{name}" for name in names), *names]
+    plain, pictured = (final_weights(tmp_path / name, 2) for name in ("without", "with"))
     assert all(torch.equal(plain[key], pictured[key]) for key in plain)
     check_picture(runner)
 
@@ -181,7 +178,7 @@ def check_picture(runner: Runner) -> None:
 def test_baseline_has_one_row_and_iterations_can_be_counted(cifar: Path, tmp_path: Path) -> None:
     config = tiny_classifier(cifar, "baseline_cifar100_wrn_16_2", epochs=1)
     runner = train(with_pictures(config, num_images=1, interval=2, by_epoch=False), tmp_path)
-    assert drawn(tmp_path) == ["image_0.png", "iter_2/image_0.png"]  # of 4 iterations, the last one after the training
+    assert drawn(tmp_path) == ["image_0.png", "iter_2/image_0.png"]  # of 3 iterations, the last one after the training
     figure = picture_of(runner.model.eval(), runner.val_dataloader.dataset[0]["inputs"], 0)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[0].startswith("class 0\nstudent: class ")

@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS as ROOT_MODELS
 
 from frskd_plugin.core import AttentionTransferLoss
 from frskd_plugin.mmseg.frskd_head import FRSKDHead
@@ -30,26 +29,21 @@ def total(losses):
 
 
 @pytest.mark.parametrize("name", FRSKD)
-def test_every_parameter_learns(name):
+def test_every_parameter_learns_and_distillation_trains_the_student_alone(name):
     model = build(FRSKD[name]).train()
     losses = model.loss(*make_batch())
     auxiliary = {key for key in losses if key.startswith("aux.")}
     assert set(losses) == LOSS_KEYS | TEACHER_KEYS | auxiliary
     assert all(losses[key] > 0 for key in losses if "loss" in key)
+    (losses["self_teacher.loss_kd"] + losses["self_teacher.loss_feat"]).backward(retain_graph=True)
+    assert [key for key, p in model.self_teacher.named_parameters() if p.grad is not None] == []
+    assert next(model.decode_head.parameters()).grad is not None
+    model.zero_grad()
     total(losses).backward()
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
     dead = [key for key, p in model.named_parameters() if p.grad.abs().max() == 0]
     # the published segmentation form shifts each channel just before batch normalisation, which removes every shift
     assert [key for key in dead if not key.endswith("conv.bias")] == []
-
-
-@pytest.mark.parametrize("name", FRSKD)
-def test_distillation_trains_the_student_alone(name):
-    model = build(FRSKD[name]).train()
-    losses = model.loss(*make_batch())
-    (losses["self_teacher.loss_kd"] + losses["self_teacher.loss_feat"]).backward()
-    assert [key for key, p in model.self_teacher.named_parameters() if p.grad is not None] == []
-    assert next(model.decode_head.parameters()).grad is not None
 
 
 def test_teacher_loss_trains_the_trunk_and_not_the_students_head():
@@ -102,13 +96,6 @@ def test_inference_is_the_plain_segmentors(name, mode, monkeypatch):
     assert torch.equal(actual.seg_logits.data, expected.seg_logits.data)
     assert torch.equal(actual.pred_sem_seg.data, expected.pred_sem_seg.data)
     assert "pred_self_teacher" not in actual
-
-
-def test_same_seed_gives_the_plain_segmentors_weights():
-    plain, model = build(PLAIN["effdet"]), build(FRSKD["effdet"])
-    weights = model.state_dict()
-    assert all(torch.equal(value, weights[key]) for key, value in plain.state_dict().items() if "backbone" in key)
-    assert all(torch.equal(value, weights[key]) for key, value in plain.state_dict().items() if "decode_head" in key)
 
 
 def test_self_teacher_predicts_on_demand():
@@ -180,12 +167,6 @@ def test_teacher_reads_several_levels():
     total(model.loss(*make_batch())).backward()
     # the student's own last stage is read by the self-teacher alone
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_components_are_in_the_root_registry():
-    for name in ("TimmFeatureExtractor", "BiFPN", "SelfTeacherNeck", "FRSKDLoss", "FRSKDHead", "FRSKDEncoderDecoder"):
-        assert name in ROOT_MODELS.module_dict
-    assert type(ROOT_MODELS.build({"type": "FRSKDLoss", "alpha": 3.0})).__name__ == "FRSKDLoss"
 
 
 def with_head(head):
