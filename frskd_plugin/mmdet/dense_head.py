@@ -32,15 +32,7 @@ OTHER_DETECTORS = {
 
 
 def check_single_stage(settings: Mapping[str, Any], owner: str) -> None:
-    """Refuse the parts of detectors that are more than backbone, neck and one dense head.
-
-    Args:
-        settings: of the detector's config, beside ``backbone``, ``neck`` and ``bbox_head``.
-        owner: who asks.
-
-    Raises:
-        ValueError: naming the parts and what would serve.
-    """
+    """Refuse a detector that is more than backbone, neck and one dense head; ``owner`` is named in the message."""
     found = {key: settings[key] for key in OTHER_DETECTORS if settings.get(key) is not None}
     if found:
         types = {key: str(part.get("type", "")) if isinstance(part, Mapping) else "" for key, part in found.items()}
@@ -52,15 +44,7 @@ def check_single_stage(settings: Mapping[str, Any], owner: str) -> None:
 
 
 def check_servable(head: str | type, owner: str) -> None:
-    """Refuse a type of head whose training loss is not ``forward`` followed by ``loss_by_feat`` of class logits.
-
-    Args:
-        head: the class, or its name in mmdet's registry. The class is asked, before one is built.
-        owner: who asks.
-
-    Raises:
-        ValueError: naming the head and what would serve.
-    """
+    """Refuse a head (its class, or the name of that) whose loss is not ``loss_by_feat`` of class logits first."""
     head_type = registered_type(MODELS, head)
     if head_type is None:
         raise ValueError(f"{owner}: there is no head {head!r} in mmdet's registry. Check the spelling.")
@@ -85,13 +69,10 @@ def _refusal(head_type: Any) -> str | None:
 
 
 def class_logits(cls_scores: Sequence[Tensor], num_classes: int) -> Tensor:
-    """Class scores of all levels, in mmdet's layout, as one tensor [B, K, N] over the N anchors of all levels.
+    """Return class scores of all levels, in mmdet's layout [B, A * K, H_i, W_i], as one tensor [B, K, N] over anchors.
 
-    Args:
-        cls_scores: [B, A * K, H_i, W_i] a level; the K scores of an anchor stand together.
-        num_classes: K, with the background where the head has a class for it (``cls_out_channels``).
+    K counts the background where the head has a class for it (``cls_out_channels``).
 
-    >>> import torch
     >>> class_logits([torch.zeros(2, 9 * 20, 4, 4), torch.zeros(2, 9 * 20, 2, 2)], num_classes=20).shape
     torch.Size([2, 20, 180])
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,9 @@ def feature_channels(config: Config, image_size: Sequence[int] | None = None) ->
     ):
         model = build_plain(config)
         error: Exception | None = None
-        for device, size in _attempts(full_size):
+        is_large = SMALL_SIZE[0] <= full_size[0] and SMALL_SIZE[1] <= full_size[1]
+        small = [("cpu", SMALL_SIZE)] if is_large else []
+        for device, size in [("meta", full_size), *small, ("cpu", full_size)]:
             try:
                 return _look(model.to(device) if device == "meta" else build_plain(config), size)
             except Exception as failure:  # whatever a network raises for a size or a device that it cannot take
@@ -106,13 +108,6 @@ def build_plain(config: Config) -> EncoderDecoder:
         model: EncoderDecoder = MODELS.build(without_pretrained(config.model)[0])
     # torch's FLOP counter hooks what asks for a gradient, which fails on parameters handed to modules under no_grad
     return revert_sync_batchnorm(model).requires_grad_(False)
-
-
-def _attempts(full_size: tuple[int, int]) -> Iterator[tuple[str, tuple[int, int]]]:
-    yield "meta", full_size
-    if SMALL_SIZE[0] <= full_size[0] and SMALL_SIZE[1] <= full_size[1]:
-        yield "cpu", SMALL_SIZE
-    yield "cpu", full_size
 
 
 def _look(model: Any, size: tuple[int, int]) -> FeatureMaps:

@@ -43,10 +43,10 @@ class FRSKDHead(BaseModule):
         extra_levels: levels made of the last of these by max-pooling; one for a backbone with a single map.
         kd_resolution: where the soft labels are compared: 'label', at the size of the labels, as the cross-entropies
             are, or 'head', at the size of the student's logits: another, cheaper function.
-        ignore_in_soft_label: whether pixels of the head's ``ignore_index``, which padding has too, are left out of the
-            soft labels, of their sum and of its divisor. False takes all pixels, as the authors' code.
-        early_gradients: whether both heads compute the gradients of their losses at once and keep no up-sampled map
-            for the backward pass. Exact, as fast, and less memory; the losses then see float32 also under autocast.
+        ignore_in_soft_label: leave pixels of the head's ``ignore_index``, which padding has too, out of the soft
+            labels, of their sum and of its divisor. False takes all pixels, as the authors' code.
+        early_gradients: compute the gradients of both heads' losses at once and keep no up-sampled map for the backward
+            pass. Exact, as fast, and less memory; the losses then see float32 also under autocast.
         init_cfg: mmengine's initialisation config.
 
     Raises:
@@ -85,7 +85,7 @@ class FRSKDHead(BaseModule):
         self.loss_distill = MODELS.build(_with_soft_label(loss_distill, self.head))
 
     def _levels_read(self, neck: dict[str, Any], in_index: int | list[int]) -> int | list[int]:
-        """The self-teacher's levels that hold the maps which the head reads."""
+        """Return the self-teacher's levels that hold the maps which the head reads."""
         if "in_channels" not in neck:  # another kind of neck, whose levels are the student's
             return in_index
         num_levels = neck.get("num_levels") or len(check_in_channels(neck["in_channels"]))
@@ -105,7 +105,7 @@ class FRSKDHead(BaseModule):
         return self.head.threshold
 
     def levels(self, feats: Any) -> list[Tensor]:
-        """The maps [B, C_i, H_i, W_i] that are distilled, highest resolution first, of what the student hands out."""
+        """Return the maps [B, C_i, H_i, W_i] that are distilled, highest first, of what the student hands out."""
         return select_maps(flat_maps(feats), self.feat_indices, self.extra_levels)
 
     def forward(self, feats: Any) -> tuple[tuple[Tensor, ...], Any]:

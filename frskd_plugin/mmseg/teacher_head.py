@@ -40,14 +40,8 @@ def head_type_of(head: str | type, owner: str) -> type:
 def check_servable(head: str | type, owner: str) -> None:
     """Refuse a type of decode head that cannot stand on the self-teacher's refined maps.
 
-    It has to read plain maps by ``in_index``, and its training loss must be ``forward`` followed by ``loss_by_feat``.
-
-    Args:
-        head: the class, or its name in mmseg's registry; none is built.
-        owner: the one that asks, for messages.
-
-    Raises:
-        ValueError: naming the head and what would serve.
+    It (the class, or its name in mmseg's registry) has to read plain maps by ``in_index``, and its loss in training must
+    be ``forward`` followed by ``loss_by_feat``. ``owner`` is named in the message.
     """
     head_type = head_type_of(head, owner)
     reason = first_of(_OTHER_INPUTS | _NO_CLASSES, head_type)
