@@ -40,8 +40,8 @@ def head_type_of(head: str | type, owner: str) -> type:
 def check_servable(head: str | type, owner: str) -> None:
     """Refuse a type of decode head that cannot stand on the self-teacher's refined maps.
 
-    It (the class, or its name in mmseg's registry) has to read plain maps by ``in_index``, and its loss in training must
-    be ``forward`` followed by ``loss_by_feat``. ``owner`` is named in the message.
+    It (the class, or its name in mmseg's registry) has to read plain maps by ``in_index``, and its loss must be
+    ``forward`` followed by ``loss_by_feat``. ``owner`` is named in the message.
     """
     head_type = head_type_of(head, owner)
     reason = first_of(_OTHER_INPUTS | _NO_CLASSES, head_type)

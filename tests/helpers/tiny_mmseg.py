@@ -74,20 +74,16 @@ def frskd_model() -> dict[str, Any]:
 def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: int = 2, frskd: bool = False) -> Config:
     """A training config with every kind of random augmentation that the real configs have."""
     crop = (24, 24)
+    load = [dict(type="LoadCheckedImage"), dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES)]
     train_pipeline = [
-        dict(type="LoadCheckedImage"),
-        dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES),
+        *load,
         dict(type="RandomResize", scale=(32, 32), ratio_range=(0.8, 1.5), keep_ratio=True),
         dict(type="RandomCrop", crop_size=crop, cat_max_ratio=0.9),
         dict(type="RandomFlip", prob=0.5),
         dict(type="PhotoMetricDistortion"),
         dict(type="PackSegInputs"),
     ]
-    test_pipeline = [
-        dict(type="LoadCheckedImage"),
-        dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES),
-        dict(type="PackSegInputs"),
-    ]
+    test_pipeline = [*load, dict(type="PackSegInputs")]
 
     def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
         return dict(
