@@ -127,7 +127,7 @@ def test_scores_equal_an_independent_computation(cifar: Path, finished: Path) ->
     mean, std = (torch.tensor(config.model.data_preprocessor[key])[:, None, None] for key in ("mean", "std"))
 
     weights = final_weights(finished, 3)
-    model = frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=100, depth=10, k=1), width=1).eval()
+    model = frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=100, depth=10, k=1), alpha=2, width=1).eval()
     model.load_state_dict({key.removeprefix("network."): value for key, value in weights.items()}, strict=True)
     with torch.no_grad():
         logits = model((images - mean) / std).numpy()
