@@ -91,8 +91,6 @@ def tiny_config(data_root: Path, name: str = "frskd_cifar100_wrn_16_2", epochs: 
     if config.model.method.name == "frskd":
         config.model.method.width = 1
     config.custom_imports = dict(imports=["frskd_plugin", "tests.helpers.tiny_classification"])
-    hooks = [
-        hook for hook in config.custom_hooks if hook.type != "ClassifierAttentionPictureHook"
-    ]
+    hooks = [hook for hook in config.custom_hooks if hook.type != "ClassifierAttentionPictureHook"]
     config.custom_hooks = [*hooks, dict(type="EndHook"), dict(type="DumpRankHook")]
     return config
