@@ -144,8 +144,9 @@ class Gate(nn.Module):
         return self.mean.clamp(0, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
-        # `half()` would lose what a step of 0.05 adds
-        self.mean = self.mean.to(moved_to(fn, self.mean))
+        # `half()` would lose what a step of 0.05 adds; a model built without memory starts at 0
+        device = moved_to(fn, self.mean)
+        self.mean = torch.zeros_like(self.mean, device=device) if self.mean.is_meta else self.mean.to(device)
         return self
 
 

@@ -200,7 +200,7 @@ class FRSKD(Method):
         if feature_loss == "attention" and beta == "auto":
             beta = auto_beta(student, feature_reduction if variant == "published" else "batchmean")
         elif beta == "auto":
-            beta = FEATURE_BETAS.get(feature_loss if isinstance(feature_loss, str) else "", FEATURE_BETAS["attention"])
+            beta = FEATURE_BETAS["overhaul" if feature_loss == "overhaul" else "hint"]
         self.preactivation = feature_loss == "overhaul"
         form: dict[str, Any] = {
             "channels": channels,
