@@ -196,11 +196,11 @@ class FRSKD(Method):
         if schedule is None:
             schedule = DEFAULTS["schedule"] if alpha is None and beta is None else "constant"
         alpha = DEFAULTS["alpha"] if alpha is None else alpha
-        beta = DEFAULTS["beta"] if beta is None else beta
-        if feature_loss == "attention" and beta == "auto":
-            beta = auto_beta(student, feature_reduction if variant == "published" else "batchmean")
-        elif beta == "auto":
-            beta = FEATURE_BETAS["overhaul" if feature_loss == "overhaul" else "hint"]
+        weight: Any = DEFAULTS["beta"] if beta is None else beta
+        if weight == "auto" and feature_loss == "attention":
+            weight = auto_beta(student, feature_reduction if variant == "published" else "batchmean")
+        elif weight == "auto":
+            weight = FEATURE_BETAS["overhaul" if feature_loss == "overhaul" else "hint"]
         self.preactivation = feature_loss == "overhaul"
         form: dict[str, Any] = {
             "channels": channels,
@@ -222,9 +222,9 @@ class FRSKD(Method):
         made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant, feature_reduction)
         soft_label = choose_soft_label(soft_label, student)
         self.loss_distill = FRSKDLoss(
-            alpha, beta, temperature, variant, made, soft_label, schedule=schedule, warmup=warmup
+            alpha, weight, temperature, variant, made, soft_label, schedule=schedule, warmup=warmup
         )
-        if not beta and any(True for _ in made.parameters()):
+        if not weight and any(True for _ in made.parameters()):
             raise ValueError(
                 f"`feature_loss={feature_loss!r}` has weights of its own, which `beta=0` leaves without training: "
                 "leave `feature_loss` out for FRSKD\\F."

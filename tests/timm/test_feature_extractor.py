@@ -34,16 +34,6 @@ class TestResNetBackbone(ModelTester):
         return (torch.randn(2, 3, size, size),)
 
 
-class TestSwinBackbone(ModelTester):
-    sizes = (96, 70)
-
-    def make_model(self) -> nn.Module:
-        return TimmFeatureExtractor("swin_tiny_patch4_window7_224", **TINY_SWIN)
-
-    def make_inputs(self, size: int) -> tuple:
-        return (torch.randn(2, 3, size - size % 4, size - size % 4),)
-
-
 @pytest.mark.parametrize(("name", "kwargs", "size", "maps"), FAMILIES, ids=[f[0] for f in FAMILIES])
 def test_maps_of_family(name: str, kwargs: dict, size: int, maps: list[tuple[int, int]]) -> None:
     backbone = TimmFeatureExtractor(name, **kwargs)
