@@ -161,7 +161,7 @@ class BiFPNcLayer(nn.Module):
 
     def _norm(self, part: str, level: int) -> nn.Module:
         module: Any = getattr(self, part)[str(level)]
-        return (module.project if isinstance(module, Resize) else module).bn
+        return getattr(module, "project", module).bn
 
     def output_norm(self, level: int) -> nn.Module:
         """The batch normalisation whose output is the pre-activation of ``level``."""
