@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 import frskd_plugin
-from frskd_plugin.commands.arguments import whole_number
+from frskd_plugin.commands.arguments import positive_int
 from frskd_plugin.commands.config import locate_config
 from frskd_plugin.commands.json_log import LOGS, json_lines
 from frskd_plugin.commands.make_drawn_voc import CLASS_INDICES, SHAPES, clutter, shape_mask, texture
@@ -207,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="frskd demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: work_dirs/demo")
-    parser.add_argument("--seeds", type=whole_number, default=3, help="at most so many (3), as many as fit the time")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="at most so many (3), as many as fit the time")
     return parser
 
 
@@ -231,17 +231,15 @@ def prepare_folder(work_dir: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the steps one after the other; 1 when one fails."""
     args = build_parser().parse_args(argv)
-    if args.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
     work_dir, begin = args.work_dir.resolve(), time.monotonic()
     prepare_folder(work_dir)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     print(f"draws {len(CLASSES) * (TRAIN_PER_CLASS + TEST_PER_CLASS)} images into {work_dir / 'images'}", flush=True)
     draw_images(work_dir / "images")
     for name, method in METHODS.items():
-        base = locate_config("baseline_cifar100_wrn_16_2")[0]
-        values = dict(side=SIDE, epochs=EPOCHS, milestones=list(MILESTONES), images=str(work_dir / "images"))
-        (work_dir / f"{name}.py").write_text(CONFIG.format(base=str(base), method=method, **values))
+        places = dict(base=str(locate_config("baseline_cifar100_wrn_16_2")[0]), images=str(work_dir / "images"))
+        text = CONFIG.format(method=method, side=SIDE, epochs=EPOCHS, milestones=list(MILESTONES), **places)
+        (work_dir / f"{name}.py").write_text(text)
     try:
         results = train_all(work_dir, args.seeds, cores)
         first = [work_dir / "runs" / f"{name}_seed0" for name in ("frskd", "baseline")]
