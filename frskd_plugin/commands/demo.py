@@ -130,7 +130,7 @@ def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str
         if seed and time.monotonic() - begin > SECONDS:
             return {}
         folder = work_dir / "runs" / f"{name}_seed{seed}"
-        options = ["--work-dir", folder, "--seed", str(seed)]
+        options = ["--work-dir", str(folder), "--seed", str(seed)]
         run(folder.with_suffix(".txt"), 1, "train", work_dir / f"{name}.py", *options)
         scores = result(folder)
         print(f"{folder.name}: top-1 {scores['top1']:.1f}, after {time.monotonic() - begin:.0f} s", flush=True)
