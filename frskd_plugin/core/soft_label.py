@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -107,6 +108,28 @@ def soft_label_loss(
         student = F.log_softmax(_softened(student_logits, dtype, temperature), dim=1)
         teacher = F.log_softmax(_softened(teacher_logits.detach(), dtype, temperature), dim=1)
         return _divergence(student, teacher, temperature, variant, _positions(student_logits, valid), valid)
+
+
+def mean_prediction(logits: Tensor, other_logits: Tensor, soft_label: str = "auto") -> Tensor:
+    """Return the ensemble of two classifiers as logits: the mean of their probabilities, not of their logits.
+
+    With 'softmax' they are the logarithms of the mean, so that a softmax gives it back; with 'sigmoid', each class on
+    its own, so that a sigmoid does.
+
+    Args:
+        logits: [B, K] or, a position each, [B, K, H, W].
+        other_logits: the same shape.
+        soft_label: 'softmax' or 'sigmoid'; 'auto' takes 'sigmoid' for one logit.
+
+    >>> import torch
+    >>> first, second = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()
+    >>> [round(share, 4) for share in mean_prediction(first, second).exp().flatten().tolist()]
+    [0.6, 0.4]
+    """
+    if soft_label == "sigmoid" or (soft_label == "auto" and logits.shape[1] == 1):
+        yes = torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(other_logits))
+        return yes - torch.logaddexp(F.logsigmoid(-logits), F.logsigmoid(-other_logits))
+    return torch.logaddexp(F.log_softmax(logits, dim=1), F.log_softmax(other_logits, dim=1)) - math.log(2)
 
 
 def expected_foreground(logits: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -16,10 +16,12 @@ import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.core.checkpoint_file import read_checkpoint
 from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.compiled_parts import CompiledParts
+from frskd_plugin.core.soft_label import mean_prediction
 from frskd_plugin.methods import method_class, method_settings
 from frskd_plugin.mmengine.stored_config import parse_config, stored_text
 from frskd_plugin.timm.checkpoint import create_model
 from frskd_plugin.timm.feature_extractor import check_model_name
+from frskd_plugin.timm.parts import has_self_teacher, soft_label_of
 from frskd_plugin.timm.wrap import wrap
 
 # Where the plain network's weights lie in a checkpoint.
@@ -115,7 +117,8 @@ class TimmClassifier(BaseModel):
             targets: labels [B], for 'loss' and 'predict'.
             index: place of each sample in the data set [B], for 'loss' of a method that asks for it.
             mode: 'loss': the terms ``loss_*``, which mmengine sums, and ``train_top1`` of the student, in percent;
-                'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``;
+                'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``
+                and, with a self-teacher, ``ensemble_logits`` (`mean_prediction`);
                 'tensor': the plain network's logits [B, K].
             drawn: of the ``draw`` of ``mix``, for 'loss'; None draws now.
         """
@@ -148,7 +151,7 @@ class TimmClassifier(BaseModel):
         return {**terms, "train_top1": 100 * top_k_hits(output["output"], targets, (1,)).float().mean()}
 
     def predict(self, inputs: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
-        """Return the logits of student and, if asked for, teacher, image by image."""
+        """Return the logits of student and, if asked for, teacher and ensemble, image by image."""
         if self.predict_self_teacher:
             logits, teacher_logits = self.network.method.evaluate(self.network.student_forward, inputs)
         else:
@@ -156,6 +159,9 @@ class TimmClassifier(BaseModel):
         columns = {"logits": logits, "target": targets}
         if teacher_logits is not None:
             columns["teacher_logits"] = teacher_logits
+            if has_self_teacher(self.network.method):
+                kind = soft_label_of(self.network.method)
+                columns["ensemble_logits"] = mean_prediction(logits, teacher_logits, kind)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -257,7 +263,9 @@ def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
 
 
 class TopKAccuracyMetric(BaseMetric):
-    """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ``teacher_top5`` where a teacher predicts too.
+    """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ... where a teacher predicts too.
+
+    ``ensemble_top1``, ... are of the mean of the student's and the self-teacher's probabilities.
 
     With several processes each image counts once: what a sampler repeats to give all of them equally many is dropped.
     """
@@ -274,7 +282,7 @@ class TopKAccuracyMetric(BaseMetric):
         """Note the hits of a batch of `TimmClassifier`'s predictions."""
         targets = torch.stack([sample["target"] for sample in data_samples])
         columns: dict[str, list[bool]] = {}
-        for prefix in ("", "teacher_"):
+        for prefix in ("", "teacher_", "ensemble_"):
             if f"{prefix}logits" in data_samples[0]:
                 logits = torch.stack([sample[f"{prefix}logits"] for sample in data_samples])
                 hits = top_k_hits(logits, targets, self.top_k)

@@ -243,27 +243,27 @@ def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:
 
 
 class SelfTeacherIoUMetric(IoUMetric):
-    """mmseg's ``IoUMetric``, with the self-teacher's figures under ``self_teacher.`` beside the student's.
+    """mmseg's ``IoUMetric``, with figures under ``self_teacher.`` and ``ensemble.`` beside the student's.
 
-    The teacher's stand there when the samples carry ``pred_self_teacher`` (`SelfTeacherValidationHook`).
+    They stand there when the samples carry ``pred_self_teacher`` and ``pred_ensemble`` (`SelfTeacherValidationHook`).
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.self_teacher_metric = IoUMetric(**{**kwargs, "output_dir": None})
+        self.others = {name: IoUMetric(**{**kwargs, "output_dir": None}) for name in ("self_teacher", "ensemble")}
 
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
         """Count the predictions of a batch."""
         super().process(data_batch, data_samples)
-        key = "pred_self_teacher"
-        teacher_samples = [{**sample, "pred_sem_seg": sample[key]} for sample in data_samples if key in sample]
-        self.self_teacher_metric.dataset_meta = self.dataset_meta
-        self.self_teacher_metric.process(data_batch, teacher_samples)
+        for name, metric in self.others.items():
+            key = f"pred_{name}"
+            metric.dataset_meta = self.dataset_meta
+            metric.process(data_batch, [{**item, "pred_sem_seg": item[key]} for item in data_samples if key in item])
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Figures over ``size`` images, in percent."""
         metrics = super().evaluate(size)
-        if self.self_teacher_metric.results:
-            teacher_metrics = self.self_teacher_metric.evaluate(size)
-            metrics |= {f"self_teacher.{name}": value for name, value in teacher_metrics.items()}
+        for name, metric in self.others.items():
+            if metric.results:
+                metrics |= {f"{name}.{key}": value for key, value in metric.evaluate(size).items()}
         return metrics

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 
 import frskd_plugin.mmengine.optim  # noqa: F401  (the self-teacher trains at the rate of the head)
 from frskd_plugin.core.checks import check_positive_int
-from frskd_plugin.core.dry_run import forked_rng
+from frskd_plugin.core.dry_run import forked_rng, record_calls
+from frskd_plugin.core.soft_label import mean_prediction
 from frskd_plugin.mmseg.frskd_head import FRSKDHead
-from frskd_plugin.mmseg.student_outputs import early_losses, first_of, loss_and_logits
+from frskd_plugin.mmseg.parts import SegmentationNetwork, all_branches
+from frskd_plugin.mmseg.student_outputs import as_logits, early_losses, loss_and_logits
 from frskd_plugin.mmseg.teacher_head import check_student_head, teacher_head
-
-# Backbones that hand out all their branches in training mode only.
-_BRANCHES_IN_TRAINING = {"PIDNet": True, "DDRNet": True}
+from frskd_plugin.timm.parts import soft_label_of
 
 
 class EffDetSegHead(BaseDecodeHead):
@@ -71,8 +70,8 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         **kwargs: of mmseg's ``EncoderDecoder``.
 
     Attributes:
-        predict_self_teacher: whether ``predict`` adds the teacher's prediction, ``pred_self_teacher``, to each sample.
-            `SelfTeacherValidationHook` switches it on while validating.
+        predict_self_teacher: whether ``predict`` adds the predictions of the teacher and of the ensemble of both to
+            each sample, ``pred_self_teacher`` and ``pred_ensemble``. `SelfTeacherValidationHook` switches it on.
 
     Raises:
         TypeError: if its number of classes is no int.
@@ -124,11 +123,15 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         teacher._modules = {**self._modules, "decode_head": self.self_teacher}
         return teacher
 
+    def make_part(self, part: str) -> nn.Module:
+        """A copy as plain network, images [B, C, H, W] -> logits [B, K, H, W]; see `frskd_plugin.unwrap`."""
+        return SegmentationNetwork(copy.deepcopy(self), part).requires_grad_(False)
+
     def extract_feat(self, inputs: Tensor) -> Any:
         """Return what backbone and neck hand out for images [B, 3, H, W]; as `as_self_teacher` all branches."""
         if not isinstance(self.decode_head, FRSKDHead):
             return super().extract_feat(inputs)
-        with _all_branches(self.backbone):
+        with all_branches(self.backbone):
             return super().extract_feat(inputs)
 
     def distilled_maps(self, inputs: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
@@ -140,12 +143,23 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         """Predict images [B, 3, H, W] as the plain segmentor does; see ``predict_self_teacher``."""
         if not self.predict_self_teacher:
             return super().predict(inputs, data_samples)
-        samples = None if data_samples is None else [sample.clone() for sample in data_samples]
-        teacher_results = EncoderDecoder.predict(self.as_self_teacher(), inputs, samples)
-        results = super().predict(inputs, data_samples)
-        for result, teacher_result in zip(results, teacher_results, strict=True):
+        teacher = self.as_self_teacher()
+        with record_calls(teacher, "inference") as teacher_logits:
+            teacher_results = EncoderDecoder.predict(teacher, inputs, _clones(data_samples))
+        with record_calls(self, "inference") as logits:
+            results = super().predict(inputs, data_samples)
+        mean = mean_prediction(
+            as_logits(self.decode_head, logits[0]), teacher_logits[0], soft_label_of(self.self_teacher)
+        )
+        ensemble = teacher.postprocess_result(mean, _clones(data_samples))
+        for result, teacher_result, both in zip(results, teacher_results, ensemble, strict=True):
             result.pred_self_teacher = teacher_result.pred_sem_seg
+            result.pred_ensemble = both.pred_sem_seg
         return results
+
+
+def _clones(data_samples: SampleList | None) -> SampleList | None:
+    return None if data_samples is None else [sample.clone() for sample in data_samples]
 
 
 class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
@@ -194,14 +208,3 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
         """Return the last stage's map of images [B, 3, H, W]; in the view `as_self_teacher` that of its single head."""
         kind = EncoderDecoder if isinstance(self.decode_head, FRSKDHead) else CascadeEncoderDecoder
         return kind.encode_decode(self, inputs, batch_img_metas)
-
-
-@contextmanager
-def _all_branches(backbone: nn.Module) -> Iterator[None]:
-    """Let a backbone hand out what it does in training, while its layers (batch normalisation) stay as they are."""
-    training = backbone.training
-    try:
-        backbone.training = training or first_of(_BRANCHES_IN_TRAINING, type(backbone)) is not None
-        yield
-    finally:
-        backbone.training = training

@@ -132,6 +132,11 @@ def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
     return output if is_map else None
 
 
+def as_logits(head: nn.Module, predicted: Tensor) -> Tensor:
+    """Return what ``head.predict`` gave as logits [B, K, H, W]; of mask classification it is scores."""
+    return predicted.clamp(min=_LEAST_SCORE).log() if first_of(_CLASSES_AND_MASKS, type(head)) else predicted
+
+
 def mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """Log of the class scores that mask classification gives to each position (MaskFormer, Section 3.4), [B, K, H, W].
 

@@ -70,7 +70,7 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
         raise ValueError(
             f"{name} has no classifier (num_classes={num_classes}): create it with the number of your classes."
         )
-    size = _input_size(model, input_size)
+    size = usual_input_size(model, input_size)
     images = probe_images(model, size)
     with evaluating(model):
         try:
@@ -90,8 +90,9 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
     return StudentProbe(size, maps, logits.shape[1], counter.get_total_flops() // 2 // PROBE_BATCH)
 
 
-def _input_size(model: nn.Module, input_size: Sequence[int] | None) -> tuple[int, int, int]:
-    if input_size is None:  # of the entry in timm, as the arguments in_chans=... and img_size=... have changed it
+def usual_input_size(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """Return the user's, or that of the entry in timm, as in_chans=... and img_size=... have changed it."""
+    if input_size is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
         _, *size = cfg.get("input_size", DEFAULT_INPUT_SIZE)
         # whichever module was made for one image size keeps it: the model itself, or the first layer that cuts patches

@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from timm.models import group_parameters
 from timm.optim import auto_group_layers
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_positive_int
@@ -16,6 +17,7 @@ from frskd_plugin.methods import StudentInfo, make_method, method_class
 from frskd_plugin.methods.base import Criterion, Method, total_loss
 from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.frozen_teacher import make_teacher
+from frskd_plugin.timm.parts import make_part
 from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
 
 # Where other libraries keep the model that they wrap: DistributedDataParallel, AveragedModel and ModelEmaV3;
@@ -220,19 +222,28 @@ def wrap(
     return wrapped
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the very timm model that was given to `wrap`.
+def unwrap(model: nn.Module, part: str = "student") -> nn.Module:
+    """Return the very timm model that was given to `wrap`; or another part of what was trained, as a plain network.
 
     It is found inside DDP, FSDP, torch.compile, an EMA, a task of timm, and any module that holds one wrapped model.
 
+    Args:
+        model: what `wrap` made, or holds it; or a segmentor of mmseg that was trained with FRSKD.
+        part: 'student'; 'self_teacher', the student's trunk with the self-teacher on it; or 'ensemble', the mean of
+            both probabilities (`mean_prediction`), of ONE its gated ensemble. The latter two, and each part of a
+            segmentor, are copies in eval mode without gradients: images [B, C, H, W] -> logits [B, K] or [B, K, H, W].
+
     Raises:
         TypeError: there is no wrapped model in it.
-        ValueError: there are several in it.
+        ValueError: there are several in it, an unknown part, or a method that has no such part.
     """
     wrapped = _find_wrapped(model)
+    segmentor = unwrap_model(model)
+    if wrapped is None and hasattr(segmentor, "make_part"):
+        return segmentor.make_part(part)
     if wrapped is None:
         raise TypeError(f"unwrap expects a model made by frskd_plugin.wrap, got {type(model).__name__}.")
-    return wrapped.student
+    return make_part(wrapped.student, wrapped.method, wrapped.out_indices, part)
 
 
 def _check_bare(model: nn.Module) -> None:

@@ -139,6 +139,8 @@ def test_scores_equal_an_independent_computation(cifar: Path, finished: Path) ->
 
     expected = dict(top1=percent(logits, 1), top5=percent(logits, 5))
     expected |= dict(teacher_top1=percent(teacher_logits, 1), teacher_top5=percent(teacher_logits, 5))
+    both = sum(np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (logits, teacher_logits))
+    expected |= dict(ensemble_top1=percent(both, 1), ensemble_top5=percent(both, 5))
     assert result(finished)["last"] == pytest.approx(dict(epoch=3, **expected))
     (logged,) = [line for line in scalars(finished) if "top1" in line and line["step"] == 3]
     assert {key: logged[key] for key in expected} == pytest.approx(expected)

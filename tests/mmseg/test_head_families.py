@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads import point_head
 
+import frskd_plugin
 from frskd_plugin.check import prepare
 from frskd_plugin.mmseg.teacher_head import teacher_head
+from frskd_plugin.timm.parts import PARTS
 from tests.helpers.head_families import FAMILIES, edge_batch, frskd
 from tests.helpers.model_tester import without_gradient
 from tests.helpers.segmentors import CLASSES, build
@@ -100,6 +102,10 @@ def test_the_student_is_the_plain_segmentor_and_every_parameter_learns(name, mon
         both = model.predict(images, [sample.clone() for sample in samples])
         model.predict_self_teacher = False
         alone = model.as_self_teacher().predict(images, [sample.clone() for sample in samples])
+        parts = {part: frskd_plugin.unwrap(model, part)(images).argmax(1, keepdim=True) for part in PARTS}
+    for i, with_teacher in enumerate(both):
+        for part, key in zip(PARTS, ("pred_sem_seg", "pred_self_teacher", "pred_ensemble"), strict=True):
+            assert torch.equal(parts[part][i], getattr(with_teacher, key).data)
     for one, other, with_teacher, teacher in zip(expected, actual, both, alone, strict=True):
         assert torch.equal(one.seg_logits.data, other.seg_logits.data)
         assert torch.equal(one.seg_logits.data, with_teacher.seg_logits.data)
