@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
-from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term, problems_of, remarks_of, warnings_of
-from frskd_plugin.core.dry_run import ForwardCost, count_forward, forked_rng, image_channels, record_calls
+from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term, judged
+from frskd_plugin.core.dry_run import count_forward, forked_rng, image_channels, record_calls
 from frskd_plugin.core.feature_losses import AttentionTransferLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.methods import method_settings
@@ -77,62 +78,35 @@ def check_model(
 
 @dataclass
 class Step:
-    """Results of one training step, with their graph. A method may run student and self-teacher several times.
+    """Results of one training step, with their graph. A method may run student and self-teacher several times."""
 
-    Attributes:
-        feats: the student's maps [B, C_i, H_i, W_i], a list for each pass.
-        logits: the student's logits, of each pass.
-        refined_feats: the self-teacher's maps [B, D_i, H_i, W_i], a list for each pass; empty without one.
-        teacher_logits: its logits, of each pass.
-        terms: the terms of the loss, weighted, each a scalar.
-    """
-
-    feats: list[list[Tensor]]
-    logits: list[Tensor]
-    refined_feats: list[list[Tensor]]
+    feats: list[list[Tensor]]  # the student's maps [B, C_i, H_i, W_i], a list for each pass
+    logits: list[Tensor]  # the student's, of each pass
+    refined_feats: list[list[Tensor]]  # the self-teacher's maps [B, D_i, H_i, W_i], a list for each pass
     teacher_logits: list[Tensor]
-    terms: dict[str, Tensor]
+    terms: dict[str, Tensor]  # of the loss, weighted, each a scalar
 
 
 @dataclass
 class Subject:
-    """Model with a batch, and the ways to run it.
-
-    Attributes:
-        title: the student in words.
-        method: name of the method's class.
-        module: all of it, student and method.
-        images: [B, C, H, W], or [B, views, C, H, W].
-        step: forward pass and losses of a training step.
-        plain_step: loss of the plain network's training step.
-        evaluate: logits as the model gives them in evaluation, and the plain network's; None where they are one.
-        method_modules: what exists for training alone, the outermost modules by name; empty for a plain network.
-        self_teacher: those of them that make the targets of the distillation; empty where there is no self-teacher.
-        classifier: the student's classifier or decode heads.
-        weights: of those terms whose weight is known.
-        map_indices: the student's own numbers of the maps; None: they are counted.
-        warm_up: a step before the step, for a method that learns from the batch before.
-        remarks: what was changed for the dry run.
-        unused_allowed: whether parameters of the student may be left without a gradient.
-        scheduled: whether the distillation starts at a lower weight.
-    """
+    """Model with a batch, and the ways to run it."""
 
     title: str
-    method: str
-    module: nn.Module
-    images: Tensor
+    method: str  # name of its class
+    module: nn.Module  # all of it, student and method
+    images: Tensor  # [B, C, H, W], or [B, views, C, H, W]
     step: Callable[[], Step]
-    plain_step: Callable[[], Tensor]
-    evaluate: Callable[[], tuple[Tensor, Tensor] | None]
-    method_modules: dict[str, nn.Module]
-    self_teacher: list[nn.Module]
-    classifier: list[nn.Module]
-    weights: dict[str, float]
-    map_indices: tuple[int, ...] | None = None
-    warm_up: Callable[[], object] | None = None
-    remarks: tuple[str, ...] = ()
-    unused_allowed: bool = False
-    scheduled: bool = False
+    plain_step: Callable[[], Tensor]  # the loss of the plain network
+    evaluate: Callable[[], tuple[Tensor, Tensor] | None]  # logits in evaluation, and the plain network's
+    method_modules: dict[str, nn.Module]  # what exists for training alone, the outermost modules by name
+    self_teacher: list[nn.Module]  # those of them that make the targets of the distillation
+    classifier: list[nn.Module]  # the student's, or its decode heads
+    weights: dict[str, float]  # of those terms whose weight is known
+    map_indices: tuple[int, ...] | None = None  # the student's own numbers of the maps; None: they are counted
+    warm_up: Callable[[], object] | None = None  # a step before, for a method that learns from the batch before
+    remarks: tuple[str, ...] = ()  # what was changed for the dry run
+    unused_allowed: bool = False  # parameters of the student may be left without a gradient
+    scheduled: bool = False  # the distillation starts at a lower weight
 
     def parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """Return the student's and the method's parameters by name."""
@@ -164,9 +138,13 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
             with torch.no_grad():
                 subject.warm_up()
         with torch.enable_grad():
-            step, cost, plain_cost = _train(subject, amp)
+            with _autocast(subject, amp), count_forward(subject.module) as plain:
+                loss = subject.plain_step()
+            del loss
+            with _autocast(subject, amp), count_forward(subject.module) as whole:
+                step = subject.step()
             terms, reached = _differentiate(subject, step, FP16_SCALE if amp == "fp16" else 1.0)
-        levels = _levels(subject, step)
+        levels, batch = _levels(subject, step), len(subject.images)
         report = Report(
             model=subject.title,
             method=subject.method,
@@ -174,7 +152,14 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
             device=str(subject.images.device),
             amp=amp,
             levels=levels,
-            cost=_cost(student, method, len(subject.images), plain_cost, cost),
+            cost=Cost(
+                student_parameters=sum(p.numel() for p in student.values()),
+                teacher_parameters=sum(p.numel() for p in method.values()),
+                student_macs=plain.macs // batch,
+                teacher_macs=(whole.macs - plain.macs) // batch,
+                student_memory=plain.kept,
+                teacher_memory=whole.kept - plain.kept,
+            ),
             terms=terms,
             evaluation=_evaluate(subject, amp),
             untrained_student=tuple(n for n, p in student.items() if p.requires_grad and id(p) not in reached),
@@ -185,12 +170,7 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
             beta_per_position=_beta_per_position(losses, levels),
         )
     remarks = [f"the model has {scheduled[0]}; the step was taken with the whole distillation"] if scheduled else []
-    return dataclasses.replace(
-        report,
-        remarks=(*subject.remarks, *remarks, *remarks_of(report)),
-        warnings=tuple(warnings_of(report)),
-        problems=tuple(problems_of(report)),
-    )
+    return judged(report, (*subject.remarks, *remarks))
 
 
 @contextmanager
@@ -218,16 +198,6 @@ def _restored(module: nn.Module) -> Iterator[None]:
             part._buffers.update(registered)
 
 
-def _train(subject: Subject, amp: str | None) -> tuple[Step, ForwardCost, ForwardCost]:
-    """Run the step; return it, the cost of its forward pass, and that of the plain network."""
-    with _autocast(subject, amp), count_forward(subject.module) as plain_cost:
-        loss = subject.plain_step()
-    del loss
-    with _autocast(subject, amp), count_forward(subject.module) as cost:
-        step = subject.step()
-    return step, cost, plain_cost
-
-
 def _autocast(subject: Subject, amp: str | None) -> torch.autocast:
     return torch.autocast(subject.images.device.type, dtype=AMP_DTYPES.get(amp or ""), enabled=amp is not None)
 
@@ -237,18 +207,17 @@ def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Te
 
     Each term is multiplied by ``scale`` for the backward pass, and its gradients are divided by it.
     """
-    num_levels = max((len(feats) for feats in step.feats), default=0)
-    student, method = subject.parameters()
+    student, method = ([*parameters.values()] for parameters in subject.parameters())
+    num_levels = max(map(len, step.feats), default=0)
+    maps = [[feats[i] for feats in step.feats if i < len(feats)] for i in range(num_levels)]
     groups: dict[str, list[Tensor]] = {
-        **{f"map {i}": [feats[i] for feats in step.feats if i < len(feats)] for i in range(num_levels)},
         "logits": step.logits,
-        "student": list(student.values()),
+        "student": student,
         "classifier": [p for module in subject.classifier for p in module.parameters()],
-        "teacher": [p for module in subject.self_teacher for p in module.parameters()] or list(method.values()),
-        "method": list(method.values()),
+        "teacher": [p for module in subject.self_teacher for p in module.parameters()] or method,
         "targets": [*(feat for feats in step.refined_feats for feat in feats), *step.teacher_logits],
     }
-    wanted = list({id(t): t for group in groups.values() for t in group if t.requires_grad}.values())
+    wanted = list({id(t): t for group in (*maps, *groups.values(), method) for t in group if t.requires_grad}.values())
     terms: list[Term] = []
     reached: dict[int, bool] = {}
     for name, value in step.terms.items():
@@ -258,10 +227,12 @@ def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Te
             found = {id(t): grad / scale for t, grad in zip(wanted, grads, strict=True) if grad is not None}
         for key, gradient in found.items():
             reached[key] = reached.get(key, False) or bool(gradient.count_nonzero() > 0)
-        norms = {key: gradient_norm([found.get(id(tensor)) for tensor in group]) for key, group in groups.items()}
-        maps = tuple(norms[f"map {i}"] for i in range(num_levels))
-        parts = {key: norms[key] for key in ("logits", "student", "classifier", "teacher", "targets")}
-        terms.append(Term(name, value.item(), subject.weights.get(name), maps, **parts))
+        on_maps, parts = (
+            [gradient_norm([found.get(id(tensor)) for tensor in group]) for group in every]
+            for every in (maps, groups.values())
+        )
+        norms = dict(zip(groups, parts, strict=True))
+        terms.append(Term(name, value.item(), subject.weights.get(name), tuple(on_maps), **norms))
     return tuple(terms), reached
 
 
@@ -282,18 +253,14 @@ def gradient_norm(gradients: Sequence[Tensor | None]) -> float | None:
 
 def _levels(subject: Subject, step: Step) -> tuple[Level, ...]:
     """Describe the maps of the first pass, that of the images themselves."""
-    feats = step.feats[0] if step.feats else []
-    refined = [
-        (feat.shape[1], (feat.shape[2], feat.shape[3]), is_constant(feat))
-        for feat in (step.refined_feats[0] if step.refined_feats else [])
-    ]
-    indices = subject.map_indices or range(len(feats))
     levels = []
-    for i, feat in enumerate(feats):
-        size = (feat.shape[2], feat.shape[3])
-        stride = round(subject.images.shape[-2] / size[0])
-        more = refined[i] if i < len(refined) else ()
-        levels.append(Level(indices[i], feat.shape[1], size, stride, is_constant(feat), feat.requires_grad, *more))
+    refined = step.refined_feats[0] if step.refined_feats else []
+    for i, feat in enumerate(step.feats[0] if step.feats else []):
+        index = subject.map_indices[i] if subject.map_indices else i
+        size, stride = (feat.shape[2], feat.shape[3]), round(subject.images.shape[-2] / feat.shape[2])
+        made = [(g.shape[1], (g.shape[2], g.shape[3]), is_constant(g)) for g in refined[i : i + 1]]
+        more = made[0] if made else ()
+        levels.append(Level(index, feat.shape[1], size, stride, is_constant(feat), feat.requires_grad, *more))
     return tuple(levels)
 
 
@@ -306,19 +273,6 @@ def is_constant(feat: Tensor) -> bool:
     feat = feat.detach()
     flat = feat.flatten(2) if feat.shape[2] * feat.shape[3] > 1 else feat.reshape(1, -1)
     return bool((flat.amax(-1) == flat.amin(-1)).all())
-
-
-def _cost(
-    student: Mapping[str, Tensor], method: Mapping[str, Tensor], batch: int, plain: ForwardCost, whole: ForwardCost
-) -> Cost:
-    return Cost(
-        student_parameters=sum(p.numel() for p in student.values()),
-        teacher_parameters=sum(p.numel() for p in method.values()),
-        student_macs=plain.macs // batch,
-        teacher_macs=(whole.macs - plain.macs) // batch,
-        student_memory=plain.kept,
-        teacher_memory=whole.kept - plain.kept,
-    )
 
 
 def _evaluate(subject: Subject, amp: str | None) -> Evaluation | None:
@@ -380,10 +334,7 @@ def prepare(
     """Build what is named, with random weights, and draw a batch where none is given; see `check_model`.
 
     Args:
-        model: see `check_model`, as ``images``, ``targets`` and ``extra``.
-        images: [B, C, H, W].
-        targets: of the images.
-        extra: what goes with them.
+        model, images, targets, extra: see `check_model`.
         input_size: channels, height and width of random images; None: those of the model or config.
         batch: random images that are new in a step, as a loader counts them; None: 4, of segmentors 2.
         device: of a model that is built.
@@ -400,27 +351,26 @@ def prepare(
     """
     with forked_rng(seed=0):  # one name gives one model and one batch, and the caller's random numbers stay
         known: dict[str, Any] = {}
-        size = input_size
         if isinstance(model, (str, Path)) and is_config(str(model)):
             model, config_size, known = _build_config(str(model), cfg_options, batch, device)
-            size = input_size or config_size
+            input_size = input_size or config_size
         elif isinstance(model, (str, Path)):
             check_model_name(str(model))
             student = create_model(str(model), pretrained=False, **(model_kwargs or {})).to(device)
-            model = wrap(student, method, input_size=size, **{**_training_set(method, batch), **(settings or {})})
+            model = wrap(student, method, input_size=input_size, **{**_training_set(method, batch), **(settings or {})})
         model = unwrap_model(model)
         network = getattr(model, "network", model)
         if isinstance(network, DistilledModel):
             if images is None:
-                images, targets, extra = _classifier_batch(network, size, batch, getattr(model, "mix", None))
+                images, targets, extra = _classifier_batch(network, input_size, batch, getattr(model, "mix", None))
                 if network.method.needs.order == "overlap":  # the first step has no batch before it to learn from
                     known["warm_up"] = partial(network.forward, images, targets, **extra)
             subject = _classifier(network, images, targets, extra or {})
         elif hasattr(model, "decode_head"):
             if images is None:
-                channels, *height_width = size or (None, *SEGMENTOR_SIZE)
+                channels, *size = input_size or (None, *SEGMENTOR_SIZE)
                 count, channels = batch or SEGMENTOR_BATCH, channels or image_channels(model.backbone)
-                images, targets = segmentation_batch(count, height_width, model.num_classes, _device(model), channels)
+                images, targets = segmentation_batch(count, size, model.num_classes, _device(model), channels)
             subject = _segmentor(model, images, targets)
         else:
             raise TypeError(
@@ -508,13 +458,8 @@ def classification_batch(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Draw images and labels as a method asks for them, and what it is given beside them.
 
-    Args:
-        needs: of the method.
-        batch: images that are new in a step, as a loader's ``batch_size`` counts them; with partners of a class, or an
-            overlap with the batch before, the batch B holds twice as many.
-        input_size: channels, height and width.
-        num_classes: labels are drawn below it.
-        device: of the tensors.
+    ``batch`` counts the images that are new in a step, as a loader does; with partners of a class, or an overlap with
+    the batch before, there are twice as many.
 
     Returns:
         images [B, C, H, W], or [B, views, C, H, W]; labels [B]; ``index`` [B] where the method asks for it.
@@ -638,9 +583,7 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
         evaluate=evaluate,
         method_modules={} if teacher is None else {"self_teacher": teacher},
         # not its `loss_distill`, whose regressors belong to the student's side
-        self_teacher=[m for name, m in teacher.named_children() if name != "loss_distill"]
-        if teacher is not None
-        else [],
+        self_teacher=[] if teacher is None else [m for n, m in teacher.named_children() if n != "loss_distill"],
         classifier=heads,
         weights=_segmentor_weights(model, teacher),
     )
@@ -650,10 +593,8 @@ def _segmentor_weights(model: Any, teacher: Any) -> dict[str, float]:
     """Return the weights by mmseg's names of the losses: prefix of the head, name of the loss."""
     heads = {} if teacher is None else {"self_teacher": teacher.head}
     for prefix, head in (("decode", model.decode_head), ("aux", getattr(model, "auxiliary_head", None))):
-        if isinstance(head, nn.ModuleList):
-            heads |= {f"{prefix}_{index}": stage for index, stage in enumerate(head)}
-        elif head is not None:
-            heads[prefix] = head
+        stages = isinstance(head, nn.ModuleList)
+        heads |= {f"{prefix}_{i}" if stages else prefix: stage for i, stage in enumerate(_as_list(head))}
     weights = {
         f"{prefix}.{getattr(loss, 'loss_name', 'loss')}": float(loss.loss_weight)
         for prefix, head in heads.items()
@@ -687,15 +628,4 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _tensors(values: object) -> list[Tensor]:
-    """Collect the tensors in lists, tuples and dicts, in order.
-
-    >>> len(_tensors([torch.zeros(1), {"a": (torch.zeros(1), None)}]))
-    2
-    """
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = values.values()
-    if isinstance(values, Iterable) and not isinstance(values, str):
-        return [tensor for value in values for tensor in _tensors(value)]
-    return []
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -16,26 +16,14 @@ MOST_NAMES = 5
 
 @dataclass(frozen=True)
 class Level:
-    """Feature map of the student and, where the method has a self-teacher, its refined map.
+    """Feature map of the student and, where the method has a self-teacher, its refined map (None without)."""
 
-    Attributes:
-        index: of the map as the student counts them.
-        channels: of the student's map.
-        size: height and width.
-        stride: the images' height divided by the map's, rounded.
-        constant: whether it is the same at every position, so that it holds nothing to learn from.
-        trains: whether the part of the student that makes it trains.
-        refined_channels: of the refined map; None without one, like the two that follow.
-        refined_size: height and width of the refined map.
-        refined_constant: as ``constant``.
-    """
-
-    index: int
+    index: int  # as the student counts its maps
     channels: int
-    size: tuple[int, int]
-    stride: int
-    constant: bool
-    trains: bool
+    size: tuple[int, int]  # height and width
+    stride: int  # the images' height divided by the map's, rounded
+    constant: bool  # the same at every position: there is nothing in it to learn from
+    trains: bool  # the part of the student that makes it does
     refined_channels: int | None = None
     refined_size: tuple[int, int] | None = None
     refined_constant: bool | None = None
@@ -43,30 +31,19 @@ class Level:
 
 @dataclass(frozen=True)
 class Term:
-    """Term of the loss. Norms are L2; None where no gradient arrives, 0.0 where one arrives that is zero.
+    """Term of the loss. Norms are L2; None where no gradient arrives, 0.0 where one arrives that is zero."""
 
-    Attributes:
-        name: its key in the model's dict of losses.
-        value: weighted, as it is added to the total.
-        weight: where it is known.
-        maps: norm of its gradient on each of the student's maps; None also for a map that it does not read: the path
-            to the logits of a ViT runs through tokens, not through the maps that are made of them.
-        logits: norm on the student's logits.
-        student: norm on all parameters of the student that train.
-        classifier: norm on those of the student's classifier, or of its decode head.
-        teacher: norm on the parameters of the self-teacher; of all the method's modules where it has none.
-        targets: norm on what the self-teacher hands out, refined maps and logits.
-    """
-
-    name: str
-    value: float
-    weight: float | None
+    name: str  # its key in the model's dict of losses
+    value: float  # weighted, as it is added to the total
+    weight: float | None  # where it is known
+    # norm of its gradient on each of the student's maps; None also for a map that it does not read: the path to the
+    # logits of a ViT runs through tokens, not through the maps that are made of them
     maps: tuple[float | None, ...]
-    logits: float | None
-    student: float | None
-    classifier: float | None
-    teacher: float | None
-    targets: float | None
+    logits: float | None  # on the student's logits
+    student: float | None  # on all parameters of the student that train
+    classifier: float | None  # on those of the student's classifier, or of its decode head
+    teacher: float | None  # on the parameters of the self-teacher; of all the method's modules where it has none
+    targets: float | None  # on what the self-teacher hands out, refined maps and logits
 
     @property
     def norms(self) -> tuple[float | None, ...]:
@@ -81,33 +58,19 @@ class Term:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost that the method adds to training. At inference it adds nothing.
-
-    Attributes:
-        student_parameters: of the plain network.
-        teacher_parameters: of the self-teacher and whatever else the method owns.
-        student_macs: multiply-accumulates of one image's forward pass through the plain network, as it trains.
-        teacher_macs: what the method adds to them.
-        student_memory: bytes that a plain step keeps for its backward pass, for the whole batch.
-        teacher_memory: what the method adds to them; weights, gradients and the optimizer's state not counted.
-    """
+    """Cost that the method adds to training (``teacher_*``, all of its modules); at inference it adds nothing."""
 
     student_parameters: int
     teacher_parameters: int
-    student_macs: int
+    student_macs: int  # multiply-accumulates of one image's forward pass through the plain network, as it trains
     teacher_macs: int
-    student_memory: int
-    teacher_memory: int
+    student_memory: int  # bytes that a plain step keeps for its backward pass, for the whole batch
+    teacher_memory: int  # weights, gradients and the optimizer's state not counted
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Comparison of the model in evaluation with the plain network.
-
-    Attributes:
-        ran: names of the method's modules that were run.
-        difference: largest difference of the logits to those of the plain network.
-    """
+    """Modules of the method that ran in evaluation, and the largest difference of the logits to the plain network's."""
 
     ran: tuple[str, ...]
     difference: float
@@ -115,48 +78,27 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a dry run; ``print(report)`` shows it.
+    """Result of a dry run; ``print(report)`` shows it."""
 
-    Attributes:
-        model: what was run, in words.
-        method: name of the method's class.
-        images: shape of the batch.
-        device: of the images.
-        amp: type of the autocast, or None.
-        levels: highest resolution first.
-        cost: of the method.
-        terms: of the loss.
-        evaluation: None for a plain network, which has nothing to differ from.
-        untrained_student: parameters of the student that require a gradient and get none from any term.
-        untrained_teacher: the same of the method's modules.
-        still_teacher: parameters of the method whose gradient is zero.
-        unused_allowed: the config says that parameters may be left without a gradient (``find_unused_parameters``).
-        scheduled: the distillation starts at a lower weight than it was run at.
-        beta_per_position: weight of the feature loss for a position of the deepest map; None where it is not a mean
-            over the positions.
-        remarks: what a reader should know.
-        warnings: what trains, but may do harm or cost too much, with the cure.
-        problems: what is wrong, why it matters and how to mend it.
-    """
-
-    model: str
-    method: str
-    images: tuple[int, ...]
+    model: str  # what was run, in words
+    method: str  # name of its class
+    images: tuple[int, ...]  # shape of the batch
     device: str
-    amp: str | None
-    levels: tuple[Level, ...]
+    amp: str | None  # type of the autocast
+    levels: tuple[Level, ...]  # highest resolution first
     cost: Cost
     terms: tuple[Term, ...]
-    evaluation: Evaluation | None
-    untrained_student: tuple[str, ...]
-    untrained_teacher: tuple[str, ...]
-    still_teacher: tuple[str, ...]
-    unused_allowed: bool = False
-    scheduled: bool = False
+    evaluation: Evaluation | None  # None for a plain network, which has nothing to differ from
+    untrained_student: tuple[str, ...]  # parameters that require a gradient and get none from any term
+    untrained_teacher: tuple[str, ...]  # the same of the method's modules
+    still_teacher: tuple[str, ...]  # parameters of the method whose gradient is zero
+    unused_allowed: bool = False  # by the config (``find_unused_parameters``)
+    scheduled: bool = False  # the distillation starts at a lower weight than it was run at
+    # weight of the feature loss for a position of the deepest map; None where it is not a mean over the positions
     beta_per_position: float | None = None
-    remarks: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what a reader should know
+    warnings: tuple[str, ...] = ()  # what trains, but may do harm or cost too much, with the cure
+    problems: tuple[str, ...] = ()  # what is wrong, why it matters and how to mend it
 
     @property
     def healthy(self) -> bool:
@@ -179,7 +121,29 @@ class Report:
         return {"healthy": self.healthy, **_plain(dataclasses.asdict(self))}
 
     def __str__(self) -> str:
-        return _describe(self)
+        images = "x".join(map(str, self.images[1:]))
+        settings = f"{self.images[0]} random images {images}, {self.device}, {self.amp or 'no autocast'}"
+        parts = [
+            f"{self.model}, {self.method}: one training step, {settings}",
+            _level_table(self) if self.levels else "The method takes no maps of the student.",
+            _cost_table(self.cost),
+            _term_table(self),
+            "\n".join(f"Remark: {remark}." for remark in self.remarks),
+            _list("WARNING", self.warnings),
+            _list("PROBLEM", self.problems),
+            "Healthy: every term trains what it should, and evaluation is the plain network's." if self.healthy else "",
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+
+def judged(report: Report, remarks: Sequence[str] = ()) -> Report:
+    """Return the report with what is wrong, what may do harm and, behind these remarks, what a reader should know."""
+    return dataclasses.replace(
+        report,
+        remarks=(*remarks, *_remarks(report)),
+        warnings=tuple(_warnings(report)),
+        problems=(*_problems_of_terms(report), *_problems_of_parts(report)),
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -195,36 +159,7 @@ def _plain(value: Any) -> Any:
 # What is wrong, what may do harm, and what a reader should know
 
 
-def problems_of(report: Report) -> Iterator[str]:
-    """Say what would train wrongly, why it matters and how to mend it."""
-    yield from _term_problems(report)
-    yield from _parameter_problems(report)
-    for level in report.levels:
-        for constant, whose in (
-            (level.constant, "student's map"),
-            (level.refined_constant, "self-teacher's refined map"),
-        ):
-            if constant:
-                yield (
-                    f"The {whose} {level.index} ({level.size[0]}x{level.size[1]}) is constant: there is nothing in it "
-                    "to learn from. Look for a dead activation, weights of zero, or a stage that does not see the "
-                    "images; leave the level out with `out_indices` if it has to be so."
-                )
-    if report.evaluation is not None and report.evaluation.ran:
-        yield (
-            f"Evaluation runs the method: {_names(report.evaluation.ran)}. In eval mode the model must be the plain "
-            "network. Run the self-teacher in training alone (`if self.training`); of a segmentor or TimmClassifier, "
-            "set predict_self_teacher=False."
-        )
-    if report.evaluation is not None and report.evaluation.difference != 0:
-        yield (
-            f"In evaluation the logits differ from the plain network's by up to {report.evaluation.difference:.3g}: "
-            "what is deployed would not be what was trained. Let the eval branch of `forward` return the student's "
-            "own output."
-        )
-
-
-def _term_problems(report: Report) -> Iterator[str]:
+def _problems_of_terms(report: Report) -> Iterator[str]:
     trains = any(level.trains for level in report.levels)
     for term in report.terms:
         if not math.isfinite(term.value):
@@ -264,7 +199,7 @@ def _term_problems(report: Report) -> Iterator[str]:
                 )
 
 
-def _parameter_problems(report: Report) -> Iterator[str]:
+def _problems_of_parts(report: Report) -> Iterator[str]:
     if report.untrained_teacher:
         yield (
             f"{_count(report.untrained_teacher)} of the method get no gradient from any term: "
@@ -279,10 +214,32 @@ def _parameter_problems(report: Report) -> Iterator[str]:
             "stop. Remove that part of the network, freeze it (requires_grad=False), or, where it is meant to be so, "
             "say find_unused_parameters=True."
         )
+    for level in report.levels:
+        for constant, whose in (
+            (level.constant, "student's map"),
+            (level.refined_constant, "self-teacher's refined map"),
+        ):
+            if constant:
+                yield (
+                    f"The {whose} {level.index} ({level.size[0]}x{level.size[1]}) is constant: there is nothing in it "
+                    "to learn from. Look for a dead activation, weights of zero, or a stage that does not see the "
+                    "images; leave the level out with `out_indices` if it has to be so."
+                )
+    if report.evaluation is not None and report.evaluation.ran:
+        yield (
+            f"Evaluation runs the method: {_names(report.evaluation.ran)}. In eval mode the model must be the plain "
+            "network. Run the self-teacher in training alone (`if self.training`); of a segmentor or TimmClassifier, "
+            "set predict_self_teacher=False."
+        )
+    if report.evaluation is not None and report.evaluation.difference != 0:
+        yield (
+            f"In evaluation the logits differ from the plain network's by up to {report.evaluation.difference:.3g}: "
+            "what is deployed would not be what was trained. Let the eval branch of `forward` return the student's "
+            "own output."
+        )
 
 
-def warnings_of(report: Report) -> Iterator[str]:
-    """Say what trains, but may do harm or cost too much, with the cure."""
+def _warnings(report: Report) -> Iterator[str]:
     if not report.has_self_teacher:
         return
     share = report.cost.teacher_macs / max(report.cost.student_macs, 1)
@@ -318,8 +275,7 @@ def warnings_of(report: Report) -> Iterator[str]:
         )
 
 
-def remarks_of(report: Report) -> Iterator[str]:
-    """Say what a reader should know of a choice that was made."""
+def _remarks(report: Report) -> Iterator[str]:
     for term in report.terms:
         if term.value == 0 and _off_by_choice(term):
             why = "is switched off by its weight of 0" if term.weight == 0 else "was not computed in this step"
@@ -358,26 +314,8 @@ def _names(names: Sequence[str]) -> str:
 # The report as text
 
 
-def _describe(report: Report) -> str:
-    images = "x".join(map(str, report.images[1:]))
-    settings = f"{report.images[0]} random images {images}, {report.device}, {report.amp or 'no autocast'}"
-    parts = [
-        f"{report.model}, {report.method}: one training step, {settings}",
-        _level_table(report) if report.levels else "The method takes no maps of the student.",
-        _cost_table(report.cost),
-        _term_table(report),
-        "\n".join(f"Remark: {remark}." for remark in report.remarks),
-        _list("Warning", report.warnings),
-        _list("Problem", report.problems),
-        ""
-        if not report.healthy
-        else "Healthy: every term trains what it should, and evaluation is the plain network's.",
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
 def _list(word: str, texts: Sequence[str]) -> str:
-    head = f"{len(texts)} {word if len(texts) == 1 else word + 's'}".upper()
+    head = f"{len(texts)} {word}{'' if len(texts) == 1 else 'S'}"
     return "\n".join([head, *(f"  {i}. {text}" for i, text in enumerate(texts, 1))]) if texts else ""
 
 
@@ -403,9 +341,8 @@ def _level_table(report: Report) -> str:
         return "-" if channels is None or size is None else f"{channels}, {size[0]}x{size[1]}"
 
     rows: list[list[object]] = [["map", "stride", "student", "self-teacher"]]
-    for level in report.levels:
-        sides = shape(level.channels, level.size), shape(level.refined_channels, level.refined_size)
-        rows.append([level.index, level.stride, *sides])
+    for lv in report.levels:
+        rows.append([lv.index, lv.stride, shape(lv.channels, lv.size), shape(lv.refined_channels, lv.refined_size)])
     width = 4 if report.has_self_teacher else 3
     return table("Matched levels (channels, height x width)", [row[:width] for row in rows])
 

@@ -1,4 +1,4 @@
-"""Write the student as ONNX or torch.export file: ``python tools/export_model.py CONFIG|MODEL CHECKPOINT OUT``."""
+"""Old name of tools/export.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Write the plain student of a training checkpoint: ``python tools/export_student.py IN OUT``."""
+"""Old name of tools/export.py."""
 
 import sys
 

@@ -29,9 +29,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint",
     "convert": "write the FRSKD config for a plain config of mmsegmentation",
     "check": "try a model or a config on random data before it trains",
-    "export": "write the student of a checkpoint, with --format as ONNX or so",
-    "export_student": "write the plain student of a checkpoint",
-    "export_model": "write the student as ONNX or torch.export file",
+    "export": "write the student of a checkpoint: its weights, ONNX or torch.export",
     "report": "write one HTML page about a run, or about several",
     "attention_maps": "draw what student and self-teacher look at",
     "plot_scores": "draw the validation curves of several runs",
@@ -48,6 +46,8 @@ OLD_NAMES = {
     "coverage_mmseg": "support mmseg",
     "coverage_timm": "support timm",
     "doctor": "check",
+    "export_model": "export",
+    "export_student": "export",
     "frskdify": "convert",
 }
 

@@ -60,13 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_device(args.device)
     config = is_config(args.model)
-    foreign = (
-        {"--set": args.set, "--model-kwargs": args.model_kwargs, "--num-classes": args.num_classes}
-        if config
-        else {"--cfg-options": args.cfg_options}
-    )
-    for option, value in foreign.items():
-        if value:
+    given = {
+        "--set": args.set,
+        "--model-kwargs": args.model_kwargs,
+        "--num-classes": args.num_classes,
+        "--cfg-options": args.cfg_options,
+    }
+    for option, value in given.items():
+        if value and config != (option == "--cfg-options"):
             owner = "a timm model; settings of a config are given with --cfg-options" if config else "a config"
             raise ValueError(f"{option} belongs to {owner}, and {args.model} is {'one' if config else 'a timm model'}.")
     model_kwargs = dict(args.model_kwargs)

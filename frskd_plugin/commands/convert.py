@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_plugin.core.atomic_write import atomic_write
-from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, TeacherPlan, checked_weights, plain_config, plan_self_teacher
+from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, checked_weights, plain_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import config_text, find_config
 
 EPILOG = """\
@@ -21,77 +21,29 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the config and say what is in it."""
+    """Write the FRSKD config, and say what was found and chosen, and what to do next."""
     args = build_parser().parse_args(argv)
-    plan = write_frskd_config(
-        args.config,
-        args.output,
-        weights=(args.alpha, args.beta, args.temperature),
-        width=args.width,
-        max_share=args.max_share,
-        max_channels=args.max_channels,
-        image_size=args.image_size,
-        force=args.force,
-    )
-    print(summary(plan, args.output))
-
-
-def write_frskd_config(
-    source: str | Path,
-    target: str | Path,
-    *,
-    weights: tuple[float, float, float] = (1.0, 50.0, 1.0),
-    width: int | str = "auto",
-    max_share: float = DEFAULT_MAX_SHARE,
-    max_channels: int | None = None,
-    image_size: Sequence[int] | None = None,
-    force: bool = False,
-) -> TeacherPlan:
-    """Write the FRSKD config of the plain config ``source`` to ``target``; see `frskd_config` for the settings.
-
-    Args:
-        source: file, or ``mmseg::`` and the name of a config that mmsegmentation ships.
-        target: the file to write.
-        weights: alpha, beta and temperature.
-        width: of the self-teacher's feature network.
-        max_share: limit of its cost, for ``width='auto'``.
-        max_channels: limit to its channels.
-        image_size: height and width of the dry run.
-        force: write over a file that is there.
-
-    Raises:
-        FileNotFoundError: there is no such config.
-        FileExistsError: ``target`` is there, and not ``force``.
-        ValueError: ``target`` is no Python file or is the plain config; and see `frskd_config`.
-    """
-    source, target = find_config(source), Path(target)
+    source, target = find_config(args.config), Path(args.output)
     if target.suffix != ".py":
         raise ValueError(f"the config must be written to a .py file, got {target}")
     if target.resolve() == source.resolve():
         raise ValueError(f"{target} is the plain config itself, which the new one stands on; give another output file")
-    if target.exists() and not force:
+    if target.exists() and not args.force:
         raise FileExistsError(f"{target} exists; give another output file, or --force to write over it")
+    weights = (args.alpha, args.beta, args.temperature)
     checked_weights(*weights)
     config = plain_config(source)
-    plan = plan_self_teacher(config, width, max_share, max_channels, image_size)
+    plan = plan_self_teacher(config, args.width, args.max_share, args.max_channels, args.image_size)
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, config_text(config, plan, weights, target).encode())
-    return plan
 
-
-def summary(plan: TeacherPlan, target: str | Path) -> str:
-    """Tell what was found and chosen, and what to do next."""
     maps = ", ".join(f"{c} channels at stride {s}" for c, s in zip(plan.maps.channels, plan.maps.strides, strict=True))
     limit = f", at most {plan.max_channels} channels" if plan.max_channels else ""
     head = f" (its decode head: about {plan.head_share:.2f} more)" if plan.maps.head_macs else ""
-    return "\n".join(
-        [
-            f"written:      {target}",
-            f"maps:         {maps}",
-            f"self-teacher: width {plan.width}{limit}, {plan.share:.2f} of the segmentor's multiply-accumulates{head}",
-            f"next:         python tools/check.py {target}; python tools/train.py {target}",
-        ]
-    )
+    print(f"written:      {target}")
+    print(f"maps:         {maps}")
+    print(f"self-teacher: width {plan.width}{limit}, {plan.share:.2f} of the segmentor's multiply-accumulates{head}")
+    print(f"next:         frskd check {target}; frskd train {target}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +19,9 @@ from frskd_plugin.timm.checkpoint import read_weights, weights_of
 
 TEACHER_PREFIX = "self_teacher."
 _SEGMENTOR = ("backbone.", "decode_head.", "bbox_head.", "neck.")  # or detector
-# Hooks that exist for the method or for the training run, and mean nothing to the plain student.
-_METHOD_HOOKS = {
-    "DistillWarmupHook",
-    "SelfTeacherValidationHook",
-    "AttentionPictureHook",
-    "StepSeedHook",
-    "FiniteLossHook",
-    "CompileHook",
-    "ChannelsLastHook",
-    "SyncStatisticsHook",
-}
 # First line of a config that was written here, and so may be written again.
 _MARK = "# Written by frskd_plugin beside the student's weights.\n"
+# Our types and the stock ones that they extend; None for what exists for the method or for the training run.
 _STOCK_TYPES = {
     "FRSKDEncoderDecoder": "EncoderDecoder",
     "FRSKDSingleStage": "SingleStageDetector",
@@ -43,11 +33,21 @@ _STOCK_TYPES = {
     "LoadCheckedImage": "LoadImageFromFile",
     "LoadCheckedAnnotations": "LoadAnnotations",
     "AutocastOptimWrapper": "OptimWrapper",
+    "DistillWarmupHook": None,
+    "SelfTeacherValidationHook": None,
+    "AttentionPictureHook": None,
+    "StepSeedHook": None,
+    "FiniteLossHook": None,
+    "CompileHook": None,
+    "ChannelsLastHook": None,
+    "SyncStatisticsHook": None,
+    "SyncBNDataParallel": None,
 }
 # Settings that the stock type does not know.
 _EXTRA_SETTINGS = {
     "LoadCheckedAnnotations": ("num_classes", "ignore_index"),
     "AutocastOptimWrapper": ("dtype", "device_type"),
+    "TimmFeatureExtractor": ("checkpoint",),
 }
 
 
@@ -97,7 +97,8 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
         return ExportedStudent(target, None, entry, create)
     student, config = student_checkpoint(checkpoint, str(source), allow_imports)
     config_path = target.with_suffix(".py")
-    if config_path.exists() and not _is_written_here(config_path):
+    written_here = config_path.is_file() and config_path.read_bytes().startswith(_MARK.encode())
+    if config_path.exists() and not written_here:
         raise ValueError(
             f"export writes the config of {target} to {config_path}, which exists and was not written by an export; "
             f"give another output file, or move that config"
@@ -105,10 +106,6 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
     atomic_write(config_path, (_MARK + config.pretty_text).encode())
     _save(student, target)
     return ExportedStudent(target, config_path, entry)
-
-
-def _is_written_here(config: Path) -> bool:
-    return config.is_file() and config.read_bytes().startswith(_MARK.encode())
 
 
 def _create_call(checkpoint: dict[str, Any], source: str, target: Path, allow_imports: bool) -> str:
@@ -174,58 +171,46 @@ def plain_config(config: Config) -> Config:
     # those of the run: another training must not go into its folder, nor ask for its launcher
     plain.pop("work_dir", None)
     plain["launcher"] = "none"
-    if (plain.get("model_wrapper_cfg") or {}).get("type") == "SyncBNDataParallel":
-        del plain["model_wrapper_cfg"]
-    plain["custom_hooks"] = [hook for hook in plain.get("custom_hooks") or [] if not _is_ours(hook)]
-    hooks = plain.get("default_hooks") or {}
-    plain["default_hooks"] = {name: hook for name, hook in hooks.items() if not _is_ours(hook)}
+    for key, empty in (("custom_hooks", []), ("default_hooks", {})):
+        plain[key] = plain.get(key) or empty
     # What only the self-teacher read gets no gradient in the plain model: DDP has to be told.
     plain["find_unused_parameters"] = True
-    if not _any_dict(plain, lambda item: item.get("type") in _own_types()):
-        _drop_custom_import(plain)
+    own = {name for components in COMPONENTS.values() for name in components}
+    imports = plain.get("custom_imports")
+    if imports and not own.intersection(_types(plain)):
+        names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
+        imports["imports"] = [name for name in names if name.split(".")[0] != "frskd_plugin"]
+        if not imports["imports"]:
+            del plain["custom_imports"]
     return Config(plain)
 
 
-def _is_ours(hook: dict[str, Any] | None) -> bool:
-    return hook is not None and hook.get("type") in _METHOD_HOOKS
-
-
 def _stock(value: Any) -> Any:
-    """Return a copy of a config in which our types are replaced by the stock ones that they extend."""
+    """Return a copy of a config with stock types in the place of ours, and without what has none."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_stock(item) for item in value)
+        return type(value)(_stock(item) for item in value if not _is_dropped(item))
     if not isinstance(value, dict):
         return value
     kind = value.get("type")
     if kind == "SeededDataset":
         return _stock(value["dataset"])
-    settings = {key: _stock(item) for key, item in value.items() if key not in _EXTRA_SETTINGS.get(str(kind), ())}
+    extra = _EXTRA_SETTINGS.get(str(kind), ())
+    settings = {key: _stock(item) for key, item in value.items() if key not in extra and not _is_dropped(item)}
     if kind == "TimmFeatureExtractor":
-        settings.update(pretrained=False)  # the weights are in the exported file
-        settings.pop("checkpoint", None)
+        settings["pretrained"] = False  # the weights are in the exported file
     if kind in _STOCK_TYPES:
         settings["type"] = _STOCK_TYPES[kind]
     return settings
 
 
-def _own_types() -> set[str]:
-    return {name for components in COMPONENTS.values() for name in components}
+def _is_dropped(item: Any) -> bool:
+    return isinstance(item, dict) and _STOCK_TYPES.get(str(item.get("type")), "") is None
 
 
-def _any_dict(value: Any, test: Callable[[dict[str, Any]], bool]) -> bool:
-    """Tell whether `test` holds for a dict at any depth."""
+def _types(value: Any) -> Iterator[str]:
+    """Yield the `type` of every dict, at any depth."""
     if isinstance(value, dict):
-        return test(value) or any(_any_dict(item, test) for item in value.values())
-    return isinstance(value, (list, tuple)) and any(_any_dict(item, test) for item in value)
-
-
-def _drop_custom_import(config: dict[str, Any]) -> None:
-    imports = config.get("custom_imports")
-    if not imports:
-        return
-    names = imports["imports"]
-    names = [name for name in ([names] if isinstance(names, str) else names) if name.split(".")[0] != "frskd_plugin"]
-    if names:
-        imports["imports"] = names
-    else:
-        del config["custom_imports"]
+        yield str(value.get("type"))
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _types(item)

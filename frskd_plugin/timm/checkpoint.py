@@ -35,12 +35,14 @@ def create_model(model_name: str, pretrained: bool = False, **settings: Any) -> 
         return timm.create_model(model_name, pretrained=pretrained, **settings)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def read_weights(path: str | Path, whole: bool = False) -> tuple[dict[str, Tensor], str]:
     """Read the plain network's weights out of a file, under the network's own names.
 
     Args:
         path: a training checkpoint of timm (its EMA where there is one, as timm does it), Lightning or mmengine, with a
             method of this package or without; an exported student; a state_dict (.pth, .pt, .ckpt, .safetensors).
+        whole: read the method's weights too: ``student.*`` and ``method.*`` of what `frskd_plugin.wrap` returns, or a
+            segmentor's with ``self_teacher.*``.
 
     Returns:
         The weights, and where in the file they were: 'state_dict_ema (EMA)'.
@@ -52,17 +54,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} not found; expected a .pth or .safetensors file")
     if Path(path).suffix != ".safetensors":
-        return weights_of(read_checkpoint(path), path)
+        return weights_of(read_checkpoint(path), path, whole)
     try:
         content = load_state_dict(str(path), device="cpu")
     except Exception as error:  # of the safetensors library, whatever the bytes lead to
         raise BrokenCheckpointError(
             f"checkpoint {path} cannot be read as safetensors ({type(error).__name__}: {error})"
         ) from error
-    return weights_of(content, path)
+    return weights_of(content, path, whole)
 
 
-def weights_of(content: Any, name: str | Path) -> tuple[dict[str, Tensor], str]:
+def weights_of(content: Any, name: str | Path, whole: bool = False) -> tuple[dict[str, Tensor], str]:
     """Do what `read_weights` does with the content of a file, which is called `name` in errors.
 
     >>> weights, entry = weights_of({"state_dict_ema": {"student.fc.bias": torch.ones(1)}, "state_dict": {}}, "a.pth")
@@ -81,11 +83,11 @@ def weights_of(content: Any, name: str | Path) -> tuple[dict[str, Tensor], str]:
         )
     averaged = _ENTRIES.get(entry or "") or ("EMA" if "ema_state_dict" in content else "")  # of mmengine, which swaps
     text = (entry or "the file itself is a state_dict") + (f" ({averaged})" if averaged else "")
-    return plain_weights(clean_state_dict(weights), lightning=_LIGHTNING in content), text
+    return plain_weights(clean_state_dict(weights), _LIGHTNING in content, whole), text
 
 
-def plain_weights(weights: dict[str, Tensor], lightning: bool = False) -> dict[str, Tensor]:
-    """Return the student's part of a state_dict, under the plain network's names.
+def plain_weights(weights: dict[str, Tensor], lightning: bool = False, whole: bool = False) -> dict[str, Tensor]:
+    """Return the student's part of a state_dict, under the plain network's names; or the whole, see `read_weights`.
 
     >>> list(plain_weights({"student.fc.bias": torch.ones(1), "method.self_teacher.head.bias": torch.ones(1)}))
     ['fc.bias']
@@ -94,11 +96,11 @@ def plain_weights(weights: dict[str, Tensor], lightning: bool = False) -> dict[s
     """
     prefixes = {match[0] for match in map(_STUDENT.match, weights) if match}
     if prefixes:
-        prefix = min(prefixes, key=len)
+        prefix = min(prefixes, key=len).removesuffix("student." if whole else "")
     elif lightning or all(key.startswith("model.") for key in weights):
         prefix = "model."
     else:
-        return {key: value for key, value in weights.items() if not key.startswith(_SELF_TEACHER)}
+        return {key: value for key, value in weights.items() if whole or not key.startswith(_SELF_TEACHER)}
     plain = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     return clean_state_dict(plain) or weights
 

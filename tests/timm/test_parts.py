@@ -75,14 +75,6 @@ def test_the_ensemble_of_one_is_its_own():
         torch.testing.assert_close(ensemble(IMAGES), expected)
 
 
-@pytest.mark.parametrize("part", ["self_teacher", "ensemble"])
-def test_a_part_is_exported_by_torch(part):
-    network = frskd_plugin.unwrap(wrapped(), part)
-    program = torch.export.export(network, (IMAGES,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
-    with torch.no_grad():
-        torch.testing.assert_close(program(IMAGES[:2]), network(IMAGES[:2]))
-
-
 @pytest.mark.parametrize(
     ("method", "part", "message"),
     [
