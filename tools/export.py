@@ -1,4 +1,4 @@
-"""Write the student of a checkpoint: ``python tools/export.py IN OUT``, or with ``--format onnx|torch_export``."""
+"""Write what was trained without the training: ``python tools/export.py [CONFIG|MODEL] CHECKPOINT OUT``."""
 
 import sys
 

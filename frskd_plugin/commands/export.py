@@ -1,6 +1,6 @@
 """Write what was trained without the training: ``frskd export [CONFIG|MODEL] CHECKPOINT OUT``.
 
-`export_student` and `export_model` are its names for weights (.pth) and for other runtimes.
+Its old names are `export_student`, for weights (.pth), and `export_model`, for other runtimes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     parser = argparse.ArgumentParser(prog="frskd test", description="Evaluate a checkpoint on the test set of a config")
     add_common_options(parser)
-    parser.add_argument("checkpoint", help="checkpoint file (.pth), of training or of tools/export_student.py")
+    parser.add_argument("checkpoint", help="checkpoint file (.pth), of training or of tools/export.py")
     parser.add_argument("--out", help="folder for the predicted label maps")
     parser.add_argument("--show", action="store_true", help="show each prediction in a window")
     parser.add_argument("--show-dir", help="folder for the painted predictions")

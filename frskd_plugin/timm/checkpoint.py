@@ -132,7 +132,7 @@ def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ValueError(
             f"{checkpoint} does not hold the weights of {name!r}: {shown}. Give model_name of the architecture that "
-            f"the file was saved from, with the same model arguments. tools/export_student.py writes those "
+            f"the file was saved from, with the same model arguments. tools/export.py writes those "
             f"of a training checkpoint's student."
         )
     model.load_state_dict({key: state_dict[key] for key in model.state_dict()})

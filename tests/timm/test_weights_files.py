@@ -121,7 +121,7 @@ def test_a_backbone_takes_the_weights_of_a_training(tmp_path: Path) -> None:
         loaded = TimmFeatureExtractor("test_resnet", checkpoint=tmp_path / f"{name}.pth").model.state_dict()
         wanted = plain.state_dict() if name == "classifier" else backbone.model.state_dict()
         assert loaded and all(torch.equal(value, wanted[key]) for key, value in loaded.items())
-    with pytest.raises(ValueError, match="tools/export_student.py writes those of a training checkpoint's student"):
+    with pytest.raises(ValueError, match="tools/export.py writes those of a training checkpoint's student"):
         TimmFeatureExtractor("test_vit", checkpoint=tmp_path / "classifier.pth")
 
 

@@ -42,15 +42,19 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
+TINY = {"depth": 10, "k": 1}  # of the network "wrn_16_2"
+
+
 def run(*arguments) -> int:
-    return commands.run("export", [str(argument) for argument in arguments])
+    settings = ["--model-kwargs", "depth=10", "k=1"] if arguments[0] == "wrn_16_2" else []
+    return commands.run("export", [str(argument) for argument in (*arguments, *settings)])
 
 
 @pytest.fixture(scope="module")
 def classifier():
     """A wrapped classifier whose batch statistics are not those of its initialisation."""
     torch.manual_seed(0)
-    model = frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=7), width=1)
+    model = frskd_plugin.wrap(timm.create_model("wrn_16_2", num_classes=7, **TINY), width=1)
     model(torch.randn(4, 3, 32, 32), torch.arange(4))
     return model.eval()
 
@@ -204,8 +208,10 @@ def test_classifier_from_a_wrapped_checkpoint(classifier, wrapped, tmp_path, cap
 
 
 def test_torch_export_of_a_config_and_its_training_checkpoint(tmp_path, capsys):
-    path = REPOSITORY / "configs" / "frskd_cifar100_wrn_16_2.py"
-    config = Config.fromfile(path)
+    path = tmp_path / "config.py"
+    config = Config.fromfile(REPOSITORY / "configs" / "frskd_cifar100_wrn_16_2.py")
+    config.model.student.update(TINY)
+    config.dump(path)
     model = MODELS.build(config.model).eval()
     checkpoint, out = tmp_path / "epoch_1.pth", tmp_path / "wrn.pt2"
     torch.save({"state_dict": model.state_dict(), "meta": {"cfg": config.pretty_text}}, checkpoint)
@@ -225,7 +231,7 @@ def test_torch_export_of_a_config_and_its_training_checkpoint(tmp_path, capsys):
     assert re.search(r"1\.\d\d times the student's \d+\.\d M", capsys.readouterr().out)
     # the exported weights, a plain timm file, give the same network
     export_student(checkpoint, tmp_path / "student.pth")
-    student = open_student("wrn_16_2", str(tmp_path / "student.pth"))
+    student = open_student("wrn_16_2", str(tmp_path / "student.pth"), TINY)
     with torch.no_grad():
         assert torch.equal(student.network(images), model.network.student(images))
 
@@ -281,14 +287,15 @@ def test_exported_student_gives_the_same_file(segmentor, tmp_path):
 
 @needs_onnx
 def test_the_papers_segmentor(tmp_path):
-    model = build(with_frskd(effdet())).eval()
-    plain = build(effdet()).eval()
+    config = effdet()
+    config["neck"]["repeat"] = 1
+    model, plain = build(with_frskd(config)).eval(), build(config).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("self_teacher.")})
     student = Student(SegmentationNetwork(plain), (3, 128, 128), dense=True)
     made = export_student_file(student, tmp_path / "effdet.onnx", "onnx")
     assert made.sizes == ((1, 3, 128, 128),) and made.differences[0] < 1e-4
     # the head reads level 0, so the last layer's bottom-up path is not even in the file
-    unread = sum(p.numel() for name, p in plain.neck.named_parameters() if name.startswith("layers.1.bu"))
+    unread = sum(p.numel() for name, p in plain.neck.named_parameters() if name.startswith("layers.0.bu"))
     assert parameters(plain) - unread <= made.parameters <= parameters(plain)
     images = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
@@ -391,7 +398,7 @@ def test_refuses(segmentor, wrapped, tmp_path, capsys, arguments, message):
 def test_an_exported_student_has_no_other_part(classifier, tmp_path):
     torch.save(classifier.student.state_dict(), tmp_path / "student.pth")
     with pytest.raises(ValueError, match=r"student.pth holds no weights of a training method .*give a checkpoint of"):
-        open_student("wrn_16_2", str(tmp_path / "student.pth"), part="ensemble", settings={"width": 1})
+        open_student("wrn_16_2", str(tmp_path / "student.pth"), TINY, part="ensemble")
 
 
 def test_missing_packages_are_named(wrapped, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""tools/train.py, test.py and export_student.py with classifiers, as a user calls them; mmcv and mmseg are kept out."""
+"""tools/train.py, test.py and export.py with classifiers, as a user calls them; mmcv and mmseg are kept out."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_test_tool_reports_the_score_of_the_last_validation(run: Path, config_fi
 
 def test_exported_file_is_timms_own(run: Path, tmp_path: Path, capsys) -> None:
     source, target = run / "epoch_3.pth", tmp_path / "student.pth"
-    load_tool("export_student").main([str(source), str(target)])
+    load_tool("export").main([str(source), str(target)])
     assert target.stat().st_size < source.stat().st_size
     weights = torch.load(target, weights_only=True)
     model = timm.create_model("wrn_16_2", num_classes=100, depth=10, k=1, checkpoint_path=str(target)).eval()
