@@ -398,7 +398,7 @@ def test_refuses(segmentor, wrapped, tmp_path, capsys, arguments, message):
 def test_an_exported_student_has_no_other_part(classifier, tmp_path):
     torch.save(classifier.student.state_dict(), tmp_path / "student.pth")
     with pytest.raises(ValueError, match=r"student.pth holds no weights of a training method .*give a checkpoint of"):
-        open_student("wrn_16_2", str(tmp_path / "student.pth"), TINY, part="ensemble")
+        open_student("wrn_16_2", str(tmp_path / "student.pth"), TINY, part="ensemble", settings={"width": 1})
 
 
 def test_missing_packages_are_named(wrapped, tmp_path, monkeypatch, capsys):
