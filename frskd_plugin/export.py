@@ -535,6 +535,8 @@ def check_tensors(tensors: Mapping[str, int], network: nn.Module) -> int:
     frskd_plugin.export.CheckError: the file holds 1 tensors of the training alone (self_teacher.bias)
     """
     own = {name: tensor.numel() for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
+    for prefix, module in network.named_modules():  # constants that it keeps as plain attributes
+        own |= {f"{prefix}.{key}": value.numel() for key, value in vars(module).items() if isinstance(value, Tensor)}
     foreign = [name for name in tensors if name not in own and set(name.split(".")) & set(TRAINING_PARTS)]
     if foreign:
         raise CheckError(f"the file holds {len(foreign)} tensors of the training alone ({', '.join(foreign[:3])})")
