@@ -176,17 +176,9 @@ def _read_images(data_root: Path, split: str) -> ImageArrays:
 
 
 class Cifar100Dataset(LabelledImages):
-    """CIFAR-100 for an ordinary `DataLoader`; `TensorCifar100` is the fast way.
+    """CIFAR-100 for an ordinary `DataLoader`, read as by `load_cifar100`; `TensorCifar100` is the fast way.
 
-    Args:
-        data_root: as in `load_cifar100`.
-        split: 'train' or 'test'.
-        transforms: from a uint8 tensor [3, 32, 32] to another; see `build_transforms`.
-        images_per_class: the first images of each class only.
-        expected_images: number of images of the whole split; any other is an error.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_cifar100`.
+    ``transforms`` make of a uint8 tensor [3, 32, 32] another, see `build_transforms`.
     """
 
     def __init__(

@@ -158,19 +158,9 @@ class TensorImages:
 
 
 class TensorCifar100(TensorImages):
-    """CIFAR-100 as `TensorImages`, for configs.
+    """CIFAR-100 as `TensorImages`, for configs; what it reads is as in `load_cifar100`.
 
-    Args:
-        data_root: folder of the python archive or of image folders; see `load_cifar100`.
-        split: 'train' or 'test'.
-        augment: as in `TensorImages`; None augments the training images only.
-        padding: pixels on each side before the crop.
-        device: None takes the current GPU, or the CPU where there is none.
-        images_per_class: the first images of each class only.
-        expected_images: number of images of the whole split; any other is an error.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_cifar100`.
+    ``augment=None`` augments the training images only, ``device=None`` is the current GPU, or the CPU without one.
     """
 
     def __init__(

@@ -105,9 +105,9 @@ class AttentionHook(Hook):
     and to the visualizer's backends, such as TensorBoard. A subclass has the `picture`. What is trained stays the same.
 
     Args:
-        num_images: how many images of the validation set, from its start.
-        interval: epochs (or iterations) between pictures; 0 draws after the training only.
-        by_epoch: whether ``interval`` counts epochs or iterations.
+        num_images: of the validation set, from its start.
+        interval: epochs (with ``by_epoch=False`` iterations) between pictures; 0 draws after the training only.
+        by_epoch: what ``interval`` counts.
 
     Raises:
         ValueError: a negative number.

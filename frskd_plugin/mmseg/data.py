@@ -34,11 +34,8 @@ def require_files(name: str, data_root: str | None, paths: Iterable[str], hint: 
 class CheckedPascalVOCDataset(PascalVOCDataset):
     """mmseg's `PascalVOCDataset`, which stops with a bare assertion where a list or a folder is missing.
 
-    Args:
-        ann_file: list of ids, one a line, below ``data_root``.
-        data_root: the devkit's folder, which holds VOC2007 and VOC2012, or one of these two.
-        data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``).
-        kwargs: further arguments of `PascalVOCDataset`, such as ``pipeline``.
+    ``data_root`` is the devkit's folder, which holds VOC2007 and VOC2012, or one of these two; ``ann_file`` below it
+    is a list of ids, one a line.
 
     Raises:
         FileNotFoundError: names what is missing.
