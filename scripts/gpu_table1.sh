@@ -3,7 +3,8 @@
 #
 # WRN-16-2 comes first (baseline, FRSKD and FRSKD\F, seed by seed), then ResNet18, then the other methods. DATA (data)
 # holds `cifar100`. A run that is stopped by the limit leaves a checkpoint; the same call goes on. Tables, records and logs
-# land in $OUT (work_dirs/gpu_table1). PYTHON chooses the interpreter, SIDE_BY_SIDE (3) the runs in a process.
+# land in $OUT (work_dirs/gpu_table1). PYTHON chooses the interpreter, SIDE_BY_SIDE (3) the runs in a process; EXTRA holds
+# further options of `reproduce`, such as --dry-run.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 

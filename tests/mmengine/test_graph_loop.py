@@ -198,3 +198,15 @@ def test_the_command_takes_the_loop_and_an_optimizer_for_it(monkeypatch: pytest.
     config.model.type = "EncoderDecoder"
     with pytest.raises(ValueError, match="is no TimmClassifier; train_cfg.type='IterBasedTrainLoop' does not count"):
         enable_cuda_graph(config, "on")
+
+
+def test_deferred_hooks_log_what_mmengines_do(tmp_path: Path) -> None:
+    config = toy_config(dict(name="baseline"), ORDINARY, default_hooks__logger__interval=3)
+    train(config, tmp_path / "deferred")
+    del config.default_hooks.runtime_info, config.default_hooks.timer
+    train(config, tmp_path / "mmengine")
+    one, other = (losses(tmp_path / name) for name in ("deferred", "mmengine"))
+    assert one == other and len(one) == 2 and {"lr", "loss", "loss_ce", "train_top1"} <= one[0].keys()
+    (log,) = (tmp_path / "deferred").glob("*/vis_data/scalars.json")
+    times = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(line["time"] > line["data_time"] > 0 for line in times)
