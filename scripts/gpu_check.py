@@ -81,7 +81,6 @@ def main() -> int:
         "train_dataloader.dataset.expected_images": "None",
         "val_dataloader.dataset.expected_images": "None",
         "default_hooks.logger.interval": args.steps,
-        "custom_hooks": "[dict(type='StepSeedHook'),dict(type='MethodProgressHook')]",
     }
     three = {"train_cfg.max_epochs": 3} if args.data_root else {**small, "train_cfg.max_epochs": 3}
     three |= {"train_cfg.val_interval": 1, "train_dataloader.batch_size": args.batch}
