@@ -175,12 +175,14 @@ def reinitialise(module: nn.Module) -> nn.Module:
 def watch_input(module: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what a module is given during the block; nothing of the module remains changed."""
     given: list[Tensor] = []
+    # not by `register_forward_pre_hook`, whose handle torch.compile cannot trace; torch's own keys count from 0
+    hooks = module._forward_pre_hooks
     # an in-place module must not change what the branches read
-    handle = module.register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    hooks[-1] = lambda _, args: given.append(args[0].clone())
     try:
         yield given
     finally:
-        handle.remove()
+        del hooks[-1]
 
 
 class Gate(nn.Module):
