@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,14 +176,15 @@ def reinitialise(module: nn.Module) -> nn.Module:
 def watch_input(module: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what a module is given during the block; nothing of the module remains changed."""
     given: list[Tensor] = []
-    # not by `register_forward_pre_hook`, whose handle torch.compile cannot trace; torch's own keys count from 0
-    hooks = module._forward_pre_hooks
+    before = module._forward_pre_hooks
+    # not `register_forward_pre_hook`, whose handle torch.compile cannot trace; torch's own keys count from 0
+    module._forward_pre_hooks = OrderedDict(before)
     # an in-place module must not change what the branches read
-    hooks[-1] = lambda _, args: given.append(args[0].clone())
+    module._forward_pre_hooks[-1] = lambda _, args: given.append(args[0].clone())
     try:
         yield given
     finally:
-        del hooks[-1]
+        module._forward_pre_hooks = before or OrderedDict()  # traced code makes a plain dict of an empty one
 
 
 class Gate(nn.Module):
