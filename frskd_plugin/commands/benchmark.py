@@ -233,16 +233,18 @@ def run_train(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]
     options += [replace(plain, **named)] if len(named) > 1 else []
     for name in (None, *args.model):
         torch.manual_seed(0)
-        rows, turns = [], []
-        for method, settings in product(METHODS, options) if name else [(None, plain)]:
-            paths = [("loader", number) for number in args.workers] if settings is plain else []
-            paths, step = [*paths, ("tensor", 0)], None
+        rows: list[Row] = []
+        turns = []
+        pairs: list[tuple[str, StepSettings]] = list(product(METHODS, options)) if name else [("", plain)]
+        for method, settings in pairs:
+            paths: list[tuple[str, Any]] = [("loader", n) for n in args.workers if settings is plain] + [("tensor", 0)]
+            step = None
             if name:
-                network, loss, _ = classifier(name, str(method), images.shape[-1], args.width)
+                network, loss, _ = classifier(name, method, images.shape[-1], args.width)
                 step = TrainingStep(network, next(batches(sources["tensor"], settings, 0, 1)), settings, loss)
                 paths.insert(0, ("none", None))
             for data, workers in paths:
-                row = {"model": name, "method": method, "data": data, "workers": workers, "images": text}
+                row = {"model": name, "method": method or None, "data": data, "workers": workers, "images": text}
                 rows.append(row | settings_of_row(settings, args.batch))
                 turns.append(partial(turn, step, sources.get(data), settings, workers, args.steps))
         seconds = interleaved_medians(turns, args.repeat, 1, name or "data alone")

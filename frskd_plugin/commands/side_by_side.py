@@ -16,7 +16,8 @@ import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,7 @@ def train_side_by_side(commands: Sequence[Sequence[str]], logs: Sequence[Path], 
         deadline: `time.time` at which they stop, each at the end of an epoch; None lets them end.
     """
     if len(commands) == 1:
-        _train(commands[0], lambda: None, deadline)
+        _train(commands[0], deadline, lambda: None)
         return 0
     if any("--compile" in command for command in commands):  # all of them compile the code of the same classes
         import torch._dynamo
@@ -50,15 +51,12 @@ def train_side_by_side(commands: Sequence[Sequence[str]], logs: Sequence[Path], 
         torch._dynamo.config.recompile_limit *= len(commands)
     with ExitStack() as stack:
         files = [stack.enter_context(open(log, "a", buffering=1)) for log in logs]
-        turns = [
-            Turn(lambda pause, command=command: _train(command, pause, deadline), file)
-            for command, file in zip(commands, files, strict=True)
-        ]
+        turns = [Turn(partial(_train, command, deadline), file) for command, file in zip(commands, files, strict=True)]
         run_in_turn(turns)
     return sum(turn.error is not None for turn in turns)
 
 
-def _train(command: Sequence[str], pause: Callable[[], None], deadline: float | None) -> None:
+def _train(command: Sequence[str], deadline: float | None, pause: Callable[[], None]) -> None:
     print("frskd train", shlex.join(command))
     args = train.parse_args(command)
     config = train.build_config(args)
@@ -104,12 +102,9 @@ class Turn:
             self.advance()
 
     def _run(self, work: Callable[[Callable[[], None]], None]) -> None:
-        self._may_go.acquire()
         try:
-            if torch.cuda.is_available():
-                with torch.cuda.stream(torch.cuda.Stream()):
-                    work(self._pause)
-            else:
+            self._wait()
+            with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
                 work(self._pause)
         except BaseException as error:
             self.error = error
@@ -121,6 +116,9 @@ class Turn:
 
     def _pause(self) -> None:
         self._is_back.release()
+        self._wait()
+
+    def _wait(self) -> None:
         self._may_go.acquire()
         if self._stop is not None:
             raise type(self._stop)
@@ -188,17 +186,14 @@ def _cuda_generators() -> Sequence[torch.Generator]:
     return torch.cuda.default_generators
 
 
-def _kinds(kind: type) -> Iterator[Any]:
+def _kinds(kind: Any) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _kinds(child)
 
 
 class TurnHook(Hook):
-    """Let another training take its step.
-
-    Where steps are replayed as a CUDA graph, it is called once in a logging interval, before losses are waited for.
-    """
+    """Let another training take its step, before the losses of this one are waited for."""
 
     priority = "VERY_HIGH"
 
