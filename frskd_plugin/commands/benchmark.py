@@ -200,7 +200,7 @@ def measure_step(name: str, settings: StepSettings, repeat: int, launches: bool 
     costs = [forward_cost(step) for step in steps]
     seconds = interleaved_medians([partial(seconds_of, step) for step in steps], repeat, 2, what)
     is_cuda = steps[0].device_type == "cuda"
-    found = {
+    found: dict[str, list[Any]] = {
         "s": seconds,
         "macs": [cost.macs // batch for cost in costs],
         "memory": [peak_of_step(step) for step in steps] if is_cuda else [cost.kept for cost in costs],

@@ -177,18 +177,9 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides the result, but the seed."""
-        return {
-            "config": self.config,
-            "model": self.model,
-            "method": self.method,
-            "settings": dict(self.settings),
-            "epochs": self.epochs,
-            "options": list(self.options),
-            "arguments": list(self.arguments),
-            "teacher": self.teacher and self.teacher.name,
-            "device": self.device,
-        }
+        """All that decides the result but the seed, as JSON has it."""
+        decides = {name: value for name, value in vars(self).items() if name not in ("data", "seed", "row")}
+        return json.loads(json.dumps(decides | {"teacher": self.teacher and self.teacher.name}))
 
     def is_of(self, identity: Mapping[str, Any]) -> bool:
         """Tell whether a record's identity is this run's; those of earlier versions have no device and fit any."""

@@ -26,11 +26,7 @@ Scores = Mapping[tuple[str, int], Sequence[float]]
 
 
 def sample_score(values: Sequence[float]) -> Score:
-    """Return the mean and the deviation of a sample (over n - 1), None for that of one value.
-
-    >>> sample_score([1.0, 2.0, 3.0]), sample_score([4.0])
-    (Score(mean=2.0, std=1.0), Score(mean=4.0, std=None))
-    """
+    """Return the mean and the deviation of a sample (over n - 1), None for that of one value."""
     return Score(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
@@ -64,16 +60,7 @@ def markdown(
     ratios: Mapping[str, tuple[Count, Count]] | None = None,
     extra: Sequence[str] = (),
 ) -> str:
-    """Write the whole file, with ``extra`` lines at its end.
-
-    Args:
-        table: what to show.
-        scale: of the runs.
-        scores: of `scores_of`.
-        costs: network -> steps, where they were measured.
-        ratios: Table 6's sizes.
-        extra: lines such as a picture.
-    """
+    """Write the whole file: `scores_of` the table, ``costs`` by network, Table 6's ``ratios``, and ``extra`` lines."""
     names = {c.score: SCORE_LABELS[c.score] for c in table.columns}
     title = table.title if scale.is_paper else f"{table.title} (reduced runs)"
     meaning = (

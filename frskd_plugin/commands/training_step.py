@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.benchmark.utils.timer import timer  # a clock that waits for the GPU
-from tqdm import tqdm
+
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import AMP_DTYPES, segmentation_batch
+from frskd_plugin.commands.console import progress
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.core.dry_run import ForwardCost, count_forward, count_launches
 from frskd_plugin.timm.wrap import wrap
@@ -173,7 +174,7 @@ def interleaved_medians(turns: Sequence[Callable[[], float]], repeat: int, warmu
 
     So a busy machine slows all of them alike, which `torch.utils.benchmark.Timer`, whose clock this is, leaves open.
     """
-    rounds = [[turn() for turn in turns] for _ in tqdm(range(warmup + repeat), desc=what, leave=False, disable=None)]
+    rounds = [[turn() for turn in turns] for _ in progress(range(warmup + repeat), what, "rounds")]
     return [statistics.median(values) for values in zip(*rounds[warmup:], strict=True)]
 
 
