@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.benchmark.utils.timer import timer  # a clock that waits for the GPU
 
-
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import AMP_DTYPES, segmentation_batch
 from frskd_plugin.commands.console import progress
