@@ -254,7 +254,6 @@ class Trainer:
         self._failures: dict[str, str] = {}  # by name
         self._paused: list[str] = []
         progress = Progress(self.store, list(self._waiting))
-        self.say(f"{len(runs) - len(self._waiting)} of {len(runs)} runs are done, {len(self._waiting)} to go")
         running: dict[int, tuple[list[Run], subprocess.Popen[bytes]]] = {}  # by slot
         try:
             while running or (self._waiting and not self._is_late()):
