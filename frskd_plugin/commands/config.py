@@ -116,22 +116,24 @@ def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
     if args.data_root is not None and set_data_root(config, args.data_root) == 0:
         raise ValueError(f"--data-root: {args.config} has no data_root to set; set the paths with --cfg-options")
     override(config, args.cfg_options or {})
-    named = [args.recipe] if training and args.recipe else []
+    named = [Path(args.config).stem]
+    if training and args.recipe:
+        named.append(args.recipe)
     if training and is_classifier(config):
-        config.recipe = args.recipe or locate_config(args.config)[1]  # `set_resume` compares it
+        config.recipe = args.recipe or locate_config(args.config)[1]  # `_set_resume` compares it
     if training and (args.method is not None or args.method_options is not None):
         if set_method(config, args.method, args.method_options or {}):
             named.append(args.method)
     # Command line, then config, then the name of the config: the order that mmseg's users know.
-    config.work_dir = args.work_dir or config.get("work_dir") or default_work_dir(args.config, *named)
-    check_values(config)
+    config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{'_'.join(named)}"
+    _check_values(config)
     if is_classifier(config):
         provide_method_data(config)
     if training:
         _set_speed(config, args)
         _set_randomness(config, args)
         if args.resume:
-            set_resume(config, explicit="load_from" in (args.cfg_options or {}))
+            _set_resume(config, explicit="load_from" in (args.cfg_options or {}))
         _check_load_from(config)
     if args.launcher != "none":
         prepare_distributed(config)
@@ -207,12 +209,8 @@ def find_file(name: str) -> Path | None:
     return next((folder / name for folder in (package.parent, package / ".mim") if (folder / name).is_file()), None)
 
 
-def check_values(config: Config) -> None:
-    """Refuse numbers that mmengine would only stumble over, or silently misread, once the training runs.
-
-    Raises:
-        ValueError: a setting has the wrong type or size.
-    """
+def _check_values(config: Config) -> None:
+    """Refuse numbers that mmengine would only stumble over, or silently misread, once the training runs."""
     for name, (least, kind) in NUMBERS.items():
         value = _setting(config, name)
         kinds = (int,) if kind == "an int" else (int, float)
@@ -255,19 +253,10 @@ def _setting(config: Any, name: str) -> Any:
     return config
 
 
-def default_work_dir(config_file: str | Path, *parts: str) -> str:
-    """Return the folder of a run whose config and command line name none; ``parts`` tell it from others of that config.
-
-    >>> default_work_dir("configs/fcn_r18.py"), default_work_dir("configs/fcn_r18.py", "one")
-    ('work_dirs/fcn_r18', 'work_dirs/fcn_r18_one')
-    """
-    return str(Path("work_dirs") / "_".join([Path(config_file).stem, *parts]))
-
-
 def _set_speed(config: Config, args: argparse.Namespace) -> None:
     """Set mixed precision, memory format and compilation: a classifier has settings for the last two, others hooks."""
     if args.amp or args.amp_dtype:
-        enable_amp(config, args.amp_dtype)
+        _enable_amp(config, args.amp_dtype)
     for setting, hook in (("channels_last", "ChannelsLastHook"), ("compile", "CompileHook")):
         if getattr(args, setting) and is_classifier(config):
             config.model[setting] = True
@@ -306,16 +295,8 @@ def enable_cuda_graph(config: Config, choice: str) -> None:
         optimizer.update(settings)
 
 
-def enable_amp(config: Config, dtype: str | None = None) -> None:
-    """Turn on mixed precision in a config.
-
-    Args:
-        config: is changed.
-        dtype: 'fp16' scales the loss and needs CUDA, 'bf16' is autocast alone; None takes the device's: 'bf16' on CPUs.
-
-    Raises:
-        ValueError: the config has an optimizer wrapper of another kind, or 'fp16' is asked for without CUDA.
-    """
+def _enable_amp(config: Config, dtype: str | None) -> None:
+    """Scale the loss in fp16, or autocast alone in bf16; None takes the device's: bf16 on CPUs."""
     wrapper = config.get("optim_wrapper")
     if not isinstance(wrapper, dict):
         raise ValueError("--amp needs an optim_wrapper in the config, which has none")
@@ -346,13 +327,11 @@ def _set_randomness(config: Config, args: argparse.Namespace) -> None:
     config.randomness = {"seed": None, **randomness}
 
 
-def set_resume(config: Config, explicit: bool) -> None:
-    """Choose the checkpoint to go on from; one of another method or recipe is refused by ValueError.
+def _set_resume(config: Config, explicit: bool) -> None:
+    """Choose the checkpoint to go on from; one of another method or recipe is refused.
 
-    Args:
-        config: is changed.
-        explicit: whether ``--cfg-options load_from=FILE`` beside ``--resume`` names it, as in mmseg. A `load_from` of
-            the config itself is what the run started from, and is used where there is no checkpoint yet.
+    It is `explicit` where ``--cfg-options load_from=FILE`` names it, as in mmseg. A `load_from` of the config itself
+    is what the run started from, and is used where there is no checkpoint yet.
     """
     config.resume = True
     if explicit:
