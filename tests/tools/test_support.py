@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from frskd_plugin.commands import run, support
-from tests.support import conftest
-from tests.support.steps import Unsupported, check_finite, check_gradients, smallest_fit, smallest_model
+from tests.support.steps import smallest_fit, smallest_model
 from tests.support.test_timm import test_segmentor as try_segmentor
 
 WRN = {"module": "wrn_16_2", "model": "wrn_16_2", "image": 32, "levels": [0, 1, 2], "strides": [1, 2, 4]}
@@ -76,29 +75,3 @@ def test_the_smallest_image_keeps_the_strides_apart_and_leaves_no_single_pixel()
     fit = smallest_fit("test_resnet", lambda name: TwoStrides(), lambda model, images: model(images))
     assert (fit.size, fit.kwargs, fit.strides, fit.maps) == (64, {}, [8, 32], [(3, 8, 8), (3, 2, 2)])
     assert smallest_model("visformer") == "visformer_tiny"
-
-
-def test_broken_promises_of_a_step_are_told() -> None:
-    check_finite({"loss": torch.tensor(1.0), "acc": torch.tensor(float("nan"))})
-    with pytest.raises(Unsupported, match="^loss_kd is not finite: nan$"):
-        check_finite({"loss_kd": torch.tensor(float("nan"))})
-    layer = nn.Linear(2, 2)
-    layer.weight.grad = torch.full((2, 2), float("inf"))
-    with pytest.raises(Unsupported, match="^1 parameters get no gradient: bias$"):
-        check_gradients(layer)
-    with pytest.raises(Unsupported, match="^1 parameters get a gradient that is not finite: weight$"):
-        check_gradients(layer, idle=["bias"])
-
-
-def test_the_page_of_the_families_tells_what_does_not_run() -> None:
-    facts = {"kind": "family", "image": 64, "channels": [8, 16], "teacher_head": "FCNHead"}
-    rows = [
-        {**facts, "family": "fcn", "config": "fcn_r18.py", "plain": "ok", "result": "ok"},
-        {**facts, "family": "ann", "config": "ann_r50.py", "plain": "ok", "result": "2 parameters get no gradient"},
-        {"kind": "family", "family": "ccnet", "config": "cc.py", "plain": "RuntimeError: no ops", "result": "-"},
-    ]
-    text = conftest.page("mmseg", rows, "frskd support mmseg")
-    assert "3 families: 1 ok, 1 whose plain config does not run, 1 that remain" in text
-    assert "| fcn | fcn_r18.py | 64 | 8 16 | FCNHead | ok | ok |" in text
-    assert "| ann | ann_r50.py | 64 | 8 16 | FCNHead | ok | 2 parameters get no gradient |" in text
-    assert "| ccnet | cc.py | RuntimeError: no ops |" in text
