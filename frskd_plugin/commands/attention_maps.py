@@ -217,7 +217,8 @@ def open_checkpoint(path: str | Path, allow_imports: bool = False) -> TrainedNet
     """
     path = Path(path)
     checkpoint = load_checkpoint(path)
-    config = stored_config(checkpoint, str(path), allow_imports)
+    with imports_held():
+        config = stored_config(checkpoint, str(path), allow_imports)
     check_version(config, str(path))
     model = config.get("model") or {}
     if not is_classifier(config) and "decode_head" not in model:

@@ -290,7 +290,7 @@ def enable_cuda_graph(config: Config, choice: str) -> None:
     loop.pop("by_epoch", None)
     loop.update(type="GraphTrainLoop", graph=choice)
     optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
-    settings = FUSED_OPTIMIZERS.get(optimizer.get("type"), {})
+    settings = FUSED_OPTIMIZERS.get(str(optimizer.get("type")), {})
     if not optimizer.keys() & {"fused", "foreach", "capturable", "differentiable"}:
         optimizer.update(settings)
 
