@@ -110,8 +110,8 @@ def override(config: Config, options: Mapping[str, Any]) -> None:
         ValueError: a setting is misspelled, or lies in something that has no settings.
     """
     for key, value in options.items():
-        _check_setting(config, key, value)
         try:
+            _check_setting(config, key, value)
             config.merge_from_dict({key: value})
         except Exception as error:
             raise ValueError(f"--cfg-options {key}: {error.args[0] if error.args else error}") from error
@@ -120,11 +120,11 @@ def override(config: Config, options: Mapping[str, Any]) -> None:
 def _check_setting(config: Config, key: str, value: Any) -> None:
     first, *parts = key.split(".")
     if first == "custom_imports":
-        raise ValueError("--cfg-options custom_imports: it comes too late to import anything; give --import MODULE")
+        raise ValueError("it comes too late to import anything; give --import MODULE")
     if first not in config and first not in KNOWN_SETTINGS:
         near = difflib.get_close_matches(first, [*config, *sorted(KNOWN_SETTINGS)], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the config has {', '.join(sorted(config))}"
-        raise ValueError(f"--cfg-options {key}: there is no setting {first!r}; {hint}")
+        raise ValueError(f"there is no setting {first!r}; {hint}")
     place, node = first, config.get(first)
     for part in parts:
         if node is None:
@@ -132,22 +132,18 @@ def _check_setting(config: Config, key: str, value: Any) -> None:
         if isinstance(node, Mapping):
             near = difflib.get_close_matches(part, node, n=1, cutoff=SIMILAR) if part not in node else []
             if near:
-                raise ValueError(
-                    f"--cfg-options {key}: {place} has no setting {part!r}; did you mean {near[0]!r}? (If not, "
-                    f"write it into the config file.)"
-                )
+                hint = f"did you mean {near[0]!r}? (If not, write it into the config file.)"
+                raise ValueError(f"{place} has no setting {part!r}; {hint}")
             node = node.get(part)
         elif isinstance(node, (list, tuple)):
             if not part.isdigit() or int(part) >= len(node):
-                raise ValueError(f"--cfg-options {key}: {place} has the entries 0 to {len(node) - 1}, got {part!r}")
+                raise ValueError(f"{place} has the entries 0 to {len(node) - 1}, got {part!r}")
             node = node[int(part)]
         else:
-            raise ValueError(f"--cfg-options {key}: {place} is {node!r}, which has no settings")
+            raise ValueError(f"{place} is {node!r}, which has no settings")
         place = f"{place}.{part}"
     if isinstance(node, Mapping) and isinstance(value, (str, int, float)):
-        raise ValueError(
-            f"--cfg-options {key}: {key} has the settings {', '.join(node)}; give one of them, not {value!r}"
-        )
+        raise ValueError(f"{key} has the settings {', '.join(node)}; give one of them, not {value!r}")
 
 
 def set_data_root(config: Any, data_root: str | Path) -> int:
