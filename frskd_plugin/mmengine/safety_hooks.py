@@ -58,8 +58,7 @@ class FiniteLossHook(Hook):
         rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
         self._steps.append((runner.iter, rate, losses))
         on_cpu = next(iter(losses.values())).device.type == "cpu"
-        due = is_logged(runner, batch_idx) if self.interval is None else len(self._steps) >= self.interval
-        if on_cpu or due:
+        if on_cpu or (is_logged(runner, batch_idx) if self.interval is None else len(self._steps) >= self.interval):
             self._check(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
