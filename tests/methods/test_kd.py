@@ -207,11 +207,11 @@ MAP_NORMS = {
     "wrn_16_2": ["group2.block0.bn1 takes", "group3.block0.bn1 takes", "norm"],
     "wrn_16_2_published": ["group1.bn", "group2.bn", "group3.bn"],
     # stages of one block, whose shortcut is normalised last
-    "test_resnet": ["bn1", "layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn3", "layer4.0.bn2"],
+    "test_resnet": ["layer1.0.bn2", "layer2.0.bn2", "layer3.0.bn3", "layer4.0.bn2"],
     # BatchNormAct2d
-    "regnety_002": ["stem.bn", "s1.b1.conv3.bn", "s2.b1.conv3.bn", "s3.b4.conv3.bn", "s4.b7.conv3.bn"],
-    "densenet121": ["features.norm0", *(f"features.transition{i}.norm takes" for i in (1, 2, 3)), "features.norm5"],
-    "seresnet18": ["bn1", None, None, None, None],  # rescaled by a gate behind the norm
+    "regnety_002": ["s1.b1.conv3.bn", "s2.b1.conv3.bn", "s3.b4.conv3.bn", "s4.b7.conv3.bn"],
+    "densenet121": [*(f"features.transition{i}.norm takes" for i in (1, 2, 3)), "features.norm5"],
+    "seresnet18": [None, None, None, None],  # rescaled by a gate behind the norm
 }
 
 

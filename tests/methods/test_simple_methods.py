@@ -123,8 +123,6 @@ class TestBYOT(MethodTester):
             self.make(alpha=2)
         with pytest.raises(ValueError, match="`form` must be one of 'reimplementation', 'authors', got 'paper'"):
             self.make(form="paper")
-        with pytest.raises(ValueError, match="BYOT classifies after each stage but the last.*got one"):
-            make_double("byot", fake_student(num_levels=1)[0])
 
 
 class TestBYOTOfTheAuthors(FormTester):
