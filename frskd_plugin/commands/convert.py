@@ -8,6 +8,7 @@ from pathlib import Path
 
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, checked_weights, plain_config, plan_self_teacher
+from frskd_plugin.mmseg.feature_maps import image_size_of
 from frskd_plugin.mmseg.written_config import config_text, find_config
 
 EPILOG = """\
@@ -30,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{target} is the plain config itself, which the new one stands on; give another output file")
     if target.exists() and not args.force:
         raise FileExistsError(f"{target} exists; give another output file, or --force to write over it")
-    weights = (args.alpha, args.beta, args.temperature)
-    checked_weights(*weights)
     config = plain_config(source)
+    weights = checked_weights(config, args.alpha, args.beta, args.temperature, args.image_size)
     plan = plan_self_teacher(config, args.width, args.max_share, args.max_channels, args.image_size)
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, config_text(config, plan, weights, target).encode())
@@ -40,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     maps = ", ".join(f"{c} channels at stride {s}" for c, s in zip(plan.maps.channels, plan.maps.strides, strict=True))
     limit = f", at most {plan.max_channels} channels" if plan.max_channels else ""
     head = f" (its decode head: about {plan.head_share:.2f} more)" if plan.maps.head_macs else ""
+    fits = " (fits {}x{})".format(*image_size_of(config, args.image_size)) if args.beta is None else ""
     print(f"written:      {target}")
     print(f"maps:         {maps}")
     print(f"self-teacher: width {plan.width}{limit}, {plan.share:.2f} of the segmentor's multiply-accumulates{head}")
+    print(f"weights:      alpha {weights[0]:g}, beta {weights[1]:g}{fits}, temperature {weights[2]:g}")
     print(f"next:         frskd check {target}; frskd train {target}")
 
 
@@ -57,14 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="the plain config")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write (.py)")
     parser.add_argument("--alpha", type=float, default=1.0, help="weight of the soft labels (1)")
-    parser.add_argument("--beta", type=float, default=50.0, help="weight of the feature distillation (50)")
+    parser.add_argument(
+        "--beta", type=float, help="weight of the feature distillation (50 at 512x512, in proportion to the pixels)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of the soft labels (1)")
     parser.add_argument(
         "--width",
         type=lambda text: int(text) if text.isdigit() else text,
         default="auto",
         metavar="N|auto",
-        help="width of the feature network; auto (default): the largest that keeps within --max-share",
+        help="width of the feature network; auto (default): 1, with fewer channels where --max-share asks for it",
     )
     parser.add_argument(
         "--max-share",

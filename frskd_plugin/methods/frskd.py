@@ -60,16 +60,21 @@ def check_width(width: object) -> int | str:
 
 
 def width_within(
-    student: StudentInfo, max_share: float | None, max_channels: int | None = None, **settings: Any
+    student: StudentInfo,
+    max_share: float | None,
+    max_channels: int | None = None,
+    widths: Sequence[int] = AUTO_WIDTHS,
+    **settings: Any,
 ) -> tuple[int, int | None]:
     """Return the largest ``(width, max_channels)`` whose self-teacher stays within ``max_share`` of the student's MACs.
 
-    Width 2 and 1 are tried first; where 1 is too much, the channels of the levels are limited, to a multiple of 8.
+    The widths are tried first; where 1 is too much, the channels of the levels are limited, to a multiple of 8.
 
     Args:
         student: the network.
         max_share: limit of self-teacher's MACs / student's MACs, above 0; None is 0.75, or what 8 channels cost.
         max_channels: the user's own limit to the channels.
+        widths: in the order in which they are tried; the last is 1.
         settings: other settings of `SelfTeacher`.
 
     Raises:
@@ -82,7 +87,7 @@ def width_within(
     def fits(width: int, channels: int | None) -> bool:
         return teacher_share(student, width, channels, **settings) <= limit
 
-    for width in AUTO_WIDTHS:
+    for width in widths:
         if fits(width, max_channels):
             return width, max_channels
     widest = min(max(student.in_channels), max_channels or max(student.in_channels))

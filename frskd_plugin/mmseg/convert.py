@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from frskd_plugin.core.checks import check_not_negative, check_positive_int, che
 from frskd_plugin.methods.base import StudentInfo
 from frskd_plugin.methods.frskd import CHANNEL_STEP, check_width, teacher_share, width_within
 from frskd_plugin.mmengine.config_tools import read_config
-from frskd_plugin.mmseg.feature_maps import FeatureMaps, feature_channels
+from frskd_plugin.mmseg.feature_maps import FeatureMaps, feature_channels, image_size_of
 
 PACKAGE = "frskd_plugin"
 FRSKD_TYPES = {
@@ -23,6 +24,7 @@ FRSKD_TYPES = {
     "CascadeEncoderDecoder": "FRSKDCascadeEncoderDecoder",
 }
 DEFAULT_MAX_SHARE = 0.5  # the self-teacher's copy of the decode head comes on top
+PAPER_WIDTH, PAPER_BETA, PAPER_IMAGE_SIZE = 1, 50.0, (512, 512)  # of its segmentors
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def frskd_config(
     config: Config | str | Path,
     *,
     alpha: float = 1.0,
-    beta: float = 50.0,
+    beta: float | None = None,
     temperature: float = 1.0,
     width: int | str = "auto",
     max_share: float = DEFAULT_MAX_SHARE,
@@ -80,10 +82,10 @@ def frskd_config(
     Args:
         config: a plain config of mmsegmentation, or its file; it is not changed.
         alpha: weight of the soft labels.
-        beta: weight of the feature distillation.
+        beta: weight of the feature distillation; None: what fits the images, see `fitting_beta`.
         temperature: of the soft labels.
-        width: of the self-teacher's feature network; 'auto': the largest of 2, 1, or 1 with a limit to the channels,
-            whose multiply-accumulates are at most ``max_share`` of the segmentor's (8 channels where none is).
+        width: of the self-teacher's feature network; 'auto': 1 as in the paper, with a limit to the channels where its
+            multiply-accumulates would be more than ``max_share`` of the segmentor's (8 channels where none suffices).
         max_share: for ``width='auto'``.
         max_channels: limit to the feature network's channels.
         image_size: height and width of the images of the dry run; None: what the config trains with.
@@ -96,8 +98,8 @@ def frskd_config(
         ValueError: the config is of FRSKD already, is not of a segmentor that can be served, or cannot be run; or a
             setting is out of range.
     """
-    weights = checked_weights(alpha, beta, temperature)  # before the dry run takes its time
     plain = plain_config(config)
+    weights = checked_weights(plain, alpha, beta, temperature, image_size)  # before the dry run takes its time
     plan = plan_self_teacher(plain, width, max_share, max_channels, image_size)
     made = copy.deepcopy(plain)
     made.custom_imports = merged_imports(plain)
@@ -166,16 +168,30 @@ def plan_self_teacher(
         if not max_share > 0:
             raise ValueError(f"`max_share` must be > 0 (self-teacher's MACs / segmentor's MACs), got {max_share}.")
         try:
-            width, max_channels = width_within(student, max_share, max_channels)
+            width, max_channels = width_within(student, max_share, max_channels, widths=(PAPER_WIDTH,))
         except ValueError:  # the network is so cheap that nothing keeps within the share: the least that there is
             width, max_channels = 1, min(max_channels or CHANNEL_STEP, CHANNEL_STEP)
     share = teacher_share(student, int(width), max_channels)
     return TeacherPlan(maps, int(width), max_channels, share)
 
 
-def checked_weights(alpha: float, beta: float, temperature: float) -> tuple[float, float, float]:
-    """Return the settings of the distillation terms, after a check."""
+def checked_weights(
+    config: Config, alpha: float, beta: float | None, temperature: float, image_size: Sequence[int] | None = None
+) -> tuple[float, float, float]:
+    """Return the settings of the distillation terms, after a check; a beta of None becomes `fitting_beta`."""
+    beta = fitting_beta(image_size_of(config, image_size)) if beta is None else beta
     return check_not_negative("alpha", alpha), check_not_negative("beta", beta), check_temperature(temperature)
+
+
+def fitting_beta(image_size: tuple[int, int]) -> float:
+    """Return the beta for images of a height and width: the paper's 50 at 512x512, in proportion to the pixels.
+
+    The feature loss is a mean over positions of maps of unit norm, so the same disagreement counts less as maps grow.
+
+    >>> fitting_beta((512, 512)), fitting_beta((512, 1024)), fitting_beta((256, 256))
+    (50.0, 100.0, 12.5)
+    """
+    return round(PAPER_BETA * math.prod(image_size) / math.prod(PAPER_IMAGE_SIZE), 2)
 
 
 def merged_imports(config: Config) -> dict[str, Any]:

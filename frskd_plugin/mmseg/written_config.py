@@ -34,7 +34,7 @@ model = dict(
     self_teacher=dict(
         type="FRSKDHead",
         # The maps behind backbone and neck in training, highest resolution first: strides {strides}
-        # of {images} images. width multiplies their channels (the paper's is 2), max_channels limits them.
+        # of {images} images. width multiplies their channels (the paper's is 1 to segment), max_channels limits them.
         # This network costs {share:.2f} of the segmentor's multiply-accumulates, forward, in each step of the training;
         # the self-teacher's own decode head comes on top{head_share}. Inference costs nothing more.
         neck={neck},

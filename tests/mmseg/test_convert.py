@@ -114,15 +114,21 @@ def test_one_logit_a_pixel_is_distilled_with_the_sigmoid():
 def test_width_keeps_the_cost_within_the_share(looks):
     config = plain()
     free = plan_self_teacher(config, max_share=10.0)
-    assert (free.width, free.max_channels) == (2, None)
-    narrow = plan_self_teacher(config, max_share=free.share / 5)
+    assert (free.width, free.max_channels) == (1, None)  # the paper's for segmentation, however cheap
+    narrow = plan_self_teacher(config, max_share=free.share / 2)
     assert narrow.width == 1 and narrow.max_channels % 8 == 0
-    assert narrow.share <= free.share / 5
+    assert narrow.share <= free.share / 2
     assert narrow.self_teacher(1, 50, 1)["neck"]["max_channels"] == narrow.max_channels
     least = plan_self_teacher(config, max_share=1e-6)  # a network so cheap that nothing is within the share
     assert (least.width, least.max_channels) == (1, 8) and 1e-6 < least.share <= narrow.share
     assert plan_self_teacher(config, width=3).share > free.share
     assert plan_self_teacher(config, width=2, max_channels=16).self_teacher(1, 50, 1)["neck"]["max_channels"] == 16
+
+
+def test_beta_fits_the_images():
+    found = [frskd_config(plain()), frskd_config(plain(), image_size=(128, 128)), frskd_config(plain(), beta=7)]
+    betas = [config.model.self_teacher.loss_distill.beta for config in found]
+    assert betas == [round(50 * 64 * 96 / 512**2, 2), round(50 * 128**2 / 512**2, 2), 7]
 
 
 def test_the_cost_is_counted_by_hand():
