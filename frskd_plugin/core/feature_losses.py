@@ -73,7 +73,8 @@ class _AttentionMaps(torch.autograd.Function):
         sizes = ctx.sizes[: len(feats)]
         gradient = 2 * gradient  # of the squares in the energy
         along = [part.sum(dim=1, keepdim=True) for part in (gradient * attention).split(sizes, dim=1)]
-        of_energy = torch.addcmul(gradient, attention, _side_by_side(along, sizes), value=-1) / lengths
+        through_length = _side_by_side(along, sizes) * (lengths > MAP_EPS)  # a length that was clamped is a constant
+        of_energy = torch.addcmul(gradient, attention, through_length, value=-1) / lengths
         parts = zip(feats, of_energy.split(sizes, dim=1), strict=True)
         made = [(feat * part.view(len(feat), 1, *feat.shape[2:])).to(feat.dtype) for feat, part in parts]
         return None, *made, *[None] * (len(ctx.sizes) - len(feats))

@@ -86,6 +86,7 @@ class BiFPNcLayer(nn.Module):
                 self.bu_resize[str(i)] = self._make_resize("max", i - 1, i, constant_width)
                 self.bu_nodes[str(i)] = FusionNode(d, 2 if i == top else 3, depth)
         self._prepare_scales()
+        self.register_load_state_dict_post_hook(_follow_weights)
 
     def _make_resize(self, mode: str, source: int, level: int, constant_width: bool) -> Resize:
         before, d = self.out_channels[source], self.out_channels[level]
@@ -93,7 +94,7 @@ class BiFPNcLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BiFPNcLayer:
         super()._apply(fn, recurse)
-        self._prepare_scales()  # made anew rather than moved: `to_empty` would leave them without their values
+        _follow_weights(self)
         return self
 
     def _prepare_scales(self) -> None:
@@ -217,6 +218,14 @@ class BiFPNcLayer(nn.Module):
         if self.published:  # the top-down path takes the maps as they are
             return td, lateral and lateral(feat, scales["laterals", level])
         return td, shared * scales["bu", level] if ("bu", level) in scales else None
+
+
+def _follow_weights(layer: BiFPNcLayer, _: Any = None) -> None:
+    """Make the constant matrices of a layer anew where its weights have another device or dtype now."""
+    # rather than moved: `to_empty` would leave them without their values; else kept: a CUDA graph may read them
+    like = next(iter(layer.td_nodes.values())).fusion_weights
+    if (like.device, like.dtype) != (layer._spread.device, layer._spread.dtype):
+        layer._prepare_scales()
 
 
 # the depth of a node where none is given: 2 is what Table 6 counts, 1 is what Eq. 2 shows

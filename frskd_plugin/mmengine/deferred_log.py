@@ -82,9 +82,19 @@ class DeferredTimerHook(IterTimerHook):
     the time that the losses are fetched (`DeferredInfoHook`). Validation and test are timed as ever.
     """
 
+    _begin = 0.0
+
     def _before_epoch(self, runner: Any, mode: str = "train") -> None:
         super()._before_epoch(runner, mode)
-        self._begin, self._waited, self._count = self.t, 0.0, 0
+        if mode == "train":
+            self._begin, self._waited, self._count = self.t, 0.0, 0
+        self._entered = self.t
+
+    def _after_epoch(self, runner: Any, mode: str = "train") -> None:
+        super()._after_epoch(runner, mode)
+        if mode != "train":  # between two steps, where a loop counts iterations: no part of their time
+            self.t = time.time()
+            self._begin += self.t - self._entered
 
     def _before_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
         if mode == "train":

@@ -235,6 +235,7 @@ class GraphStep:
                 raise RuntimeError(f"{text}. Give --cuda-graph off") from error
             print_log(f"{text}. The training goes on without", logger="current", level=logging.WARNING)
             self.optim_wrapper.zero_grad()
+            self._norms.clear()
             return step
 
     def _train(self, plan: Mapping[str, Tensor], drawn: dict[str, Tensor]) -> Tensor:
@@ -255,7 +256,7 @@ class GraphStep:
 
 
 def _constants_of(model: torch.nn.Module) -> Iterator[Any]:
-    """Yield what a graph of the model's step holds as constants: numbers and switches of modules, places of tensors."""
+    """Yield what a graph of the model's step holds as constants: numbers and switches; places of tensors, and if trained."""
     for name, module in model.named_modules():
         scheduled = isinstance(module, ScheduledWeight)  # its number is read from the device
         yield from (
@@ -263,7 +264,7 @@ def _constants_of(model: torch.nn.Module) -> Iterator[Any]:
             for key, value in vars(module).items()
             if isinstance(value, bool | int | float | str) and not (scheduled and key == "value")
         )
-    yield from (tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+    yield from ((tensor.data_ptr(), tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _images(dataset: Any) -> Any:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from frskd_plugin.core import (
@@ -211,6 +212,17 @@ def test_gradients_by_finite_differences():
     for settings in ({"variant": "published"}, {"variant": "equations"}, {"reduction": "batchmean"}):
         loss = partial(attention_transfer_loss, refined_feat=refined, **settings)
         assert torch.autograd.gradcheck(loss, (feat,))
+
+
+@pytest.mark.parametrize("size", [1e-7, 5e-7, 1e-3])
+def test_gradients_of_maps_below_eps(size):
+    """A length that is clamped is a constant for the gradient, as in ``torch.nn.functional.normalize``."""
+    feat, weight = torch.rand(2, 3, 2, 2, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)
+    feat = (size * feat).requires_grad_()
+    energy = feat.square().sum(1).flatten(1)
+    (expected,) = torch.autograd.grad((F.normalize(energy, eps=1e-12) * weight).sum(), feat)
+    (actual,) = torch.autograd.grad((attention_map(feat) * weight).sum(), feat)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_half_precision_maps_cannot_overflow():

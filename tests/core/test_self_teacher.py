@@ -309,3 +309,14 @@ def test_recomputing_the_maps_changes_nothing_but_what_is_kept(variant):
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
     assert kept_less < 0.5 * kept
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float32), ("cpu", torch.float64)])
+def test_weights_that_are_assigned_bring_their_device_and_dtype(device, dtype):
+    expected = SelfTeacherNeck(CHANNELS).to(dtype).eval()
+    with torch.device(device):
+        neck = SelfTeacherNeck(CHANNELS).eval()
+    neck.load_state_dict(expected.state_dict(), assign=True)
+    feats = [feat.to(dtype) for feat in FEATS]
+    for a, b in zip(copy.deepcopy(neck)(feats), expected(feats), strict=True):
+        torch.testing.assert_close(a, b)

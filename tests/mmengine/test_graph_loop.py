@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.nn import functional as F
 
 from frskd_plugin.commands.config import enable_cuda_graph
 from frskd_plugin.mmengine import graph_loop
+from frskd_plugin.mmengine.deferred_log import DeferredTimerHook
 from frskd_plugin.mmengine.graph_loop import GraphTrainLoop
 from tests.helpers.images_run import GRAPH, ORDINARY, STUDENT, toy_config
 from tests.helpers.real_runs import train
@@ -28,6 +30,14 @@ class MeddlingHook(Hook):
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+@HOOKS.register_module(force=True)
+class FreezingHook(Hook):
+    """Trains the first layer in the first epoch alone."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        next(runner.model.parameters()).requires_grad_(runner.epoch == 0)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +87,7 @@ FRSKD = dict(name="frskd", alpha=2.0, beta=100.0, temperature=4.0, width=1)
         (dict(name="baseline"), MIXUP, 2),
         (dict(name="baseline"), {**CUTMIX, **CLIPPED}, 2),
         (dict(name="label_smoothing"), {}, 2),
+        (dict(name="baseline"), {**FUSED, "custom_hooks": [dict(type="StepSeedHook"), dict(type="FreezingHook")]}, 2),
         ({**FRSKD, "schedule": "linear"}, {**FUSED, **MIXUP}, 2),  # a factor of 0 leaves the terms out
         ({**FRSKD, "schedule": "gate"}, BF16, 2),
         ({**FRSKD, "name": "frskd_sla"}, FUSED, 1),
@@ -210,3 +221,30 @@ def test_deferred_hooks_log_what_mmengines_do(tmp_path: Path) -> None:
     (log,) = (tmp_path / "deferred").glob("*/vis_data/scalars.json")
     times = [json.loads(line) for line in log.read_text().splitlines()]
     assert all(line["time"] > line["data_time"] > 0 for line in times)
+
+
+def test_a_validation_between_two_steps_is_no_part_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, hook, logged = [100.0], DeferredTimerHook(), {}
+    monkeypatch.setattr("time.time", lambda: now[0])
+    runner = SimpleNamespace(
+        iter=0,
+        max_iters=4,
+        train_dataloader=range(9),
+        hooks=[LoggerHook(interval=2)],
+        log_processor=SimpleNamespace(window_size=10, custom_cfg=[]),
+        message_hub=SimpleNamespace(update_scalar=logged.__setitem__, update_info=logged.__setitem__),
+    )
+    hook.before_train(runner)
+    hook.before_train_epoch(runner)
+    for step in range(4):
+        runner.iter = step
+        now[0] += 1
+        hook.before_train_iter(runner, step)
+        now[0] += 2
+        hook.after_train_iter(runner, step)
+        if step in (1, 2):  # once where the log has all, and once where it has not
+            hook.before_val_epoch(runner)
+            now[0] += 1000
+            hook.after_val_epoch(runner)
+    assert logged == {"train/time": 3.0, "train/data_time": 1.0, "eta": 0.0}
+    assert hook.time_sec_tot == 12.0
