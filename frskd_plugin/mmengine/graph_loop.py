@@ -256,7 +256,7 @@ class GraphStep:
 
 
 def _constants_of(model: torch.nn.Module) -> Iterator[Any]:
-    """Yield what a graph of the model's step holds as constants: numbers and switches; places of tensors, and if trained."""
+    """Yield what a graph of the step holds as constants: numbers, switches, places of tensors, which are trained."""
     for name, module in model.named_modules():
         scheduled = isinstance(module, ScheduledWeight)  # its number is read from the device
         yield from (
