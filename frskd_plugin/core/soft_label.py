@@ -390,6 +390,8 @@ def _divergence(
     else:
         each = F.kl_div(given, target, reduction="none", log_target=True)
         total = each.masked_fill(~valid.unsqueeze(1), 0).sum()
+    if isinstance(divisor, Tensor):
+        divisor = divisor.to(total.dtype)
     return total / divisor if variant == "equations" else total * (temperature**2 / divisor)
 
 

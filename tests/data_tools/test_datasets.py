@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from frskd_plugin.commands.make_drawn_voc import make_devkit, voc_palette
-from frskd_plugin.commands.prepare_voc import make_training_lists, write_lists
+from frskd_plugin.commands.prepare_voc import main as prepare_voc
 from frskd_plugin.mmengine.config_tools import set_data_root
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -72,7 +72,7 @@ def test_voc_reads_both_years(tmp_path):
     with pytest.raises(FileNotFoundError, match="frskd_train.txt is missing .*prepare_voc.py"):
         build(config, "train")
 
-    write_lists(tmp_path / "VOCdevkit", make_training_lists(tmp_path / "VOCdevkit").ids, "frskd_train")
+    prepare_voc([str(tmp_path / "VOCdevkit"), "--out", "frskd_train"])
     dataset = build(config, "train")
     paths = [Path(dataset.get_data_info(i)["img_path"]).stem for i in range(len(dataset))]
     assert paths == ["000001", "000002", "2008_000003", "2008_000004"]

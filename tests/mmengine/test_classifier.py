@@ -100,7 +100,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
     train(config, tmp_path / "resumed", resume=True)
     assert_equal(final_weights(tmp_path / "whole", 2), final_weights(tmp_path / "resumed", 2))
     assert result(tmp_path / "whole")["history"] == result(tmp_path / "resumed")["history"]
-    scores = {"epoch", "top1", "top5"} | ({"teacher_top1", "teacher_top5"} if name == "frskd" else set())
+    kinds = ("", "teacher_", "ensemble_") if name == "frskd" else ("",)
+    scores = {"epoch", *(f"{kind}top{k}" for kind in kinds for k in (1, 5))}
     assert set(result(tmp_path / "whole")["last"]) == scores
 
 
@@ -236,7 +237,7 @@ def test_inference_is_the_plain_network() -> None:
         model.predict_self_teacher = True
         both = model(**data, mode="predict")
     assert [set(sample) for sample in predictions] == [{"logits", "target"}] * 4
-    assert [set(sample) for sample in both] == [{"logits", "target", "teacher_logits"}] * 4
+    assert [set(sample) for sample in both] == [{"logits", "target", "teacher_logits", "ensemble_logits"}] * 4
     for samples in (predictions, both):
         assert torch.equal(torch.stack([sample["logits"] for sample in samples]), expected)
         assert torch.equal(torch.stack([sample["target"] for sample in samples]), data["targets"])

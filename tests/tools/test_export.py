@@ -228,7 +228,7 @@ def test_torch_export_of_a_config_and_its_training_checkpoint(tmp_path, capsys):
     with torch.no_grad():
         logits = torch.export.load(out).module()(images)
         torch.testing.assert_close(logits, model.network.teacher_logits(images), rtol=1e-4, atol=1e-5)
-    assert re.search(r"1\.\d\d times the student's \d+\.\d M", capsys.readouterr().out)
+    assert re.search(r"\d\.\d\d times the student's \d+\.\d M", capsys.readouterr().out)
     # the exported weights, a plain timm file, give the same network
     export_student(checkpoint, tmp_path / "student.pth")
     student = open_student("wrn_16_2", str(tmp_path / "student.pth"), TINY)
