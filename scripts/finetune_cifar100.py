@@ -3,7 +3,7 @@
     python scripts/finetune_cifar100.py --data data/cifar100 --pretrained old.pth -o docs/results/finetuning.svg
 
 Images of CIFAR-100 at 64 pixels. The network is pretrained on 20 classes (400 steps of 64 images), then trained on 10
-others (50 images of each, 80 steps of 32), plain and wrapped with the library's own settings, by the same seed. What
+others (50 images of each, ``--steps`` of 32), plain and wrapped with the library's own settings, by the same seed. What
 is done (the pretrained weights, either run in the .json beside the figure) is not done again.
 """
 
@@ -147,11 +147,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-100, see frskd prepare_data")
     parser.add_argument("-o", "--out", type=Path, required=True, help="figure (.svg); the numbers go to .json")
     parser.add_argument("--pretrained", type=Path, required=True, help="weights on the old classes, made if missing")
-    parser.add_argument("--seed", type=int, default=0, help="of the classes, the order and the new weights")
+    parser.add_argument("--group", type=int, default=0, help="of classes, which are old and new")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the new weights")
+    parser.add_argument("--steps", type=int, default=80, help="of fine-tuning, a multiple of 20 (default: 80)")
     args = parser.parse_args()
-    order = np.random.default_rng(100 + args.seed).permutation(100).tolist()
+    if args.steps < 20 or args.steps % 20:
+        parser.error(f"--steps must be a multiple of 20, got {args.steps}")
+    order = np.random.default_rng(100 + args.group).permutation(100).tolist()
     if not args.pretrained.exists():
-        model = pretrain(take(args.data, "train", order[:OLD], None), args.seed, steps=400)
+        model = pretrain(take(args.data, "train", order[:OLD], None), args.group, steps=400)
         torch.save(model.state_dict(), args.pretrained)
     state = torch.load(args.pretrained, weights_only=True)
     new, record = order[OLD : OLD + NEW], args.out.with_suffix(".json")
@@ -159,7 +163,7 @@ def main() -> None:
     logs = json.loads(record.read_text()) if record.exists() else {}
     for method in ("baseline", "frskd"):
         if method not in logs:
-            logs[method] = finetune(state, method, train, test, args.seed, steps=80)
+            logs[method] = finetune(state, method, train, test, args.seed, args.steps)
             record.write_text(json.dumps(logs) + "\n")
     draw(logs, args.out)
 
