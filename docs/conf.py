@@ -43,6 +43,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "capture_repr": (),
     "plot_gallery": "True",
+    "write_computation_times": False,  # its page loads scripts of other hosts
     "abort_on_example_error": True,
 }
 
