@@ -246,6 +246,11 @@ def _segmentor(config: Any, checkpoint: str, part: str) -> Student:
     )
 
 
+def student_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the plain network's weights, under its own names, see `read_weights`."""
+    return read_weights(path)[0]
+
+
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], name: str | Path) -> None:
     """Load, and say in one line what does not fit.
 
