@@ -45,7 +45,7 @@ _TEXT, _GRID, _BACK = "#010203", "#010204", "#010205"
 
 
 class Curve(NamedTuple):
-    """As many values of one run as can be seen: `dashed` is the self-teacher's, `total` values were logged."""
+    """Values of one run, as many as can be seen: `dashed` is the self-teacher's, `total` values were logged."""
 
     label: str
     run: int

@@ -209,7 +209,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What a person calls it.
+        """Name for people.
 
         >>> Run("baseline_cifar100_wrn_16_2", "cifar100", "wrn_16_2", "baseline", seed=1).label
         'Baseline, CIFAR-100, WRN-16-2, seed 1'

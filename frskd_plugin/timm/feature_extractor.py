@@ -125,7 +125,7 @@ class TimmFeatureExtractor(nn.Module):
         return tuple(modules)
 
     def train(self, mode: bool = True) -> TimmFeatureExtractor:
-        """As `nn.Module.train`, but frozen layers (and with ``norm_eval`` every batch norm) stay in eval mode."""
+        """Set the mode; frozen layers, and with ``norm_eval`` every batch norm, stay in eval mode."""
         super().train(mode)
         if mode:
             for name in self._frozen_modules:

@@ -199,7 +199,7 @@ def _refuse_settings(method: str, **settings: Any) -> None:
 def _resolve_criterion(
     criterion: Callable[[Tensor, Tensor], Tensor] | None, kwargs: dict[str, Any] | None, device: torch.device
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """As timm's own tasks do it; before timm 1.0.31 a criterion is given, or it is `wrap`'s cross-entropy."""
+    """Resolve the criterion as timm's tasks do; before timm 1.0.31 it is the given one, or `wrap`'s cross-entropy."""
     try:
         from timm.task import resolve_classification_loss
     except ImportError:
