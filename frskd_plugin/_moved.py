@@ -33,6 +33,7 @@ MOVED = {
         "data.cifar100": "data.plain_pickle",
         "mmdet": "mmdet.operators",
         "mmdet.dense_head": "mmdet.servable mmdet.class_logits",
+        "mmseg.convert": "mmseg.feature_maps",
         "mmseg.segmentor": "mmseg.effdet_seg_head mmseg.self_taught mmseg.cascade_segmentor",
         "mmseg.student_outputs": "mmseg.feature_list mmseg.semantic_logits mmseg.early_losses",
         "mmseg.data": "mmseg.dataset_files mmseg.voc mmseg.camvid mmseg.checked_loading mmseg.self_teacher_iou_metric",

@@ -222,7 +222,7 @@ def _segmentor(config: Any, checkpoint: str, part: str) -> Student:
     from mmengine.registry import DefaultScope
 
     from frskd_plugin.mmengine.export import plain_config
-    from frskd_plugin.mmseg.feature_maps import build_plain, image_size_of
+    from frskd_plugin.mmseg.convert import build_plain, image_size_of
     from frskd_plugin.mmseg.parts import SegmentationNetwork
 
     weights, entry = read_weights(checkpoint, whole=part != "student")

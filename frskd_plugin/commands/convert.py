@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_plugin.core.atomic_write import atomic_write
-from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, checked_weights, plain_config, plan_self_teacher
-from frskd_plugin.mmseg.feature_maps import image_size_of
+from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, image_size_of, plain_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import config_text, find_config
 
 EPILOG = """\
@@ -32,19 +31,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     if target.exists() and not args.force:
         raise FileExistsError(f"{target} exists; give another output file, or --force to write over it")
     config = plain_config(source)
-    weights = checked_weights(config, args.alpha, args.beta, args.temperature, args.image_size)
-    plan = plan_self_teacher(config, args.width, args.max_share, args.max_channels, args.image_size)
+    plan = plan_self_teacher(
+        config,
+        alpha=args.alpha,
+        beta=args.beta,
+        temperature=args.temperature,
+        width=args.width,
+        max_share=args.max_share,
+        max_channels=args.max_channels,
+        image_size=args.image_size,
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(target, config_text(config, plan, weights, target).encode())
+    atomic_write(target, config_text(config, plan, target).encode())
 
     maps = ", ".join(f"{c} channels at stride {s}" for c, s in zip(plan.maps.channels, plan.maps.strides, strict=True))
-    limit = f", at most {plan.max_channels} channels" if plan.max_channels else ""
-    head = f" (its decode head: about {plan.head_share:.2f} more)" if plan.maps.head_macs else ""
+    neck, loss = plan.config["neck"], plan.config["loss_distill"]
+    limit = f", at most {neck['max_channels']} channels" if "max_channels" in neck else ""
     fits = " (fits {}x{})".format(*image_size_of(config, args.image_size)) if args.beta is None else ""
     print(f"written:      {target}")
     print(f"maps:         {maps}")
-    print(f"self-teacher: width {plan.width}{limit}, {plan.share:.2f} of the segmentor's multiply-accumulates{head}")
-    print(f"weights:      alpha {weights[0]:g}, beta {weights[1]:g}{fits}, temperature {weights[2]:g}")
+    print(f"self-teacher: width {neck['width']}{limit}, {plan.cost}")
+    print(f"weights:      alpha {loss['alpha']:g}, beta {loss['beta']:g}{fits}, temperature {loss['temperature']:g}")
     print(f"next:         frskd check {target}; frskd train {target}")
 
 

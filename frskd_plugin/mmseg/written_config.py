@@ -12,80 +12,79 @@ from mmengine.config import Config
 
 from frskd_plugin.mmseg.convert import TeacherPlan, frskd_type, merged_imports
 
-# where mmsegmentation keeps its configs, below the installed package
-_SHIPPED = ".mim/configs"
-# the paper's segmentors distil after 40 of 60 epochs (reference section 9)
-_WARM_UP_SHARE = 2 / 3
-
+SHIPPED = ".mim/configs"  # where mmsegmentation keeps its configs, below the installed package
+WARM_UP_SHARE = 2 / 3  # the paper's segmentors distil after 40 of 60 epochs (reference section 9)
 # settings that tell how the maps of a network become levels, and why they are there
-_WIRING = {
+WIRING = {
     "feat_indices": "The network hands its maps out in another order: this is the place of each in its own.",
     "extra_levels": "The network hands out one map; the feature network fuses at least two, so it is pooled once.",
 }
-_TEMPLATE = """\
-# FRSKD for {name}, written by tools/frskdify.py. All settings may be changed;
-# `python tools/check.py THIS_FILE` shows in one dry step what each of them does.
+TEMPLATE = """\
+# FRSKD for {name}, written by `frskd convert`. All settings may be changed;
+# `frskd check THIS_FILE` shows in one dry step what each of them does.
 _base_ = [{base}]
 
 custom_imports = {imports}
 
 model = dict(
-    type="{type}",
+    type={type!r},
     self_teacher=dict(
-        type="FRSKDHead",
+        type='FRSKDHead',
         # The maps behind backbone and neck in training, highest resolution first: strides {strides}
         # of {images} images. width multiplies their channels (the paper's is 1 to segment), max_channels limits them.
-        # This network costs {share:.2f} of the segmentor's multiply-accumulates, forward, in each step of the training;
-        # the self-teacher's own decode head comes on top{head_share}. Inference costs nothing more.
+        # This network costs {cost},
+        # forward, in each step of the training. Inference costs nothing more.
         neck={neck},
 {wiring}        # Loss: the segmentor's + the self-teacher's own + alpha * KL(soft labels) + beta * (attention maps).
         # alpha, temperature: the paper takes 1 and 1 to segment.
         # beta: the distance is a mean over the H x W positions of maps of unit norm, so it falls with 1 / (H * W): for
         # images of twice the side take four times the beta (50 is the paper's, at 512x512). With
-        # feature_reduction="batchmean" it does not depend on the resolution, and wants a beta of its own.
+        # feature_reduction='batchmean' it does not depend on the resolution, and wants a beta of its own.
         # beta=0 leaves soft labels alone, alpha=0 attention maps alone.
         loss_distill={loss_distill},
     ),
 )
 
 # The paper's segmentors distil in the last third of the training only; then alpha and beta rise as exp(-5 (1 - t)^2).
-# The second hook scores the self-teacher too at each validation (val_evaluator.type="SelfTeacherIoUMetric" shows it).
+# The second hook scores the self-teacher too at each validation (val_evaluator.type='SelfTeacherIoUMetric' shows it).
 # custom_hooks = [{base_hooks}
-#     dict(type="DistillWarmupHook", {warm_up}),
-#     dict(type="SelfTeacherValidationHook"),
+#     dict(type='DistillWarmupHook', begin={begin}, by_epoch={by_epoch}),
+#     dict(type='SelfTeacherValidationHook'),
 # ]
 """
 
 
-def config_text(config: Config, plan: TeacherPlan, weights: tuple[float, float, float], target: str | Path) -> str:
-    """Return the source of the config that is to be written to ``target``.
+def config_text(config: Config, plan: TeacherPlan, target: str | Path) -> str:
+    """Return the source of the FRSKD config that is to be written to ``target``, with comments for whoever tunes it.
 
-    Args:
-        config: the plain config, read from a file.
-        plan: the self-teacher.
-        weights: alpha, beta and temperature.
-        target: the file to write; a relative path to the plain config starts from its folder.
+    The plain config was read from a file; a relative path to it starts from the folder of ``target``.
     """
     source = Path(config.filename)
-    self_teacher = plan.self_teacher(*weights)
-    height, width = plan.maps.image_size
-    wiring = [(reason, f"{key}={self_teacher[key]}") for key, reason in _WIRING.items() if key in self_teacher]
-    head = f": about {plan.head_share:.2f} more" if plan.maps.head_macs else ""
-    return _TEMPLATE.format(
+    train_cfg = config.get("train_cfg") or {}
+    length = train_cfg.get("max_epochs") or train_cfg.get("max_iters") or 0
+    return TEMPLATE.format(
         name=source.name,
         base=base_expression(source, target),
-        imports=call(merged_imports(config)),
+        imports=_call(merged_imports(config)),
         type=frskd_type(config),
         strides=", ".join(map(str, plan.maps.strides)),
-        images=f"{height}x{width}",
-        share=plan.share,
-        head_share=head,
-        neck=call(self_teacher["neck"]),
-        wiring="".join(f"        # {reason}\n        {setting},\n" for reason, setting in wiring),
-        loss_distill=call(self_teacher["loss_distill"]),
+        images="{}x{}".format(*plan.maps.image_size),
+        cost=plan.cost,
+        neck=_call(plan.config["neck"]),
+        wiring="".join(
+            f"        # {reason}\n        {key}={plan.config[key]},\n"
+            for key, reason in WIRING.items()
+            if key in plan.config
+        ),
+        loss_distill=_call(plan.config["loss_distill"]),
         base_hooks="*_base_.custom_hooks," if config.get("custom_hooks") else "",
-        warm_up=", ".join(f"{key}={value}" for key, value in warm_up(config).items()),
+        begin=round(WARM_UP_SHARE * length),
+        by_epoch="max_epochs" in train_cfg,
     )
+
+
+def _call(settings: Mapping[str, Any]) -> str:
+    return f"dict({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
 def base_expression(source: Path, target: str | Path) -> str:
@@ -95,57 +94,23 @@ def base_expression(source: Path, target: str | Path) -> str:
     to ``target``, or an absolute one where the two share nothing but the root of the file system.
     """
     source, folder = source.resolve(), Path(target).resolve().parent
-    package = Path(mmseg.__path__[0]).resolve() / _SHIPPED
+    package = Path(mmseg.__path__[0]).resolve() / SHIPPED
     if source.is_relative_to(package):
-        return f'__import__("mmseg").__path__[0] + {quoted(f"/{_SHIPPED}/{source.relative_to(package).as_posix()}")}'
+        return f"__import__('mmseg').__path__[0] + {f'/{SHIPPED}/{source.relative_to(package).as_posix()}'!r}"
     try:
         apart = os.path.commonpath([source, folder]) == source.anchor
     except ValueError:  # two drives
         apart = True
-    return quoted(source.as_posix() if apart else Path(os.path.relpath(source, folder)).as_posix())
+    return repr(source.as_posix() if apart else Path(os.path.relpath(source, folder)).as_posix())
 
 
 def find_config(name: str | Path) -> Path:
     """Return a config file as it is named, or as mmsegmentation ships it: ``mmseg::fcn/NAME.py``, ``fcn/NAME.py``."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = Path(mmseg.__path__[0]) / _SHIPPED
-    inside = shipped / str(name).removeprefix("mmseg::")
-    if inside.is_file():
-        return inside
+    shipped = Path(mmseg.__path__[0]) / SHIPPED
+    for path in (Path(name), shipped / str(name).removeprefix("mmseg::")):
+        if path.is_file():
+            return path
     raise FileNotFoundError(
         f"config {name} not found, neither as a file nor in {shipped}; expected a Python config of mmsegmentation, "
         "such as my_fcn.py or mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py"
     )
-
-
-def warm_up(config: Config) -> dict[str, Any]:
-    """Return settings of a `DistillWarmupHook` for the length of the config's training."""
-    train_cfg = config.get("train_cfg") or {}
-    by_epoch = "max_epochs" in train_cfg
-    length = train_cfg.get("max_epochs") or train_cfg.get("max_iters") or 0
-    return dict(begin=round(_WARM_UP_SHARE * length), by_epoch=by_epoch)
-
-
-def call(settings: Mapping[str, Any]) -> str:
-    """Return settings as Python with ``dict``.
-
-    >>> call(dict(type="FRSKDLoss", alpha=1.0, names=["a"]))
-    'dict(type="FRSKDLoss", alpha=1.0, names=["a"])'
-    """
-    return f"dict({', '.join(f'{key}={_literal(value)}' for key, value in settings.items())})"
-
-
-def quoted(text: str) -> str:
-    """Return a string literal in double quotes."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_literal, value))}]"
-    return repr(value)

@@ -13,8 +13,7 @@ from mmseg.models.backbones import MixVisionTransformer
 
 from frskd_plugin.mmengine.config_tools import read_config
 from frskd_plugin.mmseg import convert
-from frskd_plugin.mmseg.convert import frskd_config, plan_self_teacher
-from frskd_plugin.mmseg.feature_maps import build_plain, feature_channels
+from frskd_plugin.mmseg.convert import build_plain, feature_channels, frskd_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import find_config
 from tests.helpers.segmentors import build, fcn, make_batch
 from tests.helpers.tiny_mmseg import frskd_model, tiny_config
@@ -114,15 +113,15 @@ def test_one_logit_a_pixel_is_distilled_with_the_sigmoid():
 def test_width_keeps_the_cost_within_the_share(looks):
     config = plain()
     free = plan_self_teacher(config, max_share=10.0)
-    assert (free.width, free.max_channels) == (1, None)  # the paper's for segmentation, however cheap
+    # the paper's width for segmentation, however cheap
+    assert free.config["neck"] == dict(type="SelfTeacherNeck", in_channels=[8, 16, 32, 64], width=1)
     narrow = plan_self_teacher(config, max_share=free.share / 2)
-    assert narrow.width == 1 and narrow.max_channels % 8 == 0
+    assert narrow.config["neck"]["width"] == 1 and narrow.config["neck"]["max_channels"] % 8 == 0
     assert narrow.share <= free.share / 2
-    assert narrow.self_teacher(1, 50, 1)["neck"]["max_channels"] == narrow.max_channels
     least = plan_self_teacher(config, max_share=1e-6)  # a network so cheap that nothing is within the share
-    assert (least.width, least.max_channels) == (1, 8) and 1e-6 < least.share <= narrow.share
+    assert least.config["neck"]["max_channels"] == 8 and 1e-6 < least.share <= narrow.share
     assert plan_self_teacher(config, width=3).share > free.share
-    assert plan_self_teacher(config, width=2, max_channels=16).self_teacher(1, 50, 1)["neck"]["max_channels"] == 16
+    assert plan_self_teacher(config, width=2, max_channels=16).config["neck"]["max_channels"] == 16
 
 
 def test_beta_fits_the_images():
@@ -191,7 +190,12 @@ def frskd_of(config):
             ValueError,
             "'DepthEstimator' is not a segmentor that FRSKD serves: expected",
         ),
-        (plain(type="TimmClassifier"), {}, ValueError, "of a classifier .*--method frskd"),
+        (
+            plain(type="TimmClassifier"),
+            {},
+            ValueError,
+            ".TimmClassifier. trains with it by .frskd train",
+        ),
         (Config(dict(optimizer={})), {}, ValueError, "the config has no `model`"),
         (dict(model=fcn()), {}, TypeError, "expected a Config of mmengine or the path of a config file, got dict"),
         (plain(), dict(width="wide"), ValueError, "`width` must be an int >= 1 or 'auto', got 'wide'"),

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from frskd_plugin import commands
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmseg.convert import frskd_config
-from frskd_plugin.mmseg.written_config import base_expression, find_config, warm_up
+from frskd_plugin.mmseg.written_config import base_expression, find_config
 from tests.helpers.real_runs import train
 from tests.helpers.tiny_mmseg import tiny_config
 
@@ -97,7 +97,7 @@ def test_written_file_trains(data_root, tmp_path):
     out.write_text("written over by --force")
     assert commands.run("convert", [str(plain), "-o", str(out), "--force"]) == 0
     text = out.read_text()
-    assert '_base_ = ["plain.py"]' in text
+    assert "_base_ = ['plain.py']" in text
     # the hooks stand there as comments: take these away, as a user does
     hooked = tmp_path / "hooked.py"
     start = text.index("# custom_hooks")
@@ -105,6 +105,7 @@ def test_written_file_trains(data_root, tmp_path):
     config = Config.fromfile(hooked)
     kinds = [hook["type"] for hook in config.custom_hooks]
     assert kinds[-2:] == ["DistillWarmupHook", "SelfTeacherValidationHook"] and "StepSeedHook" in kinds
+    assert (config.custom_hooks[-2].begin, config.custom_hooks[-2].by_epoch) == (1, True)  # two thirds of one epoch
 
     runner = train(config, tmp_path / "run", custom_hooks=[])
     scalars = runner.message_hub.log_scalars
@@ -120,17 +121,13 @@ def test_shipped_configs_are_found_wherever_mmseg_lies(tmp_path):
     assert commands.run("convert", [f"mmseg::{BASES['fcn']}", "-o", str(out)]) == 0
     text = out.read_text()
     assert mmseg.__path__[0] not in text
-    assert f'__import__("mmseg").__path__[0] + "/.mim/configs/{BASES["fcn"]}"' in text
+    assert f"__import__('mmseg').__path__[0] + '/.mim/configs/{BASES['fcn']}'" in text
     assert Config.fromfile(out).model == frskd_config(find_config(BASES["fcn"])).model
     assert max(len(line) for line in text.splitlines()) <= 120
     # one comment for each thing to tune, and the warm-up of this training's length
     for word in ("alpha", "beta", "temperature", "width", "max_channels", "feature_reduction", "begin=26667"):
         assert re.search(rf"#.*{word}", text), word
     assert re.search(r"costs \d\.\d\d of the segmentor's multiply-accumulates.*about \d\.\d\d more", text, re.DOTALL)
-
-
-def test_schedule_of_a_training_by_epochs():
-    assert warm_up(Config(dict(train_cfg=dict(max_epochs=60)))) == dict(begin=40, by_epoch=True)
 
 
 @pytest.fixture
