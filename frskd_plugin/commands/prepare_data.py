@@ -15,13 +15,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from frskd_plugin.commands.console import progress
-from frskd_plugin.commands.published_archives import RULES, Rule, Source
+from frskd_plugin.commands.published_archives import LAYOUTS, Places, Source, place_of
 from frskd_plugin.data.cifar100 import ARCHIVE_FOLDER, load_cifar100
 from frskd_plugin.data.image_folder import IMAGE_SETS, ImageSet
 
@@ -38,9 +38,7 @@ class PreparedPart(NamedTuple):
     made: bool
 
 
-def prepare_images(
-    name: str, src: str | Path, dst: str | Path, link: bool = False, image_set: ImageSet | None = None
-) -> list[PreparedPart]:
+def prepare_images(name: str, src: str | Path, dst: str | Path, link: bool = False) -> list[PreparedPart]:
     """Put a published data set into the layout that the data sets of this package read.
 
     A part (a split, or CIFAR-100's python archive) is made in a hidden folder beside its place and renamed once its
@@ -51,26 +49,24 @@ def prepare_images(
         src: its archive, or a folder that holds its archives or what they unpack to; nothing in it is changed.
         dst: the folder to make.
         link: hard links instead of copies of files that lie unpacked in ``src``.
-        image_set: what the whole set looks like; by default as published.
 
     Raises:
         FileNotFoundError: Something of the published set is missing.
         ValueError: Counts are wrong, an archive is damaged or unsafe, or ``dst`` lies in ``src``.
     """
-    if name not in RULES:
-        raise ValueError(f"expected a data set out of {', '.join(RULES)}, got {name!r}")
-    image_set = image_set or IMAGE_SETS[name]
-    src, dst = Path(src), Path(dst)
+    if name not in LAYOUTS:
+        raise ValueError(f"expected a data set out of {', '.join(LAYOUTS)}, got {name!r}")
+    image_set, src, dst = IMAGE_SETS[name], Path(src), Path(dst)
     source = Source(src, image_set.sources)
     if src.is_dir() and dst.resolve().is_relative_to(src.resolve()):
         raise ValueError(f"DST {dst} lies in SRC {src}, in which nothing is changed; name a folder outside of it")
     if dst.exists() and not dst.is_dir():
         raise ValueError(f"DST {dst} is a file; name a folder, which may be a new one")
     try:
-        rule = RULES[name](source)
+        places = LAYOUTS[name](source)
     except LookupError as error:  # a list names what another one lacks
         raise ValueError(f"the lists in {src} do not fit together ({error}); download them again") from error
-    in_archive = rule(PurePosixPath(f"{ARCHIVE_FOLDER}/meta")) is not None
+    in_archive = any(path.parts[0] == ARCHIVE_FOLDER for path in places.values())
     parts = [ARCHIVE_FOLDER] if in_archive else list(image_set.images)
 
     counts = {part: _existing(dst / part, image_set) for part in parts if (dst / part).exists()}
@@ -80,23 +76,22 @@ def prepare_images(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         if partial:
-            _copy(source, rule, partial, link, image_set)
+            _copy(source, places, partial, link, image_set)
         counts |= {part: check_counts(folder, part, image_set) for part, folder in partial.items()}
         for part, folder in partial.items():
             os.replace(folder, dst / part)
-    except BaseException:
+    finally:
         for folder in partial.values():
             shutil.rmtree(folder, ignore_errors=True)
-        raise
     return [PreparedPart(dst / part, counts[part], made=part in partial) for part in parts]
 
 
-def _copy(source: Source, rule: Rule, partial: dict[str, Path], link: bool, image_set: ImageSet) -> None:
+def _copy(source: Source, places: Places, partial: dict[str, Path], link: bool, image_set: ImageSet) -> None:
     """Write the files that belong to the parts into their hidden folders, in all no more than such a set has."""
     total = sum(image_set.images.values())
     left = total * MEAN_LIMIT + ARRAYS_LIMIT
-    places = ((member, rule(PurePosixPath(member.name))) for member in source.members())
-    wanted = ((member, place) for member, place in places if place is not None and place.parts[0] in partial)
+    placed = ((member, place_of(member.name, places)) for member in source.members())
+    wanted = ((member, place) for member, place in placed if place is not None and place.parts[0] in partial)
     for member, place in progress(wanted, "copying", "files", None if ARCHIVE_FOLDER in partial else total):
         target = partial[place.parts[0]].joinpath(*place.parts[1:])
         if target.exists():
@@ -105,8 +100,19 @@ def _copy(source: Source, rule: Rule, partial: dict[str, Path], link: bool, imag
                 "published set once, without copies of it"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
+        if link and member.path is not None:
+            try:
+                os.link(os.path.realpath(member.path), target)
+            except OSError as error:
+                raise ValueError(
+                    f"--link: {member.path} cannot be linked as {target} ({error.strerror}); SRC and DST must lie on "
+                    "one file system that has hard links, or leave --link out"
+                ) from error
+            continue
         largest = ARRAYS_LIMIT if place.parts[0] == ARCHIVE_FOLDER else IMAGE_LIMIT
-        left -= max(member.copy_to(target, min(largest, left), link), BLOCK)
+        with member.opened(min(largest, left)) as file, open(target, "xb") as copy:
+            shutil.copyfileobj(file, copy)
+        left -= max(member.size, BLOCK)
 
 
 def _existing(folder: Path, image_set: ImageSet) -> dict[str, int]:
@@ -120,10 +126,14 @@ def _existing(folder: Path, image_set: ImageSet) -> dict[str, int]:
 
 def check_counts(folder: Path, part: str, image_set: ImageSet) -> dict[str, int]:
     """Count the images of each split in a part of the set."""
+    found = {}
     if part == ARCHIVE_FOLDER:
-        found = {split: _count_archive(folder, split) for split in image_set.images}
+        for split in image_set.images:
+            arrays = load_cifar100(folder, split)
+            found[split] = Counter(arrays.classes[label] for label in arrays.targets.tolist())
     else:
-        found = {part: _count_images(folder)}
+        images = (path for path in folder.glob("*/**/*") if path.suffix.lower() in IMG_EXTENSIONS)
+        found[part] = Counter(path.relative_to(folder).parts[0] for path in images)
     for split, per_class in found.items():
         expected, each = image_set.images[split], image_set.per_class.get(split)
         wrong = [f"{name} {count}" for name, count in per_class.items() if each is not None and count != each]
@@ -136,21 +146,6 @@ def check_counts(folder: Path, part: str, image_set: ImageSet) -> dict[str, int]
                 "run this again"
             )
     return {split: per_class.total() for split, per_class in found.items()}
-
-
-def _count_images(folder: Path) -> Counter[str]:
-    """Count the images below each class folder, as torchvision's `ImageFolder` sees them."""
-    counts: Counter[str] = Counter()
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = (file for _, _, files in os.walk(class_folder) for file in files)
-        counts[class_folder.name] = sum(file.lower().endswith(IMG_EXTENSIONS) for file in files)
-    return counts
-
-
-def _count_archive(folder: Path, split: str) -> Counter[str]:
-    arrays = load_cifar100(folder, split)
-    counts = arrays.targets.bincount(minlength=len(arrays.classes)).tolist()
-    return Counter(dict(zip(arrays.classes, counts, strict=True)))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,14 +1,14 @@
 """Files of a published data set, in archives or unpacked, and where each of its images belongs.
 
-Nothing is ever unpacked as the archive says: a reader sees names and contents, and decides itself what goes where. For
-each set a function reads its lists and returns a rule: name of a published file -> where it goes
-(``split/class/image``), or None if it is not needed.
+Nothing is unpacked as an archive says: a reader sees names and contents, and the lists of the set decide what goes
+where.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import io
+import math
 import os
 import re
 import stat
@@ -17,10 +17,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -29,64 +28,36 @@ from frskd_plugin.data.cifar100 import ARCHIVE_FOLDER
 
 LIST_LIMIT = 64 << 20  # bytes of a file that is read as a whole: lists of images and classes
 NESTED = re.compile(r"n\d{8}\.tar")  # ImageNet's training archive holds one of these for each class
-TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
+TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")  # of ImageNet and Tiny ImageNet
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One file of a data set. It can be read until its iterator goes on to the next.
 
-    Args:
+    Attributes:
         name: path in the archive or below the folder, with '/'.
-        archive: the file or folder that holds it.
+        source: the archive or folder that holds it.
+        size: bytes that it has; of a file in an archive no more are ever read than are stated.
         open: opens it for reading.
-        size: bytes that it has or, in an archive, is said to unpack to.
         path: where it lies as a file of its own, None in an archive.
     """
 
     name: str
-    archive: Path
-    open: Callable[[], IO[bytes]]
+    source: Path
     size: int
+    open: Callable[[], IO[bytes]]
     path: Path | None = None
 
-    def chunks(self, limit: int) -> Iterator[bytes]:
-        """Yield the content, and no more than the limit of it, whatever the archive says about its size.
-
-        Raises:
-            ValueError: The archive is damaged, or the file has more than ``limit`` bytes.
-        """
-        size = 0
-        if self.size <= limit:
-            with naming(self.archive), self.open() as source:
-                while size <= limit and (chunk := source.read(1 << 20)):
-                    size += len(chunk)
-                    if size <= limit:
-                        yield chunk
-        if max(size, self.size) > limit:
+    @contextmanager
+    def opened(self, limit: float = math.inf) -> Iterator[IO[bytes]]:
+        """Open it for reading; a ValueError says that it has more than ``limit`` bytes, or is damaged."""
+        if self.size > limit:
             raise ValueError(
-                f"{self.archive}: {self.name} unpacks to {max(size, self.size) >> 20} MiB or more, and {limit >> 20} "
-                "MiB are the most that is left for it in a set of this kind; nothing was kept: get the archive from "
-                "its authors"
+                f"{self.source}: {self.name} unpacks to {self.size >> 20} MiB, and {int(limit) >> 20} MiB are the most "
+                "that is left for it in a set of this kind; nothing was kept: get the archive from its authors"
             )
-
-    def copy_to(self, target: Path, limit: int, link: bool = False) -> int:
-        """Write the content to a new file; with ``link`` a file that lies on disk gets a second name instead.
-
-        Returns:
-            The bytes that were written.
-        """
-        if link and self.path is not None:
-            try:
-                os.link(os.path.realpath(self.path), target)
-            except OSError as error:
-                raise ValueError(
-                    f"--link: {self.path} cannot be linked as {target} ({error.strerror}); SRC and DST must lie on one "
-                    "file system that has hard links, or leave --link out"
-                ) from error
-            return 0
-        with open(target, "xb") as file:
-            return sum(file.write(chunk) for chunk in self.chunks(limit))
+        with naming(self.source), self.open() as file:
+            yield file
 
 
 class Source:
@@ -109,8 +80,8 @@ class Source:
         """Yield all files, in those archives of archives too if ``nested``."""
         for member in archive_members(self.path) if self.path.is_file() else self._folder_members():
             if nested and NESTED.fullmatch(PurePosixPath(member.name).name):
-                with naming(member.archive), member.open() as file:
-                    yield from tar_members(member.archive, file)
+                with member.opened() as file:
+                    yield from tar_members(member.source, file)
             else:
                 yield member
 
@@ -119,16 +90,15 @@ class Source:
             folders.sort()
             for file in sorted(files):
                 path = Path(folder) / file
-                if not path.is_file():  # a pipe or a device, or a link to one: opening it would wait, or never end
-                    continue
                 unpacked = path.stem if NESTED.fullmatch(file) else self._archives.get(file)
-                if unpacked is not None and (path.parent / unpacked).exists():
+                # a pipe or a device, or a link to one, is passed over: opening it would wait, or never end
+                if not path.is_file() or (unpacked is not None and (path.parent / unpacked).exists()):
                     continue
                 if self._archives.get(file) is not None:
                     yield from archive_members(path)
                 else:
                     name = path.relative_to(self.path).as_posix()
-                    yield Member(name, self.path, cast(Any, partial(open, path, "rb")), path.stat().st_size, path)
+                    yield Member(name, self.path, path.stat().st_size, partial(open, path, "rb"), path)
 
     def read_lists(self, *patterns: str) -> dict[str, bytes]:
         """Read the files with these names (``*_train.txt`` takes all that end so), by name without folders."""
@@ -136,7 +106,8 @@ class Source:
         for member in self.members(nested=False):
             name = PurePosixPath(member.name).name
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) and not name.startswith("."):
-                found[name] = b"".join(member.chunks(LIST_LIMIT))
+                with member.opened(LIST_LIMIT) as file:
+                    found[name] = file.read(LIST_LIMIT)
                 if set(found) == set(patterns):
                     break
         missing = [pattern for pattern in patterns if not fnmatch.filter(found, pattern)]
@@ -158,7 +129,7 @@ def archive_members(path: Path) -> Iterator[Member]:
             for info in archive.infolist():
                 check_inside(info.filename, path)
                 if not info.is_dir() and stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG):
-                    yield Member(info.filename, path, partial(archive.open, info), info.file_size)
+                    yield Member(info.filename, path, info.file_size, partial(archive.open, info))
 
 
 def tar_members(path: Path, file: IO[bytes] | None = None) -> Iterator[Member]:
@@ -170,7 +141,7 @@ def tar_members(path: Path, file: IO[bytes] | None = None) -> Iterator[Member]:
         for info in archive:
             check_inside(info.name, path)
             if info.isreg():
-                yield Member(info.name, path, cast(Any, partial(archive.extractfile, info)), info.size)
+                yield Member(info.name, path, info.size, cast(Any, partial(archive.extractfile, info)))
 
 
 def check_inside(name: str, archive: Path) -> None:
@@ -196,73 +167,59 @@ def naming(archive: Path) -> Iterator[None]:
         raise ValueError(f"{archive} is damaged, not complete or no archive ({reason}); download it again") from error
 
 
-Rule = Callable[[PurePosixPath], PurePosixPath | None]
+# End of the path of a published file -> where it goes, ``split/class/image``; others are not needed.
+Places = dict[str, PurePosixPath]
 
 
-def cifar100(source: Source) -> Rule:
+def cifar100(source: Source) -> Places:
     """Take the three files of the python archive, or image folders ``{train,test}/<class>/*.png``."""
     names = [PurePosixPath(member.name) for member in source.members(nested=False)]
     if any(path.name == "meta" for path in names):
-        return lambda path: place(ARCHIVE_FOLDER, path.name) if path.name in ("train", "test", "meta") else None
-
-    def rule(path: PurePosixPath) -> PurePosixPath | None:
-        is_image = path.suffix.lower() in IMG_EXTENSIONS and path.parts[-3:-2] in (("train",), ("test",))
-        return place(*path.parts[-3:]) if is_image else None
-
-    return rule
+        return {name: place(ARCHIVE_FOLDER, name) for name in ("train", "test", "meta")}
+    images = [path for path in names if path.suffix.lower() in IMG_EXTENSIONS]
+    return {str(p): place(*p.parts[-3:]) for p in images if p.parts[-3:-2] in (("train",), ("test",))}
 
 
-def tinyimagenet(source: Source) -> Rule:
-    """Take training images by their names; validation images stand in a list with their classes and boxes."""
-    val_classes = {file: rest.split()[0] for file, rest in _tables(source, "val_annotations.txt")[0].items()}
-
-    def rule(path: PurePosixPath) -> PurePosixPath | None:
-        if path.name in val_classes:
-            return place("val", val_classes[path.name], path.name)
-        train = TRAIN_IMAGE.fullmatch(path.name)
-        return place("train", train[1], path.name) if train else None
-
-    return rule
+def tinyimagenet(source: Source) -> Places:
+    """Read the list of validation images, with their classes and boxes; those of training say their class."""
+    (table,) = _tables(source, "val_annotations.txt")
+    return {file: place("val", rest.split()[0], file) for file, rest in table.items()}
 
 
-def cub200(source: Source) -> Rule:
+def cub200(source: Source) -> Places:
     """Read tables of ``<image number> <value>``: file, class and whether the image is for training."""
     names = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     files, labels, is_train, classes = _tables(source, *names)
     if not files.keys() == labels.keys() == is_train.keys():
         counts = ", ".join(f"{n} {len(table)}" for n, table in zip(names, (files, labels, is_train), strict=False))
         raise ValueError(f"these lists must be about the same images, got {counts}; download the archive again")
-    targets = {
+    return {
         file: place("train" if is_train[i] == "1" else "test", classes[labels[i]], PurePosixPath(file).name)
         for i, file in files.items()
     }
-    return lambda path: targets.get("/".join(path.parts[-2:]))
 
 
-def mit67(source: Source) -> Rule:
-    """Read lists of ``<class>/<image>``; more than half of the published images are in neither."""
-    lists = source.read_lists("TrainImages.txt", "TestImages.txt")
-    return _by_class_and_file(train=_lines(lists["TrainImages.txt"]), test=_lines(lists["TestImages.txt"]))
+def class_and_file(source: Source, **lists: str) -> Places:
+    """Read a list of ``<class>/<image>`` for each split, as text or as a MATLAB file."""
+    contents, places = source.read_lists(*lists.values()), {}
+    for split, name in lists.items():
+        content = contents[name]
+        files = map(str, read_mat(name, content, "file_list")) if name.endswith(".mat") else _lines(content)
+        places.update({file: place(split, *PurePosixPath(file).parts) for file in files})
+    return places
 
 
-def stanford40(source: Source) -> Rule:
+def stanford40(source: Source) -> Places:
     """Read a list of images for each class and split: ``<class>_train.txt`` and ``<class>_test.txt``."""
-    targets = {}
+    places = {}
     for name, content in source.read_lists("*_train.txt", "*_test.txt").items():
         class_name, split = name.removesuffix(".txt").rsplit("_", 1)
-        targets.update({file: place(split, class_name, file) for file in _lines(content)})
-    return lambda path: targets.get(path.name)
+        places.update({file: place(split, class_name, file) for file in _lines(content)})
+    return places
 
 
-def dogs(source: Source) -> Rule:
-    """Read lists of ``<class>/<image>`` in MATLAB files."""
-    lists = source.read_lists("train_list.mat", "test_list.mat")
-    train, test = (list(map(str, read_mat(name, lists[name], "file_list"))) for name in sorted(lists, reverse=True))
-    return _by_class_and_file(train=train, test=test)
-
-
-def imagenet(source: Source) -> Rule:
-    """Take training images by their names; for the others the devkit lists the numbers of the classes.
+def imagenet(source: Source) -> Places:
+    """Read the classes of the validation images out of the devkit; those of training say their class.
 
     torchvision's reader of these archives is not used: it insists on their checksums (an hour of reading for a set
     that was repacked) and starts from an empty folder.
@@ -275,20 +232,18 @@ def imagenet(source: Source) -> Rule:
         val_classes = [wnids[int(line)] for line in _lines(lists[truth_name])]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{truth_name} must hold a class number of meta.mat in each line, got {error}") from error
-
-    def rule(path: PurePosixPath) -> PurePosixPath | None:
-        if train := TRAIN_IMAGE.fullmatch(path.name):
-            return place("train", train[1], path.name)
-        val = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", path.name)
-        if val and 1 <= int(val[1]) <= len(val_classes):
-            return place("val", val_classes[int(val[1]) - 1], path.name)
-        return None
-
-    return rule
+    files = (f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, len(val_classes) + 1))
+    return {file: place("val", wnid, file) for file, wnid in zip(files, val_classes, strict=True)}
 
 
-RULES: dict[str, Callable[[Source], Rule]] = {
-    rule.__name__: rule for rule in (cifar100, tinyimagenet, cub200, mit67, stanford40, dogs, imagenet)
+LAYOUTS: dict[str, Callable[[Source], Places]] = {
+    "cifar100": cifar100,
+    "tinyimagenet": tinyimagenet,
+    "cub200": cub200,
+    "mit67": partial(class_and_file, train="TrainImages.txt", test="TestImages.txt"),
+    "stanford40": stanford40,
+    "dogs": partial(class_and_file, train="train_list.mat", test="test_list.mat"),
+    "imagenet": imagenet,
 }
 
 
@@ -304,6 +259,16 @@ def place(*parts: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
+def place_of(name: str, places: Places) -> PurePosixPath | None:
+    """Return where a published file goes, None if it is not needed."""
+    parts = PurePosixPath(name).parts
+    for start in range(len(parts)):
+        if (found := places.get("/".join(parts[start:]))) is not None:
+            return found
+    train = TRAIN_IMAGE.fullmatch(parts[-1])
+    return place("train", train[1], train[0]) if train else None
+
+
 def read_mat(name: str, content: bytes, key: str) -> np.ndarray:
     """Read the array ``key`` of a MATLAB file, [N]."""
     try:
@@ -316,12 +281,6 @@ def read_mat(name: str, content: bytes, key: str) -> np.ndarray:
         raise ValueError(
             f"{name} cannot be read as a MATLAB file with {key} ({type(error).__name__}: {error}); download it again"
         ) from error
-
-
-def _by_class_and_file(**splits: list[str]) -> Rule:
-    """Return the rule of lists that name images as ``<class>/<image>``."""
-    targets = {file: place(split, *PurePosixPath(file).parts) for split, files in splits.items() for file in files}
-    return lambda path: targets.get("/".join(path.parts[-2:]))
 
 
 def _lines(content: bytes) -> list[str]:
