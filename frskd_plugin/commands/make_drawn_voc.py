@@ -62,12 +62,9 @@ def voc_palette() -> list[int]:
     >>> voc_palette()[:9]
     [0, 0, 0, 128, 0, 0, 0, 128, 0]
     """
-    table: np.ndarray = np.zeros((256, 3), dtype=np.uint8)
-    for index in range(256):
-        for bit in range(3):
-            for channel in range(3):
-                table[index, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return table.reshape(-1).tolist()
+    index, channel = np.arange(256)[:, None], np.arange(3)
+    table = sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))
+    return np.ravel(table).tolist()
 
 
 def shape_mask(
@@ -146,14 +143,6 @@ def _outlines(instances: np.ndarray) -> np.ndarray:
     return border
 
 
-def save_scene(devkit: Path, year: str, image_id: str, image: np.ndarray, labels: np.ndarray) -> None:
-    """Write a scene as VOC does: JPEG, and labels as indices of a palette PNG."""
-    Image.fromarray(image).save(image_path(devkit, year, image_id), quality=92)
-    mask = Image.fromarray(labels)
-    mask.putpalette(voc_palette())  # turns mode L into P
-    mask.save(mask_path(devkit, year, image_id))
-
-
 def make_devkit(
     devkit: Path, train: int = 160, val: int = 24, size: tuple[int, int] = (120, 160), seed: int = 0
 ) -> dict[tuple[str, str], int]:
@@ -183,7 +172,11 @@ def make_devkit(
             key, image_id = ("VOC2007", "trainval"), f"{number + 1:06d}"
         else:
             key, image_id = ("VOC2012", "trainval"), f"2008_{number + 1:06d}"
-        save_scene(devkit, key[0], image_id, *draw_scene(seed, number, size))
+        image, labels = draw_scene(seed, number, size)
+        Image.fromarray(image).save(image_path(devkit, key[0], image_id), quality=92)
+        mask = Image.fromarray(labels)
+        mask.putpalette(voc_palette())  # turns mode L into P
+        mask.save(mask_path(devkit, key[0], image_id))
         ids[key].append(image_id)
 
     copies = [_copy_into_2012(devkit, i, n) for n, i in enumerate(ids["VOC2007", "test"][::4])]
@@ -196,24 +189,17 @@ def make_devkit(
 def _copy_into_2012(devkit: Path, test_id: str, number: int) -> str:
     """Put an image of VOC2007 test into VOC2012: by its id (0, 3, ..), as the same file (1, 4, ..), or encoded anew."""
     new_id = f"2007_{test_id}" if number % 3 == 0 else f"2009_{test_id}"
-    source, target = image_path(devkit, "VOC2007", test_id), image_path(devkit, "VOC2012", new_id)
+    for path in (image_path, mask_path):
+        shutil.copyfile(path(devkit, "VOC2007", test_id), path(devkit, "VOC2012", new_id))
     if number % 3 == 2:
-        with Image.open(source) as image:
-            image.save(target, quality=80)
-    else:
-        shutil.copyfile(source, target)
-    shutil.copyfile(mask_path(devkit, "VOC2007", test_id), mask_path(devkit, "VOC2012", new_id))
+        with Image.open(image_path(devkit, "VOC2007", test_id)) as image:
+            image.save(image_path(devkit, "VOC2012", new_id), quality=80)
     return new_id
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Read HxW.
-
-    >>> image_size("120x160")
-    (120, 160)
-    """
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
+    """Read HEIGHTxWIDTH."""
+    if (match := re.fullmatch(r"(\d+)x(\d+)", text)) is None:
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 120x160, got {text!r}")
     return int(match[1]), int(match[2])
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from frskd_plugin.commands.console import progress
 from frskd_plugin.core.atomic_write import atomic_write
+from frskd_plugin.data.image_folder import read_rgb
 
 LIST_NAME = "frskd_train"
 PAPER_LIST_NAME = "frskd_train_paper_protocol"
@@ -54,7 +54,7 @@ class Copy(NamedTuple):
 
 
 class TrainingLists(NamedTuple):
-    """Ids to train on by year, what was left out, and which images of VOC2012 are in VOC2007 trainval as well."""
+    """Ids to train on by year, what VOC2012 has of VOC2007 test, and what it has of VOC2007 trainval."""
 
     ids: dict[str, list[str]]
     removed: list[Copy]
@@ -96,22 +96,17 @@ def read_splits(devkit: Path) -> dict[tuple[str, str], list[str]]:
             raise ValueError(f"{list_path(devkit, year, split)} holds no id; unpack {archive} again")
         files = [path(devkit, year, i) for path in (image_path, mask_path) for i in ids]
         if absent := [str(file) for file in files if not file.is_file()]:
-            more = f"\n  ... and {len(absent) - 5} more" if len(absent) > 5 else ""
+            lines = [*absent[:5], *([f"... and {len(absent) - 5} more"] if absent[5:] else [])]
             raise FileNotFoundError(
                 f"{len(absent)} of {len(files)} files of {year} {split} are missing (from {archive}):\n  "
-                + "\n  ".join(absent[:5])
-                + more
+                + "\n  ".join(lines)
             )
     return splits
 
 
 def fingerprint(path: Path) -> Fingerprint:
     """Hash the decoded pixels, and shrink them to a thumbnail."""
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); unpack it again") from error
+    image = read_rgb(path)
     thumbnail = image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX)
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     return Fingerprint(pixels, np.asarray(thumbnail, dtype=np.float32))
@@ -120,8 +115,7 @@ def fingerprint(path: Path) -> Fingerprint:
 def find_copies(candidates: dict[str, Fingerprint], references: dict[str, Fingerprint]) -> list[Copy]:
     """Find the candidates (ids of VOC2012) that are an image of the references (ids of VOC2007), in their order."""
     by_pixels = {print_.pixels: i for i, print_ in references.items()}
-    reference_ids = list(references)
-    thumbnails = np.stack([references[i].thumbnail for i in reference_ids])
+    reference_ids, thumbnails = list(references), np.stack([print_.thumbnail for print_ in references.values()])
     copies = []
     for image_id, candidate in candidates.items():
         old_id = image_id.removeprefix("2007_")
@@ -179,32 +173,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    args.out = args.out or (PAPER_LIST_NAME if args.paper_protocol else LIST_NAME)
-    if "/" in args.out or args.out in {"train", "val", "trainval", "test"}:
-        parser.error(f"--out must be a plain name other than those of the published lists, got {args.out!r}")
-    return args
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Make and write the lists."""
-    args = parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    name = args.out or (PAPER_LIST_NAME if args.paper_protocol else LIST_NAME)
+    if "/" in name or name in {"train", "val", "trainval", "test"}:
+        parser.error(f"--out must be a plain name other than those of the published lists, got {name!r}")
     lists = make_training_lists(args.devkit, args.paper_protocol)
     for (year, split), (published, _) in SPLITS.items():
         count = len(read_ids(list_path(args.devkit, year, split)))
-        note = "" if count == published else f" (the published devkit has {published})"
-        print(f"{year} {split}: {count} images{note}")
+        print(
+            f"{year} {split}: {count} images{'' if count == published else f' (the published devkit has {published})'}"
+        )
     kept = "kept, --paper-protocol" if args.paper_protocol else "left out"
-    reasons = ", ".join(f"{n} by {reason}" for reason, n in Counter(c.reason for c in lists.removed).items())
-    how = f" ({reasons})" if reasons else ""
-    print(f"VOC2012 trainval holds {len(lists.removed)} images of VOC2007 test: {kept}{how}")
+    print(f"VOC2012 trainval holds {len(lists.removed)} images of VOC2007 test: {kept}")
     for copy in lists.removed:
         print(f"  {copy.image_id} is VOC2007 test {copy.reference_id}: {copy.reason}")
     print(f"VOC2012 trainval holds {len(lists.twice)} images of VOC2007 trainval: they stay and count twice")
     for year, ids in lists.ids.items():
-        path = list_path(args.devkit, year, args.out)
+        path = list_path(args.devkit, year, name)
         atomic_write(path, "".join(f"{i}\n" for i in ids).encode())
         print(f"wrote {path}: {len(ids)} images")
