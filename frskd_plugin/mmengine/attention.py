@@ -34,7 +34,7 @@ def attention_panels(
     Args:
         feats: maps [1, C_i, H_i, W_i] of one image.
         size: height and width of the image.
-        padded_size: height and width of what the network saw, where the image was padded below and on the right.
+        padded_size: those of what the network saw, where the image was padded below and on the right.
 
     >>> feat = torch.tensor([[[[1.0, 2.0]], [[1.0, 0.0]]]])  # means of squares: 1 and 2
     >>> attention_panels([feat], (1, 4))[0].round(2).tolist()
@@ -58,10 +58,7 @@ def refine(neck: nn.Module, feats: Sequence[Tensor]) -> list[Tensor]:
 
 
 def as_picture(image: Tensor) -> np.ndarray:
-    """Return what a picture shows of an image [C, H, W] in 0..255 with any number of bands, as [H, W, 3] of uint8.
-
-    The first three bands are taken as RGB; fewer are shown as the first one in grey.
-    """
+    """Return the first three bands of an image [C, H, W] in 0..255 as RGB, uint8 [H, W, 3]; of fewer, one in grey."""
     shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
     return shown.float().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
@@ -95,22 +92,16 @@ def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
     return figure
 
 
-FOLDER = "attention"
-
-
 class AttentionHook(Hook):
     """Draw images of the validation set after the training and, if asked for, in its course.
 
     The pictures go to ``WORK_DIR/attention/NAME.png``, those of an epoch to ``WORK_DIR/attention/epoch_N/NAME.png``,
-    and to the visualizer's backends, such as TensorBoard. A subclass has the `picture`. What is trained stays the same.
+    and to the visualizer's backends. A subclass has the `picture`. What is trained stays the same.
 
     Args:
         num_images: of the validation set, from its start.
         interval: epochs (with ``by_epoch=False`` iterations) between pictures; 0 draws after the training only.
         by_epoch: what ``interval`` counts.
-
-    Raises:
-        ValueError: a negative number.
     """
 
     def __init__(self, num_images: int = 2, interval: int = 0, by_epoch: bool = True) -> None:
@@ -122,22 +113,19 @@ class AttentionHook(Hook):
         self.by_epoch = by_epoch
 
     def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
-        """Return a name for files and the picture of a sample of the validation; ``model`` is in eval mode."""
+        """Return a name for files and the picture of a sample; ``model`` is in eval mode."""
         raise NotImplementedError
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Draw after an epoch that is due; after the last one it is done with the training."""
         if self.by_epoch and self.every_n_epochs(runner, self.interval) and not self.is_last_train_epoch(runner):
             self._draw(runner, f"epoch_{runner.epoch + 1}", runner.epoch + 1)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Draw after an iteration that is due."""
         due = not self.by_epoch and self.every_n_train_iters(runner, self.interval)
         if due and not self.is_last_train_iter(runner):
             self._draw(runner, f"iter_{runner.iter + 1}", runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
-        """Draw with the weights at the end of the training."""
         self._draw(runner, "", runner.epoch if self.by_epoch else runner.iter)
 
     @master_only
@@ -152,9 +140,9 @@ class AttentionHook(Hook):
         for index in range(min(self.num_images, len(dataset))):
             name, figure = self.picture(model, dataset, index)
             canvas = FigureCanvasAgg(figure)
-            path = Path(runner.work_dir) / FOLDER / folder / f"{name}.png"
+            path = Path(runner.work_dir) / "attention" / folder / f"{name}.png"
             save_figure(figure, path)
-            runner.visualizer.add_image(f"{FOLDER}_{name}", np.array(canvas.buffer_rgba())[..., :3], step)
+            runner.visualizer.add_image(f"attention_{name}", np.array(canvas.buffer_rgba())[..., :3], step)
             runner.logger.info(f"Picture of the attention maps: {path}")
         model.train(training)
 
@@ -163,7 +151,6 @@ class ClassifierAttentionPictureHook(AttentionHook):
     """Draw an image, the class that each network of a `TimmClassifier` predicts, and its attention maps, by block."""
 
     def picture(self, model: Any, dataset: Any, index: int) -> tuple[str, Figure]:
-        """See `AttentionHook.picture`."""
         sample = dataset[index]
         classes = getattr(dataset, "metainfo", {}).get("classes", ())
         return f"image_{index}", picture_of(model, sample["inputs"], int(sample["targets"]), classes)
@@ -179,12 +166,13 @@ def picture_of(model: Any, image: Tensor, target: int, classes: Sequence[str] = 
     method = model.network.method
     if hasattr(method, "self_teacher"):
         networks["self-teacher"] = method.teacher_logits(feats), refine(method.self_teacher.neck, feats)
-    rows: list[list[Panel | None]] = []
+    rows = []
     for name, (scores, maps) in networks.items():
         title = f"{_name(target, classes)}\n{name}: {_name(int(scores.argmax()), classes)}"
-        panels = attention_panels(maps, pixels.shape[:2])
-        levels = [Panel(f"{name}, block {level}", pixels, panel) for level, panel in enumerate(panels, start=1)]
-        rows.append([Panel(title, pixels), *levels])
+        panels = enumerate(attention_panels(maps, pixels.shape[:2]), start=1)
+        rows.append(
+            [Panel(title, pixels), *(Panel(f"{name}, block {level}", pixels, panel) for level, panel in panels)]
+        )
     return draw_grid(rows)
 
 

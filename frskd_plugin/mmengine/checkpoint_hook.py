@@ -30,10 +30,11 @@ from frskd_plugin.mmengine.resume import (
     last_checkpoint,
     load_checkpoint,
     read_run,
-    safe_runner,
+    safe_loading,
 )
 
 BACKEND_NAME = "frskd_atomic"
+PARTIAL_GRADIENTS = "partial_gradients"
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -48,8 +49,6 @@ class AtomicLocalBackend(LocalBackend):
 
 register_backend(BACKEND_NAME, AtomicLocalBackend, force=True)
 
-PARTIAL_GRADIENTS = "partial_gradients"
-
 
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's `CheckpointHook`, safe against a killed process and a full disk.
@@ -63,12 +62,8 @@ class AtomicCheckpointHook(CheckpointHook):
     * Gradients that are accumulated over several steps are stored too. With several processes each goes on with their
       mean, which gives the same sum.
 
-    The arguments are those of `CheckpointHook`. Checkpoints on remote storage (`out_dir` with a scheme, or
-    `backend_args`) are written by their own backend.
-
-    Raises:
-        ValueError: `max_keep_ckpts` is neither -1 (keep all) nor at least 2.
-        TypeError: an argument is none of `CheckpointHook`.
+    The arguments are those of `CheckpointHook`; `max_keep_ckpts` is -1 (keep all) or at least 2. Checkpoints on remote
+    storage (`out_dir` with a scheme, or `backend_args`) are written by their own backend.
     """
 
     def __init__(self, *args: Any, max_keep_ckpts: int = -1, **kwargs: Any) -> None:
@@ -86,14 +81,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Any) -> None:
         """Choose the checkpoint of an automatic resume, before the runner looks for one."""
-        safe_runner(runner)
+        runner.load_checkpoint = safe_loading()(runner.load_checkpoint)  # whoever has built the runner
         if runner._resume and runner._load_from is None:
             found = find_resume_checkpoint(runner.work_dir)
             runner._load_from = None if found is None else str(found)
             runner._resume = found is not None
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Note the run that goes on, and take up its partly accumulated gradients."""
         if not runner._resume:
             return
         self._resumed_meta = dict(checkpoint["meta"])
@@ -104,10 +98,11 @@ class AtomicCheckpointHook(CheckpointHook):
             parameters[name].grad = gradient.to(parameters[name])
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the run's id, and to a checkpoint that can be resumed from the partly accumulated gradients."""
         if self._run_id is not None:
             checkpoint["meta"]["run_id"] = self._run_id
-        gradients = {name: parameter.grad.cpu() for name, parameter in _accumulating(runner.model)}
+        # those that no optimizer step has used: mmengine sets them to None after it
+        parameters = unwrap_model(runner.model).named_parameters()
+        gradients = {name: parameter.grad.cpu() for name, parameter in parameters if parameter.grad is not None}
         if gradients and "optimizer" in checkpoint:
             checkpoint[PARTIAL_GRADIENTS] = gradients
 
@@ -142,7 +137,6 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove_left_over(step)
 
     def after_val(self, runner: Any) -> None:
-        """Note that scores and best checkpoint of this validation are on the disk."""
         if isinstance(runner._train_loop, BaseLoop):  # not in a validation alone
             self._write_run(runner, _step(runner))
 
@@ -152,7 +146,7 @@ class AtomicCheckpointHook(CheckpointHook):
             atomic_write(Path(runner.work_dir) / RUN_NAME, json.dumps(run).encode())
 
     def _move_best(self, runner: Any) -> None:
-        """Look for the best checkpoints in this folder alone: a checkpoint may remember any path, to be removed."""
+        """Look for the best checkpoints in this folder alone: a file may name any path, which would be removed."""
         if not self.save_best:
             return
         paths = self._best_paths()
@@ -168,11 +162,8 @@ class AtomicCheckpointHook(CheckpointHook):
         files: list[Path] = []
         if self.max_keep_ckpts > 0:
             kept |= {self.filename_tmpl.format(kept_step) for kept_step in self.keep_ckpt_ids}
-            files = [
-                path
-                for path, number in checkpoint_files(Path(self.out_dir)).items()
-                if number < step and path.name == self.filename_tmpl.format(number)
-            ]
+            steps = checkpoint_files(Path(self.out_dir)).items()
+            files = [path for path, n in steps if n < step and path.name == self.filename_tmpl.format(n)]
         for path in [*files, *(Path(self.out_dir).glob(BEST_FILES) if self.save_best else [])]:
             if path.name in kept:
                 continue
@@ -220,7 +211,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step)))
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
-        """Do as mmengine does, but remove the previous best file (forgotten meanwhile) after the new one is whole."""
+        """Remove the previous best file, which mmengine does not hear of, after the new one is whole."""
         if not self.save_best:
             return
         # with numpy's numbers, checkpoints could not be read with `weights_only=True`
@@ -245,7 +236,7 @@ class AtomicCheckpointHook(CheckpointHook):
                     self._remove(path)
 
     def _best_paths(self) -> dict[str, str | None]:
-        """Return the best checkpoint of each score; where there is one score, its name is left out."""
+        """Return the best checkpoint of each score; of a single score without its name."""
         return {"": self.best_ckpt_path} if hasattr(self, "best_ckpt_path") else dict(self.best_ckpt_path_dict)
 
     def _remember_best(self, paths: dict[str, str | None]) -> None:
@@ -262,24 +253,17 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def _step(runner: Any) -> int:
-    """Return the epochs that the runner has trained, or iterations where its loop counts those."""
     return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
 
 
 def _validation_is_due(runner: Any) -> bool:
-    """Tell whether mmengine validates after the step that the runner has reached."""
     loop, step = runner.train_loop, _step(runner)
     last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
     return runner.val_loop is not None and step >= loop.val_begin and (step % loop.val_interval == 0 or step == last)
 
 
-def _accumulating(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return parameters with a gradient that no optimizer step has used: mmengine sets it to None after the step."""
-    return [(name, p) for name, p in unwrap_model(model).named_parameters() if p.grad is not None]
-
-
 def _share_gradients(model: nn.Module) -> None:
-    """Give each process the mean of the gradients that all have accumulated so far; their sum stays the same."""
+    """Give each process the mean of the gradients that all have accumulated so far."""
     if get_world_size() == 1:
         return
     parameters = [p for p in unwrap_model(model).parameters() if p.requires_grad]
@@ -302,19 +286,15 @@ def _remove_temporary_files(work_dir: Path) -> None:
 
 
 def _explained(error: OSError, name: str, work_dir: str) -> OSError:
-    """Return `error` with what to do about it; one that was explained already, as it is."""
-    if getattr(error, "explained", False):
+    """Return the error with what to do about it."""
+    if isinstance(error.__cause__, OSError):  # of a step that is saved again after a new best score
         return error
     last = last_checkpoint(Path(work_dir))
-    if last:
-        advice = f"then the same command with --resume goes on from {last}"
-    else:
-        advice = "then start the run again (no checkpoint had been written yet)"
+    go_on = f"the same command with --resume goes on from {last}"
+    advice = go_on if last else "start the run again (no checkpoint had been written yet)"
     reason = os.strerror(error.errno) if error.errno else str(error)
-    explained = OSError(
+    return OSError(
         error.errno,
         f"cannot write {name} to {work_dir}: {reason}. Earlier checkpoints are untouched. "
-        f"Free space there or set another --work-dir; {advice}",
+        f"Free space there or set another --work-dir; then {advice}",
     )
-    explained.explained = True  # type: ignore[attr-defined]
-    return explained

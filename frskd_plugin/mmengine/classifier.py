@@ -24,8 +24,7 @@ from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.parts import has_self_teacher, soft_label_of
 from frskd_plugin.timm.wrap import wrap
 
-# Where the plain network's weights lie in a checkpoint.
-STUDENT_PREFIX = "network.student."
+STUDENT_PREFIX = "network.student."  # of the plain network's weights in a checkpoint
 
 
 class TimmClassifier(BaseModel):
@@ -49,7 +48,7 @@ class TimmClassifier(BaseModel):
 
     Attributes:
         network: the `DistilledModel`.
-        predict_self_teacher: whether predictions hold the logits of the method's own teacher, if it has one;
+        predict_self_teacher: let predictions hold the logits of the method's own teacher, if it has one;
             `SelfTeacherValidationHook` switches it on while validating.
 
     Raises:
@@ -100,7 +99,7 @@ class TimmClassifier(BaseModel):
         self.predict_self_teacher = False
 
     def init_weights(self) -> None:
-        """Do nothing: timm and the method have initialised their weights when they were made."""
+        """Leave the weights as timm and the method have initialised them."""
 
     def forward(
         self,
@@ -110,16 +109,13 @@ class TimmClassifier(BaseModel):
         index: Tensor | None = None,
         drawn: dict[str, Tensor] | None = None,
     ) -> Any:
-        """Run as mmengine asks for by ``mode``.
+        """Run `loss`, `predict` or, with ``mode='tensor'``, the plain network, whose logits are [B, K].
 
         Args:
             inputs: normalised images [B, 3, H, W]; for 'loss' of a method with views, [B, V, 3, H, W].
             targets: labels [B], for 'loss' and 'predict'.
+            mode: 'loss', 'predict' or 'tensor'.
             index: place of each sample in the data set [B], for 'loss' of a method that asks for it.
-            mode: 'loss': the terms ``loss_*``, which mmengine sums, and ``train_top1`` of the student, in percent;
-                'predict': a dict for each image with ``logits`` [K], ``target`` and, if asked for, ``teacher_logits``
-                and, with a self-teacher, ``ensemble_logits`` (`mean_prediction`);
-                'tensor': the plain network's logits [B, K].
             drawn: of the ``draw`` of ``mix``, for 'loss'; None draws now.
         """
         if inputs.ndim == 4:
@@ -139,7 +135,7 @@ class TimmClassifier(BaseModel):
         index: Tensor | None = None,
         drawn: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the method's terms on a batch, mixed first where the config says so."""
+        """Return the terms ``loss_*`` of a batch, mixed first with ``mix``, and ``train_top1`` in percent."""
         if self.mix is not None:
             extra = () if drawn is None else (drawn,)
             inputs, targets = self.mix(inputs, targets, self.network.student.num_classes, *extra)
@@ -151,7 +147,11 @@ class TimmClassifier(BaseModel):
         return {**terms, "train_top1": 100 * top_k_hits(output["output"], targets, (1,)).float().mean()}
 
     def predict(self, inputs: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
-        """Return the logits of student and, if asked for, teacher and ensemble, image by image."""
+        """Return a dict for each image with ``logits`` [K] and ``target``.
+
+        With ``predict_self_teacher`` it holds the ``teacher_logits`` too, and those of a `mean_prediction` of student
+        and self-teacher as ``ensemble_logits``.
+        """
         if self.predict_self_teacher:
             logits, teacher_logits = self.network.method.evaluate(self.network.student_forward, inputs)
         else:
@@ -174,7 +174,7 @@ class TimmClassifier(BaseModel):
 
 
 def _stored_normalisation(checkpoint: str | Path) -> dict[str, list[float]]:
-    """Return mean and std, in 0..1, of the data preprocessor in the config of a run's checkpoint, if it has one."""
+    """Return mean and std, in 0..1, of the data preprocessor in the config of a run's checkpoint."""
     if not Path(checkpoint).is_file() or Path(checkpoint).suffix == ".safetensors":
         return {}
     text = stored_text(read_checkpoint(checkpoint), str(checkpoint))
@@ -209,9 +209,6 @@ class ImagePreprocessor(BaseDataPreprocessor):
         mean: of each channel, in 0..255.
         std: of each channel, in 0..255.
         non_blocking: do not wait for copies from pinned memory.
-
-    Raises:
-        ValueError: `mean` and `std` differ in length, or a std is not above 0; inputs of another shape or type.
     """
 
     mean: Tensor
@@ -263,9 +260,7 @@ def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
 
 
 class TopKAccuracyMetric(BaseMetric):
-    """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ... where a teacher predicts too.
-
-    ``ensemble_top1``, ... are of the mean of the student's and the self-teacher's probabilities.
+    """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ``ensemble_top1``, ... of what predicts too.
 
     With several processes each image counts once: what a sampler repeats to give all of them equally many is dropped.
     """
@@ -279,7 +274,6 @@ class TopKAccuracyMetric(BaseMetric):
         self.top_k = tuple(top_k)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Tensor]]) -> None:
-        """Note the hits of a batch of `TimmClassifier`'s predictions."""
         targets = torch.stack([sample["target"] for sample in data_samples])
         columns: dict[str, list[bool]] = {}
         for prefix in ("", "teacher_", "ensemble_"):
@@ -291,5 +285,4 @@ class TopKAccuracyMetric(BaseMetric):
         self.results += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
-        """Return the percent of the images that hit."""
         return {name: 100 * sum(result[name] for result in results) / len(results) for name in results[0]}

@@ -33,9 +33,7 @@ SIMILAR = 0.85  # a new setting that looks so much like one beside it is a missp
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file, and refuse one that was written for a later version of this package.
-
-    ``_base_ = 'mmseg::...'`` finds the configs of the forks too, whose distributions have other names.
+    """Read a config file; ``_base_ = 'mmseg::...'`` finds the configs of the forks too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,10 +51,8 @@ def read_config(path: str | Path) -> Config:
         with _forks_found():
             config = Config.fromfile(path)
     except SyntaxError as error:
-        named = error.filename or "<unknown>"
-        file = path if named.startswith("<") else Path(named)
-        where = f"{file.name}, line {error.lineno}"
-        raise ValueError(f"config {path} is no valid Python: {error.msg} ({where})") from error
+        file = path if (error.filename or "<").startswith("<") else Path(str(error.filename))
+        raise ValueError(f"config {path} is no valid Python: {error.msg} ({file.name}, line {error.lineno})") from error
     except ImportError:
         raise
     except Exception as error:  # whatever a config raises
@@ -73,7 +69,7 @@ def read_config(path: str | Path) -> Config:
 
 @contextmanager
 def _forks_found() -> Iterator[None]:
-    """Let mmengine find a package of OpenMMLab by its module where no distribution of its usual name is installed."""
+    """Let mmengine find a package by its module where no distribution of its usual name is installed, as with forks."""
     usual = dict(MODULE2PACKAGE)
     for module, package in usual.items():
         try:
@@ -104,11 +100,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def override(config: Config, options: Mapping[str, Any]) -> None:
-    """Set ``--cfg-options``, ``a.b.0`` -> value, in a config.
-
-    Raises:
-        ValueError: a setting is misspelled, or lies in something that has no settings.
-    """
+    """Set ``--cfg-options``, ``a.b.0`` -> value, in a config; misspelled ones raise a ValueError."""
     for key, value in options.items():
         try:
             _check_setting(config, key, value)
@@ -150,10 +142,7 @@ def set_data_root(config: Any, data_root: str | Path) -> int:
     """Set the `data_root` of a config's data sets, and return how many there were.
 
     Data sets of different roots, such as ``VOCdevkit/VOC2007`` and ``VOCdevkit/VOC2012``, keep their places below the
-    folder that they share, which is replaced. A metric's `ann_file` in that folder moves with it.
-
-    Raises:
-        ValueError: the data sets' roots share no folder.
+    folder that they share (a ValueError without one), which is replaced. A metric's `ann_file` in it moves too.
     """
     found = [part for part, in_data in dicts(config) if "data_root" in part and in_data]
     roots = {Path(part["data_root"]) for part in found if part["data_root"]}
@@ -241,12 +230,12 @@ _BUILDERS = (os.path.join("registry", "build_functions.py"), os.path.join("regis
 def _refuses_key(error: TypeError, builders: list[FrameType]) -> bool:
     """Tell if the unknown argument stands in the config of a component being built that does not have it."""
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    name = found[1] if found else None
     for parts in (frame.f_locals for frame in builders):
         component = parts.get("obj_cls")
         component = component.load() if isinstance(component, LazyComponent) else component
-        if component is not None and name in parts["cfg"] and name not in inspect.signature(component).parameters:
-            return True
+        if found and component and found[1] in parts["cfg"]:
+            if found[1] not in inspect.signature(component).parameters:
+                return True
     return False
 
 
@@ -261,15 +250,9 @@ def without_pretrained(config: Any) -> tuple[Any, bool]:
     ({'backbone': {'pretrained': False}}, True)
     """
     config, changed = copy.deepcopy(config), False
-    if isinstance(config, dict):
-        for key, value in config.items():
+    for part, _ in dicts(config):
+        for key, value in part.items():
             pretrained_init = key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
             if value and (key in _WEIGHTS or pretrained_init):
-                config[key], changed = (False if value is True else None), True
-            else:
-                config[key], inside = without_pretrained(value)
-                changed = changed or inside
-    elif isinstance(config, (list, tuple)):
-        pairs = [without_pretrained(item) for item in config]
-        config, changed = type(config)(item for item, _ in pairs), any(inside for _, inside in pairs)
+                part[key], changed = (False if value is True else None), True
     return config, changed

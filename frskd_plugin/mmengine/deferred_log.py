@@ -11,15 +11,11 @@ from mmengine.hooks import IterTimerHook, LoggerHook, RuntimeInfoHook
 from torch import Tensor
 
 
-def log_intervals(runner: Any) -> list[int]:
-    """Return the numbers of steps between two lines of the log, one for each `LoggerHook`."""
-    return [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-
-
 def is_logged(runner: Any, batch_idx: int) -> bool:
     """Tell whether a step's numbers may be logged: every ``interval`` steps, and at the end of an epoch."""
-    done = batch_idx + 1
-    return done == len(runner.train_dataloader) or any(n > 0 and done % n == 0 for n in log_intervals(runner))
+    loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+    at_end = batch_idx + 1 == len(runner.train_dataloader)
+    return at_end or any(hook.every_n_inner_iters(batch_idx, hook.interval) for hook in loggers)
 
 
 def log_window(runner: Any) -> int | None:
@@ -32,24 +28,20 @@ def log_window(runner: Any) -> int | None:
 class DeferredInfoHook(RuntimeInfoHook):
     """mmengine's `RuntimeInfoHook` that fetches the losses when they are logged, all steps of the log's window at once.
 
-    mmengine fetches each loss at each step, and waits for the device as often; and it keeps all of them, so that a step
-    grows slower with the length of the run. What the log says is the same. Takes its place in a config by
-    ``default_hooks=dict(runtime_info=dict(type='DeferredInfoHook'))``.
+    mmengine waits for the device at each step, and keeps all losses, so that a step grows slower with the length of the
+    run. What the log says is the same: ``default_hooks=dict(runtime_info=dict(type='DeferredInfoHook'))``.
     """
 
     def before_train(self, runner: Any) -> None:
-        """See `RuntimeInfoHook`."""
         super().before_train(runner)
         self._steps: deque[dict[str, Any]] = deque(maxlen=log_window(runner))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Note the number of the step."""
         runner.message_hub.update_info("iter", runner.iter)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Keep the outputs of a step; hand over what is kept, and the learning rate, where it is to be logged."""
         values = (outputs or {}).items()
         self._steps.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in values})
         if not is_logged(runner, batch_idx):

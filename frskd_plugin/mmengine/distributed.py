@@ -22,10 +22,8 @@ class SyncBNDataParallel(MMDistributedDataParallel):
     """mmengine's DDP wrapper, which makes every BN a synchronised one first if it shall (``sync_bn``).
 
     It does so by `timm.layers.convert_sync_batchnorm`: mmengine's `sync_bn='torch'` would replace timm's BatchNormAct2d
-    by a BN without the activation. On a CPU there is none: SyncBN layers become plain ones, with a warning.
-
-    Raises:
-        ValueError: ``sync_bn`` for a model on the CPU.
+    by a BN without the activation. On a CPU there is none: ``sync_bn`` is a ValueError, and SyncBN layers become plain
+    ones, with a warning.
     """
 
     def __init__(self, module: nn.Module, sync_bn: bool = False, **kwargs: Any) -> None:
@@ -40,11 +38,8 @@ class SyncBNDataParallel(MMDistributedDataParallel):
                 )
             module = convert_sync_batchnorm(module)
         elif on_cpu and any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
-            print_log(
-                "SyncBN layers work on GPUs only: on the CPU each process normalises with its own batch.",
-                logger="current",
-                level=logging.WARNING,
-            )
+            text = "SyncBN layers work on GPUs only: on the CPU each process normalises with its own batch."
+            print_log(text, logger="current", level=logging.WARNING)
             module = revert_sync_batchnorm(module)
         super().__init__(module=module, **kwargs)
 
@@ -90,7 +85,6 @@ _VARIABLES = {
 
 
 def _complete_environment(launcher: str) -> None:
-    """Translate the launcher's variables into those of torch.distributed."""
     environ, own = os.environ, _VARIABLES.get(launcher, {})
     if own and own["RANK"] in environ:
         environ.setdefault("RANK", environ[own["RANK"]])
@@ -115,12 +109,9 @@ def _complete_environment(launcher: str) -> None:
 def prepare_distributed(config: Config) -> None:
     """Make a config fit for several processes: its model wrapper, and BN statistics that all ranks share.
 
-    `SyncStatisticsHook` averages the running statistics after each epoch (and before each validation), so that the
-    ranks evaluate, and end with, the same model. `sync_bn='torch'` and `sync_bn='timm'` both mean timm's conversion,
-    which does the same for torch's own BN. A wrapper or a hook that the config chooses stays.
-
-    Raises:
-        ValueError: `sync_bn` without CUDA, or with a wrapper of the config's own.
+    `sync_bn='torch'` and `sync_bn='timm'` both mean timm's conversion, which does the same for torch's own BN; without
+    CUDA it is refused (ValueError), as with a wrapper of the config's own. A wrapper or a hook that the config chooses
+    stays.
     """
     hooks = list(config.get("custom_hooks") or [])
     if all(hook.get("type") not in ("SyncBuffersHook", "SyncStatisticsHook") for hook in hooks):

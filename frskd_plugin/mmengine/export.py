@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from timm.models import is_model, model_entrypoint
 
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.core.checkpoint_file import read_checkpoint
+from frskd_plugin.mmengine.config_tools import dicts
 from frskd_plugin.mmengine.registration import COMPONENTS
 from frskd_plugin.mmengine.stored_config import stored_config, stored_text
 from frskd_plugin.timm.checkpoint import read_weights, weights_of
@@ -22,7 +22,7 @@ _SEGMENTOR = ("backbone.", "decode_head.", "bbox_head.", "neck.")  # or detector
 # First line of a config that was written here, and so may be written again.
 _MARK = "# Written by frskd_plugin beside the student's weights.\n"
 # Our types and the stock ones that they extend; None for what exists for the method or for the training run.
-_STOCK_TYPES = {
+_STOCK_TYPES: dict[str, str | None] = {
     "FRSKDEncoderDecoder": "EncoderDecoder",
     "FRSKDSingleStage": "SingleStageDetector",
     "FRSKDCascadeEncoderDecoder": "CascadeEncoderDecoder",
@@ -33,15 +33,8 @@ _STOCK_TYPES = {
     "LoadCheckedImage": "LoadImageFromFile",
     "LoadCheckedAnnotations": "LoadAnnotations",
     "AutocastOptimWrapper": "OptimWrapper",
-    "DistillWarmupHook": None,
-    "SelfTeacherValidationHook": None,
-    "AttentionPictureHook": None,
-    "StepSeedHook": None,
-    "FiniteLossHook": None,
-    "CompileHook": None,
-    "ChannelsLastHook": None,
-    "SyncStatisticsHook": None,
-    "SyncBNDataParallel": None,
+    **dict.fromkeys(("DistillWarmupHook", "SelfTeacherValidationHook", "AttentionPictureHook", "StepSeedHook")),
+    **dict.fromkeys(("FiniteLossHook", "CompileHook", "ChannelsLastHook", "SyncStatisticsHook", "SyncBNDataParallel")),
 }
 # Settings that the stock type does not know.
 _EXTRA_SETTINGS = {
@@ -71,7 +64,7 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
     """Write the plain student of checkpoint `source` to `target`, without self-teacher, optimizer and logs.
 
     Of a segmentor it is a checkpoint that loads with `strict=True` into the plain config, which goes beside it
-    (`target` with `.py`). Of a classifier it is timm's own state_dict. Nothing of `source` changes.
+    (`target` with `.py`). Of a classifier it is timm's own state_dict.
 
     Args:
         source: any file that `read_weights` takes.
@@ -97,8 +90,7 @@ def export_student(source: str | Path, target: str | Path, allow_imports: bool =
         return ExportedStudent(target, None, entry, create)
     student, config = student_checkpoint(checkpoint, str(source), allow_imports)
     config_path = target.with_suffix(".py")
-    written_here = config_path.is_file() and config_path.read_bytes().startswith(_MARK.encode())
-    if config_path.exists() and not written_here:
+    if config_path.exists() and not (config_path.is_file() and config_path.read_bytes().startswith(_MARK.encode())):
         raise ValueError(
             f"export writes the config of {target} to {config_path}, which exists and was not written by an export; "
             f"give another output file, or move that config"
@@ -113,18 +105,15 @@ def _create_call(checkpoint: dict[str, Any], source: str, target: Path, allow_im
     if stored_text(checkpoint, source) is None:  # timm's or Lightning's own checkpoint
         return f"import timm; timm.create_model(..., checkpoint_path={str(target)!r})"
     student = stored_config(checkpoint, source, allow_imports).model.get("student")
-    if (
-        not isinstance(student, dict)
-        or not all(str(key).isidentifier() for key in student)
-        or (not is_model(str(student.get("model_name")).split(".")[0]))
-    ):
+    student = student if isinstance(student, dict) else {}
+    name = str(student.get("model_name"))
+    if not all(str(key).isidentifier() for key in student) or not is_model(name.split(".")[0]):
         raise ValueError(
             f"{source}: the config in it (meta['cfg']) has no model.student.model_name that timm knows; expected a "
             f"checkpoint of a TimmClassifier, written by tools/train.py"
         )
-    kwargs = {key: value for key, value in student.items() if key not in ("pretrained", "checkpoint_path")}
-    name = kwargs.pop("model_name")
-    settings = "".join(f", {key}={value!r}" for key, value in kwargs.items())
+    given = ("model_name", "pretrained", "checkpoint_path")
+    settings = "".join(f", {key}={value!r}" for key, value in student.items() if key not in given)
     # a network of this package has to be registered first
     ours = model_entrypoint(name).__module__.startswith("frskd_plugin.")
     imports = "import timm, frskd_plugin.timm" if ours else "import timm"
@@ -140,11 +129,7 @@ def _save(content: dict[str, Any], target: Path) -> None:
 def student_checkpoint(
     checkpoint: dict[str, Any], name: str = "the checkpoint", allow_imports: bool = False
 ) -> tuple[dict[str, Any], Config]:
-    """Return the student's checkpoint (`state_dict` and `meta`) and plain config from a loaded FRSKD checkpoint.
-
-    Raises:
-        ValueError: it has no weights of a self-teacher, or does not hold its config.
-    """
+    """Return the student's checkpoint (`state_dict` and `meta`) and plain config from a loaded FRSKD checkpoint."""
     weights = checkpoint.get("state_dict", checkpoint)
     if not any(key.startswith(TEACHER_PREFIX) for key in weights):
         raise ValueError(
@@ -152,9 +137,8 @@ def student_checkpoint(
             f"or best_*.pth of a run with an FRSKD config; the checkpoint of a plain model needs no export"
         )
     config, meta = plain_config(stored_config(checkpoint, name, allow_imports)), checkpoint["meta"]
-    student_meta = {key: value for key, value in meta.items() if key != "cfg"}
     student = {
-        "meta": {**student_meta, "cfg": config.pretty_text},
+        "meta": {**meta, "cfg": config.pretty_text},
         "state_dict": {key: value for key, value in weights.items() if not key.startswith(TEACHER_PREFIX)},
     }
     return student, config
@@ -177,7 +161,7 @@ def plain_config(config: Config) -> Config:
     plain["find_unused_parameters"] = True
     own = {name for components in COMPONENTS.values() for name in components}
     imports = plain.get("custom_imports")
-    if imports and not own.intersection(_types(plain)):
+    if imports and not own.intersection(str(part.get("type")) for part, _ in dicts(plain)):
         names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
         imports["imports"] = [name for name in names if name.split(".")[0] != "frskd_plugin"]
         if not imports["imports"]:
@@ -205,12 +189,3 @@ def _stock(value: Any) -> Any:
 
 def _is_dropped(item: Any) -> bool:
     return isinstance(item, dict) and _STOCK_TYPES.get(str(item.get("type")), "") is None
-
-
-def _types(value: Any) -> Iterator[str]:
-    """Yield the `type` of every dict, at any depth."""
-    if isinstance(value, dict):
-        yield str(value.get("type"))
-    if isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _types(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ from frskd_plugin.mmengine.optim import AutocastOptimWrapper
 
 # Ordinary steps before a capture, in which cuDNN chooses its kernels and the optimizer makes its state.
 WARM_UP = 3
-ITERATION_STAGES = {"before_train_iter", "after_train_iter"}
 
 
 class GraphTrainLoop(EpochBasedTrainLoop):
@@ -36,19 +36,17 @@ class GraphTrainLoop(EpochBasedTrainLoop):
     Batches of another size than the first, such as the last of an epoch, are trained without the graph. On a CPU the
     same loop calls the step itself.
 
-    Hooks run at each step as ever, on tensors that the host need not wait for. The graph is captured anew where
-    something changes that it holds as a constant: a learning rate (unless the optimizer is ``fused`` or
-    ``capturable``, which read it from the device), another number, switch or tensor of a module.
+    The graph is captured anew where something changes that it holds as a constant: a learning rate (unless the
+    optimizer is ``fused`` or ``capturable``, which read it from the device), another number, switch or tensor of a
+    module.
 
     Args:
         runner: of mmengine.
         dataloader: the loader or its config.
         max_epochs: epochs in all.
-        graph: 'on' refuses what cannot be captured; 'auto' says so in one line and trains as `EpochBasedTrainLoop`.
+        graph: 'on' refuses what cannot be captured (ValueError, when the training begins); 'auto' says so in one line
+            and trains as `EpochBasedTrainLoop`.
         settings: further settings of `EpochBasedTrainLoop`.
-
-    Raises:
-        ValueError: when the training begins, what 'on' refuses; or another value of ``graph``.
     """
 
     def __init__(
@@ -61,7 +59,6 @@ class GraphTrainLoop(EpochBasedTrainLoop):
         self._step: GraphStep | None = None
 
     def run(self) -> Any:
-        """Train, on a stream of its own where the step is captured."""
         reasons = obstacles(self.runner, self.dataloader)
         if reasons and self.graph == "on":
             raise ValueError(f"--cuda-graph on: {'; '.join(reasons)}. Leave that out, or give --cuda-graph auto")
@@ -73,7 +70,6 @@ class GraphTrainLoop(EpochBasedTrainLoop):
             return super().run()
 
     def run_epoch(self) -> None:
-        """Train an epoch."""
         if self._step is None:
             super().run_epoch()
             return
@@ -107,7 +103,7 @@ class _Plans:
 
 
 def capture_step(step: Callable[[], Tensor], stream: Any) -> Callable[[], Tensor]:
-    """Return what runs a step again and hands back the tensor that it made; `stream` is None on a CPU."""
+    """Return what runs a step again and hands back the tensor that it made; ``stream`` is None on a CPU."""
     if stream is None:
         return step
     graph = torch.cuda.CUDAGraph()
@@ -123,22 +119,9 @@ def capture_step(step: Callable[[], Tensor], stream: Any) -> Callable[[], Tensor
 
 
 class GraphStep:
-    """One training step on the plan of a batch, captured after the first few.
+    """One training step on the plan of a batch, captured after the first few."""
 
-    Args:
-        model: in train mode when it is called.
-        optim_wrapper: with its optimizer.
-        dataset: `TensorImages`, or a `MethodDataset` of it, on the model's device.
-        graph: 'on' raises where capturing fails; 'auto' warns and goes on without.
-    """
-
-    def __init__(
-        self,
-        model: TimmClassifier,
-        optim_wrapper: OptimWrapper,
-        dataset: TensorImages | MethodDataset,
-        graph: str = "on",
-    ) -> None:
+    def __init__(self, model: TimmClassifier, optim_wrapper: OptimWrapper, dataset: Any, graph: str) -> None:
         self.model, self.optim_wrapper, self.dataset, self.graph = model, optim_wrapper, dataset, graph
         self.device = next(model.parameters()).device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -195,9 +178,8 @@ class GraphStep:
         if any(value.shape != self._plan[name].shape for name, value in plan.items()):
             row = self._train({name: value.to(self.device, non_blocking=True) for name, value in plan.items()}, {})
             return dict(zip(self._names, row.unbind(), strict=True))
-        drawn = (
-            {} if self.model.mix is None else self.model.mix.draw((len(plan["index"]), 3, *_images(self.dataset).size))
-        )
+        mix, shape = self.model.mix, (len(plan["index"]), 3, *_images(self.dataset).size)
+        drawn = {} if mix is None else mix.draw(shape)
         if not self._drawn:
             self._drawn = {name: torch.empty_like(value, device=self.device) for name, value in drawn.items()}
         for own, given in ((self._plan, plan), (self._drawn, drawn)):
@@ -209,24 +191,20 @@ class GraphStep:
         return dict(zip(self._names, row.unbind(), strict=True))
 
     def _run(self) -> Tensor:
-        """Replay the graph, capture it first, or train without one until it can be captured."""
         constant = {"params", "lr"} if self._rates else {"params"}
         settings = [value for group in self._groups for name, value in group.items() if name not in constant]
         if settings != self._settings:
             self._settings, self._replay = settings, None
+        step = partial(self._train, self._plan, self._drawn)
         if self._replay is None and self._warm_up > 0:
             self._warm_up -= 1
-            return self._train(self._plan, self._drawn)
+            return step()
         if self._replay is None:
-            self._replay = self._capture()
+            self._replay = self._capture(step)
         return self._replay()
 
-    def _capture(self) -> Callable[[], Tensor]:
+    def _capture(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self._warm_up, self._constants = WARM_UP, self._find_constants()
-
-        def step() -> Tensor:
-            return self._train(self._plan, self._drawn)
-
         try:
             return capture_step(step, self.stream)
         except RuntimeError as error:
@@ -256,14 +234,12 @@ class GraphStep:
 
 
 def _constants_of(model: torch.nn.Module) -> Iterator[Any]:
-    """Yield what a graph of the step holds as constants: numbers, switches, places of tensors, which are trained."""
+    """Yield what a graph of the step holds as constants: numbers, switches, places of tensors."""
     for name, module in model.named_modules():
-        scheduled = isinstance(module, ScheduledWeight)  # its number is read from the device
-        yield from (
-            (name, key, value)
-            for key, value in vars(module).items()
-            if isinstance(value, bool | int | float | str) and not (scheduled and key == "value")
-        )
+        for key, value in vars(module).items():
+            on_device = isinstance(module, ScheduledWeight) and key == "value"
+            if isinstance(value, bool | int | float | str) and not on_device:
+                yield name, key, value
     yield from ((tensor.data_ptr(), tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers()))
 
 
@@ -272,7 +248,6 @@ def _images(dataset: Any) -> Any:
 
 
 def _reads_rates(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer reads the learning rate from the device, if it lies there."""
     return all(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
 
 
@@ -314,19 +289,19 @@ def _obstacles_of_optimizer(runner: Any) -> Iterator[str]:
     if type(optimizer) is not torch.optim.SGD and not all(group.get("capturable") for group in optimizer.param_groups):
         yield f"the optimizer {type(optimizer).__name__} is not `capturable` (optim_wrapper.optimizer.capturable=True)"
     for scheduler in runner.param_schedulers or []:
-        if not scheduler.by_epoch and not (scheduler.param_name == "lr" and _reads_rates(optimizer)):
-            kind = type(scheduler).__name__
-            yield f"{kind} changes {scheduler.param_name!r} at each step (a fused optimizer reads it from the device)"
+        name, kind = scheduler.param_name, type(scheduler).__name__
+        if not scheduler.by_epoch and not (name == "lr" and _reads_rates(optimizer)):
+            yield f"{kind} changes {name!r} at each step (a fused optimizer reads it from the device)"
 
 
 def _obstacles_of_hooks(hooks: Sequence[Any]) -> Iterator[str]:
     for hook in hooks:
-        name = type(hook).__name__
+        name, stages = type(hook).__name__, {"before_train_iter", "after_train_iter"} & set(hook.get_triggered_stages())
         if isinstance(hook, EMAHook):
             yield f"{name} waits for the device at each step"
         elif isinstance(hook, DistillWarmupHook) and not hook.by_epoch:
             yield f"{name} counts iterations"
         elif type(hook).__module__.partition(".")[0] in ("mmengine", "frskd_plugin"):
             continue
-        elif ITERATION_STAGES & set(hook.get_triggered_stages()) and not getattr(hook, "works_with_cuda_graph", False):
+        elif stages and not getattr(hook, "works_with_cuda_graph", False):
             yield f"the hook {name} works at each iteration and does not say `works_with_cuda_graph = True`"

@@ -26,10 +26,6 @@ def unwrap_model(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _modules(runner: Any, kind: type) -> list[Any]:
-    return [module for module in runner.model.modules() if isinstance(module, kind)]
-
-
 class MethodProgressHook(Hook):
     """Call `set_progress` of methods and of `FRSKDLoss` at each epoch's start; at each step where a loop counts those.
 
@@ -37,23 +33,21 @@ class MethodProgressHook(Hook):
     """
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Set the epochs trained so far, and those in all."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            _set_progress(runner, runner.epoch, runner.max_epochs)
+            self._set(runner, runner.epoch, runner.max_epochs)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Set them in passes over the data, where the loop counts iterations."""
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):  # in passes over the data
             steps = len(runner.train_dataloader)
-            _set_progress(runner, runner.iter / steps, runner.max_iters / steps)
+            self._set(runner, runner.iter / steps, runner.max_iters / steps)
 
-
-def _set_progress(runner: Any, epoch: float, max_epochs: float) -> None:
-    for module in runner.model.modules():
-        if isinstance(module, Method | FRSKDLoss):
-            module.set_progress(epoch, max_epochs)
-        if isinstance(module, FRSKDLoss) and module.follows_progress:
-            runner.message_hub.update_scalar("train/distill_factor", module.factor)
+    @staticmethod
+    def _set(runner: Any, epoch: float, max_epochs: float) -> None:
+        for module in runner.model.modules():
+            if isinstance(module, Method | FRSKDLoss):
+                module.set_progress(epoch, max_epochs)
+            if isinstance(module, FRSKDLoss) and module.follows_progress:
+                runner.message_hub.update_scalar("train/distill_factor", module.factor)
 
 
 class DistillWarmupHook(Hook):
@@ -64,26 +58,19 @@ class DistillWarmupHook(Hook):
     Args:
         begin: epochs (or iterations) without distillation; the self-teacher's own loss is trained from the start.
         end: epochs (or iterations) after which the factor is 1; None is the end of the training.
-        by_epoch: whether the two count epochs or iterations.
+        by_epoch: count epochs, not iterations.
 
     Raises:
-        ValueError: if the ramp ends before it begins.
+        ValueError: the ramp ends before it begins; when the training begins, the model has no `FRSKDLoss` or one with a
+            schedule of its own, or the loop counts iterations only.
     """
 
     def __init__(self, begin: int, end: int | None = None, by_epoch: bool = True) -> None:
         distill_factor(0, begin, begin if end is None else end)  # checks both
-        self.begin = begin
-        self.end = end
-        self.by_epoch = by_epoch
+        self.begin, self.end, self.by_epoch = begin, end, by_epoch
 
     def before_train(self, runner: Any) -> None:
-        """Check that there are losses to weight.
-
-        Raises:
-            ValueError: if the model has no `FRSKDLoss` or one with a schedule of its own, the loop counts iterations
-                only, or the ramp ends before it begins.
-        """
-        losses = _modules(runner, FRSKDLoss)
+        losses = _losses(runner)
         if not losses:
             raise ValueError(
                 "DistillWarmupHook found no FRSKDLoss in the model. Give the model a `self_teacher` with "
@@ -103,12 +90,10 @@ class DistillWarmupHook(Hook):
         distill_factor(0, self.begin, self._end(runner))
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Set the factor of an epoch."""
         if self.by_epoch:
             self._set(runner, runner.epoch)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Set the factor of an iteration."""
         if not self.by_epoch:
             self._set(runner, runner.iter)
 
@@ -119,9 +104,13 @@ class DistillWarmupHook(Hook):
 
     def _set(self, runner: Any, step: int) -> None:
         factor = distill_factor(step, self.begin, self._end(runner))
-        for loss in _modules(runner, FRSKDLoss):
+        for loss in _losses(runner):
             loss.factor = factor
         runner.message_hub.update_scalar("train/distill_factor", factor)
+
+
+def _losses(runner: Any) -> list[FRSKDLoss]:
+    return [module for module in runner.model.modules() if isinstance(module, FRSKDLoss)]
 
 
 class SelfTeacherValidationHook(Hook):
@@ -135,11 +124,9 @@ class SelfTeacherValidationHook(Hook):
         self.enabled = enabled
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Switch on."""
         self._set(runner, self.enabled)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Switch off."""
         self._set(runner, False)
 
     @staticmethod
@@ -175,7 +162,6 @@ class BestAndLastHook(Hook):
         self.history: list[Entry] = []
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Take up the history of a run that goes on; a new run starts with an empty one."""
         if not runner._resume:
             return
         # the main process knows: on other machines the folder may not be there
@@ -184,7 +170,6 @@ class BestAndLastHook(Hook):
         self.history = [entry for entry in shared[0] if entry["epoch"] <= checkpoint["meta"]["epoch"]]
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Note the scores of a validation in the course of a training."""
         if runner._train_loop is None or isinstance(runner._train_loop, dict):  # validation alone: tools/test.py
             return
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
@@ -205,7 +190,6 @@ class BestAndLastHook(Hook):
             atomic_write(Path(runner.work_dir) / RESULT_NAME, json.dumps(result, indent=1).encode())
 
     def after_train(self, runner: Any) -> None:
-        """Log both epochs."""
         if not self.history:
             return
         for name, entry in (("last", self.history[-1]), ("best", best_entry(self.history, self.metric))):
@@ -229,24 +213,21 @@ class SyncStatisticsHook(Hook):
     mmengine's `SyncBuffersHook` takes integers too, and an average of PS-KD's table, bits of predictions, overflows.
     """
 
-    def __init__(self) -> None:
-        self._averaged = False
+    _averaged = False
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Average at the end of an epoch."""
-        _average(runner)
+        self._average(runner)
         self._averaged = True
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Average before a validation in the middle of an epoch, which loops that count iterations have."""
-        if not self._averaged:
-            _average(runner)
+        if not self._averaged:  # in the middle of an epoch, in loops that count iterations
+            self._average(runner)
         self._averaged = False
 
-
-def _average(runner: Any) -> None:
-    if runner.distributed:
-        all_reduce_params([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()], op="mean")
+    @staticmethod
+    def _average(runner: Any) -> None:
+        if runner.distributed:
+            all_reduce_params([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()], op="mean")
 
 
 class ChannelsLastHook(Hook):
@@ -258,7 +239,6 @@ class ChannelsLastHook(Hook):
     priority = "VERY_HIGH"
 
     def before_run(self, runner: Any) -> None:
-        """Change the layout of the model, inside its wrapper too."""
         runner.model.to(memory_format=torch.channels_last)
 
 
@@ -281,13 +261,10 @@ class CompileHook(Hook):
     """
 
     def __init__(self, parts: Sequence[str] | None = None, any_size: bool = False, **options: Any) -> None:
-        self.parts = parts
-        self.any_size = any_size
-        self.options = options
+        self.parts, self.any_size, self.options = parts, any_size, options
         self._compiled: CompiledParts | None = None
 
     def before_train(self, runner: Any) -> None:
-        """Prepare the parts; the first step compiles them."""
         model = unwrap_model(runner.model)
         parts = default_parts(model) if self.parts is None else self.parts
         if not parts:
@@ -298,7 +275,6 @@ class CompileHook(Hook):
         self._compiled = CompiledParts(model, parts, self.any_size, **self.options)
 
     def after_train(self, runner: Any) -> None:
-        """Leave the model as it was."""
         if self._compiled is not None:
             self._compiled.restore()
             self._compiled = None

@@ -31,7 +31,7 @@ def method_name(config: Config) -> str:
 
 
 def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> bool:
-    """Replace the training method of a classifier's config, or change its settings.
+    """Replace the training method in a classifier's config, or change its settings; True where it is another one now.
 
     FRSKD and what builds on it begin with the weights for the data set where the config knows them (its ``frskd``).
 
@@ -39,9 +39,6 @@ def set_method(config: Config, name: str | None, options: Mapping[str, Any]) -> 
         config: is changed.
         name: of the method; None, or the config's own, keeps the config's method and its settings.
         options: settings, with dots for nested ones: ``{"teacher.model_name": "resnet34"}``.
-
-    Returns:
-        True where the method is another one now.
 
     Raises:
         ValueError: the config's model is no `TimmClassifier`, or there is no such method.
@@ -66,11 +63,7 @@ def provide_method_data(config: Config) -> None:
     """Change a classifier's config so that its method gets the views, the order and the indices that it asks for.
 
     Calling it again changes nothing. A method with a setting ``num_samples`` (PS-KD) gets the size of the training set,
-    and `MethodProgressHook` joins the hooks.
-
-    Raises:
-        ValueError: there is no such method, or its settings are not those of the method.
-        FileNotFoundError: ``num_samples`` has to be counted, and the data is not there.
+    and `MethodProgressHook` joins the hooks. Settings that are not the method's raise a ValueError.
     """
     method = _method_of(config)
     name = method.pop("name")
@@ -90,7 +83,6 @@ def provide_method_data(config: Config) -> None:
 
 
 def _method_of(config: Config) -> dict[str, Any]:
-    """Return a copy of the config's method, the plain network where it has none."""
     method = dict(config.model.get("method") or {"name": "baseline"})
     if "name" not in method:
         raise ValueError(f"model.method must have a name, such as dict(name='frskd'), got {method}")
@@ -98,11 +90,11 @@ def _method_of(config: Config) -> dict[str, Any]:
 
 
 def _provide(loader: dict[str, Any], needs: DataNeeds) -> None:
-    """Set data set and batch sampler as a method needs them; a batch sampler of the user's own stays."""
     if loader["dataset"].get("type") == "MethodDataset":  # of the config that a run has written
         loader["dataset"] = loader["dataset"]["dataset"]
     if needs.views > 1 or needs.index:
         loader["dataset"] = dict(type="MethodDataset", views=needs.views, index=needs.index, dataset=loader["dataset"])
+    # a batch sampler of the user's own stays
     if (loader.get("batch_sampler") or {}).get("type") in (None, *BATCH_SAMPLERS.values()):
         loader.pop("batch_sampler", None)
         if needs.order != "any":
@@ -127,12 +119,8 @@ class MethodDataset(DatasetWrapper):
     Args:
         dataset: a data set of ``dict(inputs=uint8 [C, H, W], targets=int)``, or its config; `SeededDataset` and
             `TensorImages`, which makes whole batches, among them.
-        views: views of each image; above 1, ``inputs`` are [views, C, H, W].
+        views: views of each image, all of one size; above 1, ``inputs`` are [views, C, H, W].
         index: add the image's place in the data set as ``index``.
-
-    Raises:
-        TypeError: ``views`` is no integer.
-        ValueError: ``views`` is below 1; or, when a sample is read, its views differ in size.
     """
 
     def __init__(self, dataset: Any, views: int = 1, index: bool = False) -> None:
@@ -203,11 +191,8 @@ class ClassPairBatchSampler(_HalvedBatches):
     """Sampler of batches whose second half holds, in the same order, partners of the first half's images.
 
     Every image is once an epoch in a first half. Its partner is another image of its class where there is one, drawn
-    anew each epoch, and augmented otherwise than where it is in a first half itself.
-
-    Args:
-        sampler: a `SeededSampler`; its data set must have ``targets``, the label of each image.
-        batch_size: images of the first half.
+    anew each epoch, and augmented otherwise than where it is in a first half itself. The data set of the
+    `SeededSampler` must have ``targets``, the label of each image.
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
@@ -226,13 +211,6 @@ class OverlapBatchSampler(_HalvedBatches):
     """Sampler of batches whose first half is the second half of the batch before, augmented anew.
 
     Every image is new once an epoch; see `overlapping_batches` for the two ends of an epoch.
-
-    Args:
-        sampler: a `SeededSampler`.
-        batch_size: images of the second half.
-
-    Raises:
-        ValueError: there are too few images for two halves.
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
@@ -263,19 +241,12 @@ def labels_of(dataset: Any) -> Tensor:
     return labels
 
 
-# With the seed and the epoch, the key of the partners' random numbers: a stream apart from that of the crops.
-_PARTNERS = 0x70616972
-
-
 def class_partners(targets: Tensor, seed: int, epoch: int) -> Tensor:
-    """Draw another image of the same class for each image; itself, where its class has one image.
-
-    They follow from labels [N], seed and epoch alone, so that every process draws the same indices, int64 [N].
-    """
+    """Draw another image of its class for each, int64 [N]; itself, where a class has one. All processes draw alike."""
     by_class = targets.argsort(stable=True)  # images of one class side by side
     _, counts = targets[by_class].unique_consecutive(return_counts=True)
     size, start = counts.repeat_interleave(counts), (counts.cumsum(0) - counts).repeat_interleave(counts)
-    rng = np.random.default_rng([seed, epoch, _PARTNERS])
+    rng = np.random.default_rng([seed, epoch, 0x70616972])  # a stream apart from that of the crops
     step = torch.from_numpy(rng.integers(1, size.clamp(min=2).numpy()))  # to another place in the class
     place = start + (torch.arange(len(targets)) - start + step) % size
     partners = torch.empty_like(by_class)
@@ -289,9 +260,8 @@ def overlapping_batches(order: Sequence[Any], size: int) -> Iterator[tuple[list[
     Of the first batch both halves are new. Where ``size`` does not divide the number of images, the last half is filled
     up with images from the beginning of the order.
 
-    Example:
-        >>> list(overlapping_batches([4, 0, 3, 1, 2], 2))
-        [([4, 0], [3, 1]), ([3, 1], [2, 4])]
+    >>> list(overlapping_batches([4, 0, 3, 1, 2], 2))
+    [([4, 0], [3, 1]), ([3, 1], [2, 4])]
     """
     if len(order) <= size:
         raise ValueError(

@@ -13,8 +13,6 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class AutocastOptimWrapper(OptimWrapper):
     """An `OptimWrapper` whose forward passes run under `torch.autocast` in bfloat16, which needs no loss scaling.
@@ -22,35 +20,27 @@ class AutocastOptimWrapper(OptimWrapper):
     mmengine's `AmpOptimWrapper` refuses to run on the CPU; for float16 on CUDA take that one: it scales the loss.
 
     Args:
-        dtype: 'bfloat16', or the `torch.dtype`.
+        dtype: 'bfloat16', or the `torch.dtype`; others are refused (ValueError).
         device_type: 'cpu', 'cuda', ...; None is the device on which mmengine trains.
         kwargs: further arguments of `OptimWrapper`.
-
-    Raises:
-        ValueError: another dtype; float16 needs the loss scaled.
     """
 
     def __init__(self, dtype: str | torch.dtype = "bfloat16", device_type: str | None = None, **kwargs: Any) -> None:
-        resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if resolved is torch.float16:
+        if dtype in ("float16", torch.float16):
             raise ValueError(
                 "AutocastOptimWrapper does not scale the loss, so float16 gradients would vanish; "
                 "use dtype='bfloat16', or type='AmpOptimWrapper' for float16 on CUDA"
             )
-        if resolved is not torch.bfloat16:
+        if dtype not in ("bfloat16", torch.bfloat16):
             raise ValueError(f"AutocastOptimWrapper: dtype must be 'bfloat16' or torch.bfloat16, got {dtype!r}")
         super().__init__(**kwargs)
-        self.dtype = resolved
+        self.dtype = torch.bfloat16
         self.device_type = torch.device(device_type or get_device()).type
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         with super().optim_context(model), torch.autocast(self.device_type, dtype=self.dtype):
             yield
-
-
-# the student's head in segmentors and detectors
-_HEADS = ("decode_head", "bbox_head")
 
 
 # Under the default's name too, from when a model with a self-teacher is first built: no config has to name it, whoever
@@ -63,10 +53,8 @@ class SelfTeacherOptimWrapperConstructor:
 
     Rules of ``paramwise_cfg`` know parameters by name. Stock configs multiply the learning rate of ``head`` (SegFormer
     by 10), and the self-teacher's neck is as new as the head is: so it is named ``decode_head.self_teacher.*`` while
-    the groups are made. Names in checkpoints stay.
-
-    Building a segmentor or detector with a self-teacher registers it in place of mmengine's own constructor. A config
-    with another ``constructor`` keeps that one; to have both, name this one and the other as ``paramwise_cfg.base``.
+    the groups are made. Building a model with a self-teacher registers it in place of mmengine's own constructor. A
+    config with another ``constructor`` keeps that; for both, name this one, and the other as ``paramwise_cfg.base``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -76,13 +64,12 @@ class SelfTeacherOptimWrapperConstructor:
         self.base = OPTIM_WRAPPER_CONSTRUCTORS.build({**config, "paramwise_cfg": rules})
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Return the optimizer wrapper for a model, which may be wrapped for several processes."""
         return self.base(with_teacher_in_head(getattr(model, "module", model)))
 
 
 def with_teacher_in_head(model: nn.Module) -> nn.Module:
     """Return a view of a model, with its parameters, in which its self-teacher is named as a part of the head."""
-    head = next((name for name in _HEADS if name in model._modules), None)
+    head = next((name for name in ("decode_head", "bbox_head") if name in model._modules), None)
     teacher = model._modules.get("self_teacher")
     if head is None or teacher is None:
         return model

@@ -18,74 +18,50 @@ from frskd_plugin.version import __version__
 
 # registry of mmengine -> {name in configs: module that defines it}
 COMPONENTS: dict[str, dict[str, str]] = {
-    "MODELS": {
-        "TimmClassifier": "frskd_plugin.mmengine.classifier",
-        "ImagePreprocessor": "frskd_plugin.mmengine.classifier",
-        "TimmFeatureExtractor": "frskd_plugin.timm.feature_extractor",
-        "BiFPN": "frskd_plugin.core.bifpn",
-        "SelfTeacherNeck": "frskd_plugin.core.self_teacher_neck",
-        "FRSKDLoss": "frskd_plugin.core.frskd_loss",
-        "FRSKDHead": "frskd_plugin.mmseg.frskd_head",
-        "FRSKDEncoderDecoder": "frskd_plugin.mmseg.segmentor",
-        "FRSKDCascadeEncoderDecoder": "frskd_plugin.mmseg.segmentor",
-        "EffDetSegHead": "frskd_plugin.mmseg.segmentor",
-        "FRSKDDenseHead": "frskd_plugin.mmdet.dense_head",
-        "FRSKDSingleStage": "frskd_plugin.mmdet.detector",
-    },
-    "HOOKS": {
-        "DistillWarmupHook": "frskd_plugin.mmengine.hooks",
-        "AtomicCheckpointHook": "frskd_plugin.mmengine.checkpoint_hook",
-        "StepSeedHook": "frskd_plugin.mmengine.seeding",
-        "CompileHook": "frskd_plugin.mmengine.hooks",
-        "ChannelsLastHook": "frskd_plugin.mmengine.hooks",
-        "MethodProgressHook": "frskd_plugin.mmengine.hooks",
-        "SyncStatisticsHook": "frskd_plugin.mmengine.hooks",
-        "SelfTeacherValidationHook": "frskd_plugin.mmengine.hooks",
-        "BestAndLastHook": "frskd_plugin.mmengine.hooks",
-        "DeferredInfoHook": "frskd_plugin.mmengine.deferred_log",
-        "DeferredTimerHook": "frskd_plugin.mmengine.deferred_log",
-        "FiniteLossHook": "frskd_plugin.mmengine.safety_hooks",
-        "WeightsFitHook": "frskd_plugin.mmengine.safety_hooks",
-        "AttentionPictureHook": "frskd_plugin.mmseg.attention_picture_hook",
-        "ClassifierAttentionPictureHook": "frskd_plugin.mmengine.attention",
-    },
-    "LOOPS": {
-        "GraphTrainLoop": "frskd_plugin.mmengine.graph_loop",
-    },
-    "DATASETS": {
-        "SeededDataset": "frskd_plugin.mmengine.seeding",
-        "MethodDataset": "frskd_plugin.mmengine.method_data",
-        "ImageFolderDataset": "frskd_plugin.data.image_folder",
-        "Cifar100Dataset": "frskd_plugin.data.cifar100",
-        "TensorCifar100": "frskd_plugin.data.tensor_images",
-        "CamVidDataset": "frskd_plugin.mmseg.data",
-        "CheckedPascalVOCDataset": "frskd_plugin.mmseg.data",
-    },
-    "DATA_SAMPLERS": {
-        "SeededSampler": "frskd_plugin.mmengine.seeding",
-        "SeededInfiniteSampler": "frskd_plugin.mmengine.seeding",
-        "ClassPairBatchSampler": "frskd_plugin.mmengine.method_data",
-        "OverlapBatchSampler": "frskd_plugin.mmengine.method_data",
-    },
-    "TRANSFORMS": {
-        "LoadCheckedImage": "frskd_plugin.mmseg.data",
-        "LoadCheckedAnnotations": "frskd_plugin.mmseg.data",
-        "Mixup": "frskd_plugin.data.mixing",
-        "CutMix": "frskd_plugin.data.mixing",
-    },
-    "FUNCTIONS": {
-        "take_batch": "frskd_plugin.data.tensor_images",
-    },
-    "METRICS": {
-        "TopKAccuracyMetric": "frskd_plugin.mmengine.classifier",
-        "SelfTeacherIoUMetric": "frskd_plugin.mmseg.data",
-    },
-    "OPTIM_WRAPPERS": {
-        "AutocastOptimWrapper": "frskd_plugin.mmengine.optim",
-    },
-    "OPTIM_WRAPPER_CONSTRUCTORS": {
-        "SelfTeacherOptimWrapperConstructor": "frskd_plugin.mmengine.optim",
-    },
+    root: {name: f"frskd_plugin.{module}" for module, names in modules.items() for name in names.split()}
+    for root, modules in {
+        "MODELS": {
+            "mmengine.classifier": "TimmClassifier ImagePreprocessor",
+            "timm.feature_extractor": "TimmFeatureExtractor",
+            "core.bifpn": "BiFPN",
+            "core.self_teacher_neck": "SelfTeacherNeck",
+            "core.frskd_loss": "FRSKDLoss",
+            "mmseg.frskd_head": "FRSKDHead",
+            "mmseg.segmentor": "FRSKDEncoderDecoder FRSKDCascadeEncoderDecoder EffDetSegHead",
+            "mmdet.dense_head": "FRSKDDenseHead",
+            "mmdet.detector": "FRSKDSingleStage",
+        },
+        "HOOKS": {
+            "mmengine.hooks": (
+                "DistillWarmupHook MethodProgressHook SelfTeacherValidationHook BestAndLastHook SyncStatisticsHook "
+                "ChannelsLastHook CompileHook"
+            ),
+            "mmengine.checkpoint_hook": "AtomicCheckpointHook",
+            "mmengine.seeding": "StepSeedHook",
+            "mmengine.deferred_log": "DeferredInfoHook DeferredTimerHook",
+            "mmengine.safety_hooks": "FiniteLossHook WeightsFitHook",
+            "mmengine.attention": "ClassifierAttentionPictureHook",
+            "mmseg.attention_picture_hook": "AttentionPictureHook",
+        },
+        "LOOPS": {"mmengine.graph_loop": "GraphTrainLoop"},
+        "DATASETS": {
+            "mmengine.seeding": "SeededDataset",
+            "mmengine.method_data": "MethodDataset",
+            "data.image_folder": "ImageFolderDataset",
+            "data.cifar100": "Cifar100Dataset",
+            "data.tensor_images": "TensorCifar100",
+            "mmseg.data": "CamVidDataset CheckedPascalVOCDataset",
+        },
+        "DATA_SAMPLERS": {
+            "mmengine.seeding": "SeededSampler SeededInfiniteSampler",
+            "mmengine.method_data": "ClassPairBatchSampler OverlapBatchSampler",
+        },
+        "TRANSFORMS": {"mmseg.data": "LoadCheckedImage LoadCheckedAnnotations", "data.mixing": "Mixup CutMix"},
+        "FUNCTIONS": {"data.tensor_images": "take_batch"},
+        "METRICS": {"mmengine.classifier": "TopKAccuracyMetric", "mmseg.data": "SelfTeacherIoUMetric"},
+        "OPTIM_WRAPPERS": {"mmengine.optim": "AutocastOptimWrapper"},
+        "OPTIM_WRAPPER_CONSTRUCTORS": {"mmengine.optim": "SelfTeacherOptimWrapperConstructor"},
+    }.items()
 }
 
 
@@ -131,11 +107,8 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
     "mmcv": ("mmcv", "mmcv-lite", "mmcv-full", "onedl-mmcv"),
     "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
     "mmdet": ("mmdet", "onedl-mmdetection"),
-    "cv2": (
-        "opencv-python",
-        "opencv-python-headless",
-        "opencv-contrib-python",
-        "opencv-contrib-python-headless",
+    "cv2": tuple(
+        f"opencv-{kind}" for kind in ("python", "python-headless", "contrib-python", "contrib-python-headless")
     ),
 }
 
@@ -160,9 +133,12 @@ def versions_text() -> str:
 
 def mixed_stacks(installed: Mapping[str, str]) -> list[str]:
     """Return messages about distributions that must not be installed together, with the commands that mend it."""
-    messages = []
+    messages, forks, originals = [], [], []
     for import_name, providers in PROVIDERS.items():
         found = [name for name in providers if name in installed]
+        if import_name != "cv2":
+            forks += [name for name in found if name.startswith("onedl-")]
+            originals += [name for name in found if not name.startswith("onedl-")]
         if len(found) < 2:
             continue
         listed = " and ".join(f"{name} {installed[name]}" for name in found)
@@ -173,19 +149,13 @@ def mixed_stacks(installed: Mapping[str, str]) -> list[str]:
             f"`pip uninstall -y {' '.join(found)}`, then `pip install --no-cache-dir {keep}=={installed[keep]}`."
         )
     doubled = any("`cv2`" not in message for message in messages)
-    return messages if doubled else messages + _mixed_families(installed)
-
-
-def _mixed_families(installed: Mapping[str, str]) -> list[str]:
-    """Return a message where, say, the original mmengine serves a fork of mmseg: it imports, and fails much later."""
-    names = [name for key, providers in PROVIDERS.items() if key != "cv2" for name in providers if name in installed]
-    forks = [name for name in names if name.startswith("onedl-")]
-    originals = [name for name in names if name not in forks]
-    text = (
-        f"{', '.join(originals)} (original OpenMMLab) and {', '.join(forks)} (onedl forks) are not made for each "
-        f"other. Use one family: `pip uninstall -y {' '.join(originals)}`, then install their forks (or the reverse)."
-    )
-    return [text] if forks and originals else []
+    if forks and originals and not doubled:  # such a mixture imports, and fails much later
+        messages.append(
+            f"{', '.join(originals)} (original OpenMMLab) and {', '.join(forks)} (onedl forks) are not made for each "
+            f"other. Use one family: `pip uninstall -y {' '.join(originals)}`, then install their forks (or the "
+            f"reverse)."
+        )
+    return messages
 
 
 def warn_about_mixed_stacks() -> None:

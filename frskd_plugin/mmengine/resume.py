@@ -47,11 +47,6 @@ def _safe(loader: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-def safe_runner(runner: Any) -> None:
-    """Make a runner read its checkpoints with `safe_loading`, whoever has built it."""
-    runner.load_checkpoint = safe_loading()(runner.load_checkpoint)
-
-
 LAST_CHECKPOINT = "last_checkpoint"
 RUN_NAME = "run.json"
 BEST_FILES = "best_*_*[0-9].pth"
@@ -59,12 +54,7 @@ _NUMBERED = re.compile(r"(?P<kind>.*?)(?P<step>\d+)\.pth")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of mmengine on the CPU, see `read_checkpoint`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        BrokenCheckpointError: it is truncated or damaged, or holds something else.
-    """
+    """Read a checkpoint of mmengine on the CPU as `read_checkpoint` does; refuse one that holds something else."""
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise BrokenCheckpointError(f"{path} is not a checkpoint of mmengine: it has no 'state_dict'")
@@ -82,7 +72,7 @@ def find_resume_checkpoint(work_dir: str | Path) -> Path | None:
 def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """Return path and `meta` of the newest whole checkpoint of a training run; None where the run starts anew.
 
-    A damaged one is reported with its name and the one before it is taken.
+    A damaged one is reported by name, and the one before it is taken.
 
     Raises:
         BrokenCheckpointError: there are checkpoints and none of them can be read, or all are of an earlier run.
@@ -103,11 +93,7 @@ def resume_state(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def newest_checkpoint(work_dir: str | Path) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]:
-    """Look for the newest whole checkpoint of the run that a folder belongs to.
-
-    Returns:
-        Path and `meta` of the checkpoint, or None; and for each newer one a sentence that says why it was refused.
-    """
+    """Return what `resume_state` does, and for each newer checkpoint a sentence that says why it was refused."""
     # A run of a version that gave no ids goes on without one: there, names and times tell runs apart.
     run_id, refused = read_run(work_dir).get("run_id"), []
     for path in _candidates(Path(work_dir)):
@@ -146,8 +132,7 @@ def remove_run(work_dir: str | Path) -> None:
 
 
 def _read(file: Path) -> bytes:
-    """Return the content of a small file; nothing of what is no file: reading a pipe would wait for ever."""
-    return file.read_bytes() if file.is_file() else b""
+    return file.read_bytes() if file.is_file() else b""  # reading a pipe would wait for ever
 
 
 def read_run(work_dir: str | Path) -> dict[str, Any]:
@@ -168,7 +153,7 @@ def checkpoint_files(folder: Path) -> dict[Path, int]:
 
 
 def _load_whole(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that a training can go on from, and compare it with its checksums."""
+    """Read a checkpoint that a training can go on from."""
     checkpoint = load_checkpoint(path)
     if zipfile.is_zipfile(path):  # torch.load does not compare the stored bytes with their checksums
         with zipfile.ZipFile(path) as archive:
@@ -185,14 +170,9 @@ def _load_whole(path: Path) -> dict[str, Any]:
 
 
 def _candidates(work_dir: Path) -> list[Path]:
-    """List the checkpoints that the run of a folder may go on from, newest first.
-
-    `last_checkpoint` names their kind (``epoch_``, ``iter_``) and place; without it their times tell which is newest.
-    Files with a higher number that are older than the one it names are of an earlier run in the same folder. A newer
-    one was written just before the process was killed, when `last_checkpoint` was still the old one.
-    """
+    """List the checkpoints that the run of a folder may go on from, newest first."""
     last, files = last_checkpoint(work_dir), checkpoint_files(work_dir)
-    if last is None:
+    if last is None:  # their times tell
         return sorted(files, key=lambda path: (_time(path), files[path]), reverse=True)
     kind = _kind(last)
     if kind is not None:
@@ -204,6 +184,8 @@ def _candidates(work_dir: Path) -> list[Path]:
         return [last, *newest_first]
     if last not in files:
         return newest_first
+    # A higher number that is older is of an earlier run in the folder; one that is newer was written just before the
+    # process was killed, when `last_checkpoint` was still the old one.
     return [path for path in newest_first if files[path] <= files[last] or _time(path) > _time(last)]
 
 

@@ -30,9 +30,6 @@ class FiniteLossHook(Hook):
     Args:
         stop: end the training; False warns and goes on.
         interval: steps between two looks, on other devices than the CPU; None looks when losses are logged.
-
-    Raises:
-        ValueError: `interval` is below 1.
     """
 
     priority = "HIGH"  # after the hook that sets the learning rate, before those that log and save
@@ -47,12 +44,7 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Note the losses of a step."""
-        losses = {
-            name: value.detach()
-            for name, value in (outputs or {}).items()
-            if "loss" in name and isinstance(value, Tensor) and value.numel() == 1
-        }
+        losses = {name: value.detach() for name, value in (outputs or {}).items() if _is_loss(name, value)}
         if not losses:
             return
         rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
@@ -62,11 +54,9 @@ class FiniteLossHook(Hook):
             self._check(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Look at what is left of the epoch, before its checkpoint is written."""
         self._check(runner)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Look at the losses so far, and at the weights."""
         self._check(runner)
         weights = checkpoint["state_dict"]
         for name, _ in unwrap_model(runner.model).named_parameters():
@@ -76,8 +66,6 @@ class FiniteLossHook(Hook):
 
     def _check(self, runner: Any) -> None:
         steps, self._steps = self._steps, []
-        if not steps:
-            return
         for (iteration, rate, _), values in zip(steps, fetch([losses for *_, losses in steps]), strict=True):
             if all(map(math.isfinite, values.values())):
                 continue
@@ -102,6 +90,10 @@ class FiniteLossHook(Hook):
         )
 
 
+def _is_loss(name: str, value: Any) -> bool:
+    return "loss" in name and isinstance(value, Tensor) and value.numel() == 1
+
+
 class WeightsFitHook(Hook):
     """Refuse a checkpoint whose weights do not fit the model, where mmengine warns and goes on with random ones.
 
@@ -117,7 +109,6 @@ class WeightsFitHook(Hook):
         self.partial = partial
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Compare before mmengine loads."""
         model = unwrap_model(runner.model)
         model = model.module if isinstance(model, BaseTTAModel) else model
         found = misfits(model, checkpoint.get("state_dict", checkpoint))
@@ -160,9 +151,8 @@ def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str,
 
     A key's value is its text for a message. Counters of batches (``num_batches_tracked``) may be missing.
 
-    Example:
-        >>> misfits(nn.Linear(2, 1), {"weight": torch.zeros(1, 3), "scale": torch.ones(1)})
-        {'missing': {'bias': 'bias'}, 'unexpected': {'scale': 'scale'}, 'shape': {'weight': 'weight [1, 3] for [1, 2]'}}
+    >>> misfits(nn.Linear(2, 1), {"weight": torch.zeros(1, 3), "scale": torch.ones(1)})
+    {'missing': {'bias': 'bias'}, 'unexpected': {'scale': 'scale'}, 'shape': {'weight': 'weight [1, 3] for [1, 2]'}}
     """
     found: dict[str, dict[str, str]] = {"missing": {}, "unexpected": {}, "shape": {}}
     try:
@@ -172,9 +162,8 @@ def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str,
         for line in str(error).splitlines():
             for kind in ("missing", "unexpected"):
                 if line.strip().startswith(f"{kind.capitalize()} key(s)"):
-                    found[kind] = {
-                        key: key for key in re.findall(r'"([^"]+)"', line) if "num_batches_tracked" not in key
-                    }
+                    keys = re.findall(r'"([^"]+)"', line)
+                    found[kind] = {key: key for key in keys if "num_batches_tracked" not in key}
             shape = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*Size\((.*?)\)", line)
             if shape:
                 found["shape"][shape[1]] = f"{shape[1]} {shape[2]} for {shape[3]}"

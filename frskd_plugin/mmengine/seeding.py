@@ -8,7 +8,7 @@ what a worker process happened to draw before. The samplers here send the pass a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,7 @@ from mmengine.registry import DATASETS
 
 
 def derive_seeds(*keys: int) -> tuple[int, int, int]:
-    """Return three independent seeds of 32 bits (python, numpy, torch) that depend on every key and on their order.
-
-    Raises:
-        ValueError: a key is negative.
-    """
+    """Return three independent seeds of 32 bits (python, numpy, torch) that depend on every key and on their order."""
     if any(key < 0 for key in keys):
         raise ValueError(f"random seeds must not be negative, got {keys}; give a seed >= 0")
     python_seed, numpy_seed, torch_seed = np.random.SeedSequence(keys).generate_state(3).tolist()
@@ -37,17 +33,21 @@ def seeded(*keys: int) -> Iterator[None]:
 
     Only torch's CPU generator is touched: samples are made on the CPU, and a forked worker must not call CUDA.
     """
-    python_seed, numpy_seed, torch_seed = derive_seeds(*keys)
     outer_python, outer_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
-            random.seed(python_seed)
-            np.random.seed(numpy_seed)
-            torch.default_generator.manual_seed(torch_seed)
+            _seed(torch.default_generator.manual_seed, *keys)
             yield
         finally:
             random.setstate(outer_python)
             np.random.set_state(outer_numpy)
+
+
+def _seed(seed_torch: Callable[[int], Any], *keys: int) -> None:
+    python_seed, numpy_seed, torch_seed = derive_seeds(*keys)
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    seed_torch(torch_seed)
 
 
 class DrawnIndex(int):
@@ -55,10 +55,9 @@ class DrawnIndex(int):
 
     ``draw`` tells the augmentations of one image in one pass apart, where it is asked for more than once.
 
-    Example:
-        >>> index = DrawnIndex(7, epoch=2, seed=42)
-        >>> index + 1, index.epoch, index.seed, index.redrawn(1).draw
-        (8, 2, 42, 1)
+    >>> index = DrawnIndex(7, epoch=2, seed=42)
+    >>> index + 1, index.epoch, index.seed, index.redrawn(1).draw
+    (8, 2, 42, 1)
     """
 
     epoch: int
@@ -74,7 +73,6 @@ class DrawnIndex(int):
         return DrawnIndex, (int(self), self.epoch, self.seed, self.draw)
 
     def redrawn(self, draw: int) -> DrawnIndex:
-        """Return the same index, to be augmented otherwise."""
         return DrawnIndex(int(self), self.epoch, self.seed, draw)
 
 
@@ -93,9 +91,6 @@ class SeededInfiniteSampler(InfiniteSampler):
     """mmengine's `InfiniteSampler` with `DrawnIndex` in place of `int`, for iteration-based training.
 
     The epoch of an index is the number of passes that the stream of all ranks had completed before it.
-
-    Raises:
-        ValueError: the dataset is empty.
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
@@ -129,9 +124,6 @@ class SeededDataset(DatasetWrapper):
     Augmentation is then the same with any number of workers, and after a resume. It needs `SeededSampler` or
     `SeededInfiniteSampler`; `StepSeedHook` refuses another one in training. A plain `int` is loaded with the random
     state as it is: for looking at a sample by hand, and for validation, whose pipelines draw nothing.
-
-    Args:
-        dataset: a dataset, or the config of one.
     """
 
     def __getitem__(self, index: int) -> Any:
@@ -144,13 +136,8 @@ class SeededDataset(DatasetWrapper):
 class StepSeedHook(Hook):
     """Set the random states before each training step, so that dropout and drop-path are the same after a resume.
 
-    A checkpoint holds no random state: it follows from the number of the iteration. Ranks draw differently.
-
-    Args:
-        seed: the seed of the run; None takes the runner's.
-
-    Raises:
-        ValueError: a negative seed.
+    A checkpoint holds no random state: it follows from ``seed`` (None takes the runner's), the number of the iteration
+    and the rank.
     """
 
     priority = "VERY_HIGH"  # before every hook that might draw
@@ -176,7 +163,4 @@ class StepSeedHook(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         seed = runner.seed if self.seed is None else self.seed
-        python_seed, numpy_seed, torch_seed = derive_seeds(seed, runner.iter, runner.rank)
-        random.seed(python_seed)
-        np.random.seed(numpy_seed)
-        torch.manual_seed(torch_seed)  # all devices
+        _seed(torch.manual_seed, seed, runner.iter, runner.rank)  # of all devices

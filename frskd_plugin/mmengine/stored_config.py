@@ -25,7 +25,6 @@ from frskd_plugin.mmengine.config_tools import dicts
 
 ALLOW_IMPORTS = "--allow-imports"
 _SCOPES = {*MODULE2PACKAGE, "mmengine", "mmcv"}  # whose registries may be imported
-_CONSTANTS = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
 
 
 def add_allow_imports(parser: argparse.ArgumentParser) -> None:
@@ -41,39 +40,52 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
     """Return the settings of a config's text as `Config.pretty_text` writes it, without executing it.
 
     Args:
-        text: assignments of literals, lists, tuples and calls of ``dict``.
+        text: assignments of literals, lists, tuples and calls of ``dict``; anything else is a ValueError.
         name: what to call the text in errors.
-
-    Raises:
-        ValueError: it holds anything else.
     """
-    settings: dict[str, Any] = {}
+    literals, settings, statement = _Literals(), {}, None
     try:
         for statement in ast.parse(text).body:
             match statement:
                 case ast.Assign(targets=[ast.Name(id=key)], value=value):
-                    settings[key] = _value(value, settings)
+                    settings[key] = ast.literal_eval(literals.visit(value))
+                    literals.names[key] = ast.Constant(settings[key])  # type: ignore[arg-type]
                 case ast.Expr(value=ast.Constant()):  # a docstring
                     pass
                 case _:
-                    raise _NotDataError(statement)
-    except _NotDataError as error:
-        node = error.args[0]
-        raise ValueError(
-            f"{name} holds {ast.unparse(node)[:80]!r} in line {node.lineno}, which is code and was not run; expected "
-            f"data alone (numbers, text, lists, dict(...)), as tools/train.py stores it"
-        ) from error
+                    raise ValueError
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{name} cannot be read as a config ({type(error).__name__}: {error})") from error
+        if type(error) is not ValueError or statement is None:
+            raise ValueError(f"{name} cannot be read as a config ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{name} holds {ast.unparse(statement)[:80]!r} in line {statement.lineno}, which is code and was not run; "
+            f"expected data alone (numbers, text, lists, dict(...)), as tools/train.py stores it"
+        ) from error
     return settings
 
 
-def stored_text(checkpoint: Any, name: str) -> str | None:
-    """Return the text of the config in a checkpoint; None without one.
+class _Literals(ast.NodeTransformer):
+    """Put literals in the place of calls of ``dict`` and of names that are known."""
 
-    Raises:
-        BrokenCheckpointError: the checkpoint's ``meta`` is not that of mmengine.
-    """
+    def __init__(self) -> None:
+        known = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
+        self.names = {name: ast.Constant(value) for name, value in known.items()}  # type: ignore[arg-type]
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.names.get(node.id, node)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        match node:
+            case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()]) if all(k.arg for k in node.keywords):
+                content: Any = self.visit(node.args[0]) if node.args else ast.Dict([], [])
+                content.keys += [ast.Constant(keyword.arg) for keyword in node.keywords]
+                content.values += [self.visit(keyword.value) for keyword in node.keywords]
+                return content
+        return node
+
+
+def stored_text(checkpoint: Any, name: str) -> str | None:
+    """Return the text of the config in a checkpoint; None without one."""
     meta = (checkpoint.get("meta") if isinstance(checkpoint, dict) else None) or {}
     if not isinstance(meta, dict) or not isinstance(meta.get("cfg", ""), str):
         raise BrokenCheckpointError(f"{name}: its 'meta' is not that of a checkpoint of mmengine: {str(meta)[:80]}")
@@ -155,32 +167,3 @@ def _is_importable(kind: str) -> bool:
         return importlib.util.find_spec(kind.split(".")[0]) is not None
     except (ImportError, ValueError):
         return False
-
-
-class _NotDataError(Exception):
-    """Part of a config's text that is no data."""
-
-
-def _value(node: ast.expr, names: dict[str, Any]) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.List(elts=items):
-            return [_value(item, names) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_value(item, names) for item in items)
-        case ast.Set(elts=items):
-            return {_value(item, names) for item in items}
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_value(key, names): _value(value, names) for key, value in zip(keys, values, strict=True) if key}
-        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()], keywords=keywords):
-            content = _value(node.args[0], names) if node.args else {}
-            if all(keyword.arg for keyword in keywords):
-                return content | {str(keyword.arg): _value(keyword.value, names) for keyword in keywords}
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = _value(operand, names)
-            if isinstance(value, (int, float)):
-                return -value
-        case ast.Name(id=key) if key in names or key in _CONSTANTS:
-            return names[key] if key in names else _CONSTANTS[key]
-    raise _NotDataError(node)
