@@ -25,26 +25,22 @@ from frskd_plugin.data.image_folder import (
 )
 
 
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickler that knows no names but those of `read_checkpoint`: a data set comes from the internet."""
+
+    def find_class(self, module: str, name: str) -> Callable:
+        # bytes that Python 3 writes as text, in the pickle format of Python 2
+        return _latin1 if (module, name) == ("_codecs", "encode") else known_name(module, name)
+
+
 def _latin1(text: str, encoding: str) -> bytes:
-    """Return the bytes that Python 3 writes as text in the pickle format of Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
     return text.encode("latin1")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler that knows no names but those of `read_checkpoint`: a data set comes from the internet."""
-
-    def find_class(self, module: str, name: str) -> Callable:
-        return _latin1 if (module, name) == ("_codecs", "encode") else known_name(module, name)
-
-
 def read_plain_pickle(path: Path) -> Any:
-    """Return the content of a pickle of Python 2 or 3; text of Python 2 comes as bytes.
-
-    Raises:
-        ValueError: The file is damaged, or holds anything but arrays, lists, dicts, text, bytes and numbers.
-    """
+    """Return the content of a pickle of Python 2 (whose text comes as bytes) or 3; a ValueError where it holds code."""
     try:
         with path.open("rb") as file:
             return plain(_PlainUnpickler(file, encoding="bytes").load())
@@ -76,7 +72,7 @@ def load_cifar100(
     images_per_class: int | None = None,
     expected_images: int | None = None,
 ) -> ImageArrays:
-    """Read one split of CIFAR-100.
+    """Read one split of CIFAR-100, 'train' or 'test'.
 
     Args:
         data_root: holds ``cifar-100-python/{train,test,meta}`` or ``{train,test}/<class>/*.png``, or is the folder
@@ -86,16 +82,15 @@ def load_cifar100(
         expected_images: number of images of the whole split; any other is an error.
 
     Raises:
-        FileNotFoundError: Says which files are expected where.
-        ValueError: A file is damaged, or the set is not complete or has too few images of a class.
+        FileNotFoundError: the files are not there.
+        ValueError: a file is damaged, or the set is not complete or has too few images of a class.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     folder = find_archive_folder(data_root, split)
     arrays = _read_images(Path(data_root), split) if folder is None else _read_archive(folder, split)
-    check_complete(
-        f"{data_root} ({split})", 0, len(arrays.targets), None, expected_images, how_to_prepare(data_root, "cifar100")
-    )
+    hint = how_to_prepare(data_root, "cifar100")
+    check_complete(f"{data_root} ({split})", 0, len(arrays.targets), None, expected_images, hint)
     return arrays if images_per_class is None else first_of_each_class(arrays, images_per_class)
 
 
@@ -162,7 +157,6 @@ def _read_dict(path: Path) -> dict[str, Any]:
 
 
 def _read_images(data_root: Path, split: str) -> ImageArrays:
-    """Read the images of the class folders."""
     folder = open_folder(data_root, split, "cifar100")
     images = torch.empty(len(folder), 3, SIDE, SIDE, dtype=torch.uint8)
     for number, (path, _) in enumerate(folder.samples):

@@ -25,11 +25,9 @@ from torchvision.transforms.v2 import functional as F
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Complete set as it lies on disk.
+    """Complete set as it lies on disk: the number of its classes, and of the images of each split (a folder's name).
 
-    Args:
-        num_classes: number of classes.
-        images: number of images of each split, whose names are those of the folders.
+    Attributes:
         per_class: images of each class, for the splits in which all classes have as many.
         sources: file as published -> what it unpacks to (where that lies beside it, the archive is left alone), or None
             if it is not an archive.
@@ -121,8 +119,8 @@ def build_transforms(transforms: Transforms) -> Callable[[Any], Any]:
     arguments, of which ``interpolation`` may be a name such as 'bicubic', and ``transforms`` a list of dicts again.
 
     Raises:
-        ValueError: The name or the arguments are not those of a transform.
-        TypeError: An item is neither a dict nor a callable.
+        ValueError: the name or the arguments are not those of a transform.
+        TypeError: an item is neither a dict nor a callable.
     """
     if isinstance(transforms, Mapping) or callable(transforms):
         return _build(transforms)
@@ -131,9 +129,9 @@ def build_transforms(transforms: Transforms) -> Callable[[Any], Any]:
 
 
 def _build(item: TransformItem) -> Callable[[Any], Any]:
+    if callable(item):
+        return item
     if not isinstance(item, Mapping):
-        if callable(item):
-            return item
         raise TypeError(
             "a transform must be a dict such as dict(type='RandomHorizontalFlip') or a callable, "
             f"got {item!r} ({type(item).__name__})"
@@ -144,13 +142,13 @@ def _build(item: TransformItem) -> Callable[[Any], Any]:
         arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
     if "transforms" in arguments:  # those that hold others, such as RandomApply
         arguments["transforms"] = [_build(inner) for inner in arguments["transforms"]]
-    known = [n for n in dir(v2) if inspect.isclass(getattr(v2, n)) and issubclass(getattr(v2, n), torch.nn.Module)]
+    known = {n: kind for n, kind in vars(v2).items() if inspect.isclass(kind) and issubclass(kind, torch.nn.Module)}
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "such as RandomCrop, Resize or RandomHorizontalFlip"
         raise ValueError(f"`type` of a transform must be a class of torchvision.transforms.v2, got {name!r}; {hint}")
     try:
-        return getattr(v2, name)(**arguments)
+        return known[name](**arguments)
     except TypeError as error:
         raise ValueError(
             f"transform {name}: {error}; see torchvision.transforms.v2.{name} for its arguments"
@@ -174,12 +172,7 @@ SPLITS = ("train", "val", "test")
 
 
 def open_folder(data_root: str | Path, split: str, name: str = "NAME") -> ImageFolder:
-    """Open the images and classes of ``data_root/split``, in the order of class and file name; no image is read.
-
-    Raises:
-        FileNotFoundError: The folder, or a class folder's images, are missing.
-        ValueError: The class folders are not those of the training split, so labels would not mean the same.
-    """
+    """Open the images and classes of ``data_root/split``, in the order of class and file name; no image is read."""
     folder = Path(data_root) / split
     expected = f"expected images as {folder}/<class>/<image>; {how_to_prepare(data_root, name)}"
     if not folder.is_dir():
@@ -271,10 +264,6 @@ class ImageFolderDataset(LabelledImages):
         transforms: from an RGB image of Pillow to one of uint8; see `build_transforms`.
         expected_classes: number of classes of the whole set; any other is an error.
         expected_images: number of images of the whole split; any other is an error.
-
-    Raises:
-        FileNotFoundError: The split is missing.
-        ValueError: It is not complete, or (when the item is read) an image is broken.
     """
 
     def __init__(

@@ -23,11 +23,7 @@ Box = tuple[int, int, int, int]
 
 
 def mixup(images: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
-    """Blend each image of [B, C, H, W] with its partner: ``lam * x + (1 - lam) * x[index]``.
-
-    Raises:
-        TypeError: The images are not floats.
-    """
+    """Blend each image of [B, C, H, W], floats, with its partner: ``lam * x + (1 - lam) * x[index]``."""
     if not images.is_floating_point():
         raise TypeError(
             f"Mixup blends float images, got {images.dtype}, whose values would be cut off: normalise before mixing."
@@ -40,7 +36,6 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
 
     Sizes are truncated and halved, so that an odd size gives a box of one pixel less; the box is clipped at the
     borders, and the second value is the share of the image that lies outside the clipped box.
-
     """
     share = math.sqrt(1 - lam)
     half_height, half_width = int(height * share) // 2, int(width * share) // 2
@@ -60,11 +55,7 @@ def cutmix(images: Tensor, box: Box | Tensor, index: Tensor) -> Tensor:
 
 
 def mixed_targets(targets: Tensor, index: Tensor, lam: float | Tensor, num_classes: int) -> Tensor:
-    """Return soft targets ``lam * y + (1 - lam) * y[index]``, floats [B, K], of labels [B] or of soft targets [B, K].
-
-    Raises:
-        ValueError: Another shape, another number of classes, or (looked at on the CPU only) a label outside 0..K-1.
-    """
+    """Return soft targets ``lam * y + (1 - lam) * y[index]`` [B, K] of labels [B] or of soft targets [B, K]."""
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be >= 1, got {num_classes}.")
     if targets.ndim == 1 and not targets.is_floating_point():
@@ -88,11 +79,8 @@ class Mixup:
     """Mixup of every batch: one ``lam ~ Beta(alpha, alpha)``, as drawn, and one random permutation.
 
     Args:
-        alpha: of the Beta distribution; the paper has 0.2 and 0.3.
+        alpha: of the Beta distribution, above 0; the paper has 0.2 and 0.3.
         generator: a generator of the CPU; torch's global one by default.
-
-    Raises:
-        ValueError: ``alpha`` is not above 0.
     """
 
     def __init__(self, alpha: float = 0.2, generator: torch.Generator | None = None) -> None:
@@ -105,11 +93,8 @@ class Mixup:
 
     def draw(self, shape: Sequence[int]) -> dict[str, Tensor]:
         """Draw what mixes a batch [B, C, H, W], on the CPU: ``lam`` [] in float64 and partners ``index`` [B]."""
-        lam = draw_beta(self.alpha, self.generator)
-        return {
-            "lam": torch.tensor(lam, dtype=torch.float64),
-            "index": torch.randperm(shape[0], generator=self.generator),
-        }
+        lam = torch.tensor(draw_beta(self.alpha, self.generator), dtype=torch.float64)
+        return {"lam": lam, "index": torch.randperm(shape[0], generator=self.generator)}
 
     def __call__(
         self, images: Tensor, targets: Tensor, num_classes: int, drawn: Mapping[str, Tensor] | None = None
@@ -123,20 +108,11 @@ class Mixup:
         return self.mix(images, index, drawn), mixed_targets(targets, index, drawn["lam"], num_classes)
 
     def mix(self, images: Tensor, index: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-        """Mix the images alone."""
         return mixup(images, drawn["lam"], index)
 
 
 class CutMix(Mixup):
-    """CutMix of every batch: one box, with ``lam ~ Beta(alpha, alpha)``, and one random permutation.
-
-    Args:
-        alpha: of the Beta distribution; the paper has 1.
-        generator: a generator of the CPU; torch's global one by default.
-
-    Raises:
-        ValueError: ``alpha`` is not above 0.
-    """
+    """CutMix of every batch: one box, with ``lam ~ Beta(alpha, alpha)``, and one random permutation, see `Mixup`."""
 
     def __init__(self, alpha: float = 1.0, generator: torch.Generator | None = None) -> None:
         super().__init__(alpha, generator)
@@ -150,7 +126,6 @@ class CutMix(Mixup):
         return {**drawn, "lam": torch.tensor(lam, dtype=torch.float64), "box": torch.tensor(box)}
 
     def mix(self, images: Tensor, index: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-        """Mix the images alone."""
         return cutmix(images, drawn["box"].to(images.device, non_blocking=True), index)
 
 

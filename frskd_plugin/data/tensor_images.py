@@ -77,10 +77,6 @@ class TensorImages:
         padding: pixels on each side before the crop.
         device: where the images are kept and the batches made.
         classes: names of the classes, for `metainfo`.
-
-    Raises:
-        TypeError: Images are not uint8, targets not integers.
-        ValueError: Shapes do not fit, there is no image, or the padding is negative.
     """
 
     def __init__(
@@ -113,7 +109,6 @@ class TensorImages:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return one sample: inputs uint8 [C, H, W] and its target."""
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -138,7 +133,6 @@ class TensorImages:
         return {"inputs": images, "targets": self.targets[index]}
 
     def _crops_of(self, indices: Sequence[Any], index: Tensor) -> Tensor:
-        """Return crop and flip [B, 3] of indices, those of their pass or, for plain ints, new ones."""
         if not all(hasattr(i, "epoch") for i in indices):
             high = 2 * self.padding + 1
             return torch.stack([torch.randint(bound, index.shape) for bound in (high, high, 2)], dim=1)
@@ -158,7 +152,7 @@ class TensorImages:
 
 
 class TensorCifar100(TensorImages):
-    """CIFAR-100 as `TensorImages`, for configs; what it reads is as in `load_cifar100`.
+    """CIFAR-100 (`load_cifar100`) as `TensorImages`, for configs.
 
     ``augment=None`` augments the training images only, ``device=None`` is the current GPU, or the CPU without one.
     """

@@ -19,17 +19,16 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import Runner
+from packaging.version import Version
 
 from frskd_plugin.mmengine.registration import MISSING_OPERATORS, LazyComponent, lacks_operators
 from frskd_plugin.version import __version__
 
-VERSION_KEY = "frskd_plugin_version"
 # Settings that a config may leave out: those of `Runner`, then those that OpenMMLab's tools and this package read.
 KNOWN_SETTINGS = {*inspect.signature(Runner.__init__).parameters} - {"self"} | {
     *("runner_type", "sync_bn", "find_unused_parameters", "model_wrapper_cfg", "tta_model", "tta_pipeline"),
     *("auto_scale_lr", "frskd_plugin_version"),
 }
-SIMILAR = 0.85  # a new setting that looks so much like one beside it is a misspelling
 
 
 def read_config(path: str | Path) -> Config:
@@ -85,18 +84,12 @@ def _forks_found() -> Iterator[None]:
 
 def check_version(config: Config, name: str = "the config") -> None:
     """Refuse a config that asks for a later version than this one (ValueError)."""
-    wanted = config.get(VERSION_KEY)
-    if wanted is not None and _numbers(str(wanted)) > _numbers(__version__):
+    wanted = config.get("frskd_plugin_version")
+    if wanted is not None and Version(str(wanted)).release > Version(__version__).release:
         raise ValueError(
             f"{name} is for frskd_plugin {wanted} or later, but {__version__} is installed; "
             f"update the package, or use a config of {__version__}"
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return the leading release numbers: '1.2.0rc1' -> (1, 2, 0)."""
-    release = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(number) for number in release.group().split(".")) if release else ()
 
 
 def override(config: Config, options: Mapping[str, Any]) -> None:
@@ -122,7 +115,7 @@ def _check_setting(config: Config, key: str, value: Any) -> None:
         if node is None:
             return
         if isinstance(node, Mapping):
-            near = difflib.get_close_matches(part, node, n=1, cutoff=SIMILAR) if part not in node else []
+            near = difflib.get_close_matches(part, node, n=1, cutoff=0.85) if part not in node else []
             if near:
                 hint = f"did you mean {near[0]!r}? (If not, write it into the config file.)"
                 raise ValueError(f"{place} has no setting {part!r}; {hint}")

@@ -37,14 +37,14 @@ class FiniteLossHook(Hook):
     def __init__(self, stop: bool = True, interval: int | None = None) -> None:
         if interval is not None and interval < 1:
             raise ValueError(f"FiniteLossHook: interval must be at least 1, got {interval}")
-        self.stop = stop
-        self.interval = interval
+        self.stop, self.interval = stop, interval
         self._steps: list[tuple[int, float, dict[str, Tensor]]] = []
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        losses = {name: value.detach() for name, value in (outputs or {}).items() if _is_loss(name, value)}
+        values = {name: value.detach() for name, value in (outputs or {}).items() if isinstance(value, Tensor)}
+        losses = {name: value for name, value in values.items() if "loss" in name and value.numel() == 1}
         if not losses:
             return
         rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
@@ -90,10 +90,6 @@ class FiniteLossHook(Hook):
         )
 
 
-def _is_loss(name: str, value: Any) -> bool:
-    return "loss" in name and isinstance(value, Tensor) and value.numel() == 1
-
-
 class WeightsFitHook(Hook):
     """Refuse a checkpoint whose weights do not fit the model, where mmengine warns and goes on with random ones.
 
@@ -105,17 +101,17 @@ class WeightsFitHook(Hook):
     priority = "LOW"  # after the hook that chooses averaged weights, before the one that takes up the run
 
     def __init__(self, test: bool = False, partial: bool = False) -> None:
-        self.test = test
-        self.partial = partial
+        self.test, self.partial = test, partial
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         model = unwrap_model(runner.model)
         model = model.module if isinstance(model, BaseTTAModel) else model
         found = misfits(model, checkpoint.get("state_dict", checkpoint))
         if self.test:
-            for keys in found.values():
-                for key in [key for key in keys if key.startswith(AUXILIARY)]:
-                    del keys[key]
+            found = {
+                kind: {k: text for k, text in keys.items() if not k.startswith(AUXILIARY)}
+                for kind, keys in found.items()
+            }
         if not any(found.values()):
             return
         what = f"{runner._load_from} does not fit the model of this config: {_listed(found)}"
@@ -158,16 +154,13 @@ def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str,
     try:
         model.load_state_dict({re.sub(r"^module\.", "", key): value for key, value in state_dict.items()})
     except RuntimeError as error:
-        # torch has the names in its text alone, for modules may rename keys while they load
-        for line in str(error).splitlines():
-            for kind in ("missing", "unexpected"):
-                if line.strip().startswith(f"{kind.capitalize()} key(s)"):
-                    keys = re.findall(r'"([^"]+)"', line)
-                    found[kind] = {key: key for key in keys if "num_batches_tracked" not in key}
-            shape = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*Size\((.*?)\)", line)
-            if shape:
-                found["shape"][shape[1]] = f"{shape[1]} {shape[2]} for {shape[3]}"
-        if not any(found.values()) and "num_batches_tracked" not in str(error):  # something that is no tensor
+        text = str(error)  # torch has the names in its text alone, for modules may rename keys while they load
+        for kind in ("missing", "unexpected"):
+            keys = re.findall(r'"([^"]+)"', "".join(re.findall(rf"{kind.capitalize()} key\(s\).*", text)))
+            found[kind] = {key: key for key in keys if "num_batches_tracked" not in key}
+        for key, given, own in re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\).*Size\((.*?)\)", text):
+            found["shape"][key] = f"{key} {given} for {own}"
+        if not any(found.values()) and "num_batches_tracked" not in text:  # something that is no tensor
             raise ValueError(f"the weights cannot be loaded: {error}") from error
     return found
 

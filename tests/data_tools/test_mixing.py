@@ -15,42 +15,26 @@ from tests.helpers.reference import DATA
 
 @pytest.fixture(scope="module")
 def reference():
-    return dict(np.load(DATA / "mix.npz"))
+    return {name: torch.from_numpy(array) for name, array in np.load(DATA / "mix.npz").items()}
 
 
-def tensor(reference, name):
-    return torch.from_numpy(reference[name])
-
-
-def assert_loss_equals_reference(reference, case, lam):
-    """The cross-entropy with soft targets is the reference's sum of two cross-entropies, and so is its gradient."""
-    logits = tensor(reference, "logits").double().requires_grad_()
-    index = tensor(reference, "index")
-    soft = mixed_targets(tensor(reference, "labels"), index, lam, num_classes=logits.shape[1])
+@pytest.mark.parametrize("case", ["mixup.0", "mixup.1", "cutmix.0", "cutmix.1", "cutmix.2", "cutmix.3"])
+def test_mixing_equals_the_reference(reference, case):
+    images, index, lam = reference["image"], reference["index"], reference[f"{case}.lam"].item()
+    if case.startswith("mixup"):
+        torch.testing.assert_close(mixup(images, lam, index), reference[f"{case}.image"], rtol=0, atol=1e-6)
+    else:
+        centre, drawn = reference[f"{case}.centre"].tolist(), reference[f"{case}.lam_drawn"].item()
+        box, left = cutmix_box(drawn, centre, *images.shape[2:])
+        assert list(box) == reference[f"{case}.box"].tolist() and left == lam
+        assert torch.equal(cutmix(images, box, index), reference[f"{case}.image"])
+    # the cross-entropy with soft targets is the reference's sum of two cross-entropies, and so is its gradient
+    logits = reference["logits"].double().requires_grad_()
+    soft = mixed_targets(reference["labels"], index, lam, num_classes=logits.shape[1])
     loss = F.cross_entropy(logits, soft.double())
     loss.backward()
     assert loss.item() == pytest.approx(reference[f"{case}.loss"].item(), abs=1e-7)
-    torch.testing.assert_close(logits.grad, tensor(reference, f"{case}.grad_logits").double(), rtol=0, atol=1e-7)
-    assert torch.equal(tensor(reference, "labels")[index], tensor(reference, f"{case}.labels_b"))
-
-
-@pytest.mark.parametrize("case", ["mixup.0", "mixup.1"])
-def test_mixup_equals_reference(reference, case):
-    lam = reference[f"{case}.lam"].item()
-    mixed = mixup(tensor(reference, "image"), lam, tensor(reference, "index"))
-    torch.testing.assert_close(mixed, tensor(reference, f"{case}.image"), rtol=0, atol=1e-6)
-    assert_loss_equals_reference(reference, case, lam)
-
-
-@pytest.mark.parametrize("case", ["cutmix.0", "cutmix.1", "cutmix.2", "cutmix.3"])
-def test_cutmix_equals_reference(reference, case):
-    images = tensor(reference, "image")
-    centre = reference[f"{case}.centre"].tolist()
-    box, lam = cutmix_box(reference[f"{case}.lam_drawn"].item(), centre, *images.shape[2:])
-    assert list(box) == reference[f"{case}.box"].tolist()
-    assert lam == reference[f"{case}.lam"].item()
-    assert torch.equal(cutmix(images, box, tensor(reference, "index")), tensor(reference, f"{case}.image"))
-    assert_loss_equals_reference(reference, case, lam)
+    torch.testing.assert_close(logits.grad, reference[f"{case}.grad_logits"].double(), rtol=0, atol=1e-7)
 
 
 def test_soft_targets_are_mixed_like_labels():
@@ -66,37 +50,24 @@ def test_soft_targets_are_mixed_like_labels():
 
 @pytest.mark.parametrize("mix", [Mixup(0.3), CutMix(1.0)])
 def test_draws_follow_the_random_state_and_leave_the_batch_alone(mix):
-    torch.manual_seed(0)
     images, labels = torch.randn(6, 3, 9, 8), torch.arange(6)
-    kept = images.clone(), labels.clone()
-    numpy_state = np.random.get_state()[1].copy()
+    kept, numpy_state = (images.clone(), labels.clone()), np.random.get_state()[1].copy()
     torch.manual_seed(5)
-    first = mix(images, labels, 6)
-    other = mix(images, labels, 6)
+    first, other = mix(images, labels, 6), mix(images, labels, 6)
     torch.manual_seed(5)
-    again = mix(images, labels, 6)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    drawn = mix.draw(images.shape)
     assert not torch.equal(first[1], other[1])
     assert torch.equal(images, kept[0]) and torch.equal(labels, kept[1])
     assert np.array_equal(np.random.get_state()[1], numpy_state)
     assert first[1].shape == (6, 6) and torch.allclose(first[1].sum(dim=1), torch.ones(6))
+    # what is drawn before, as tensors, mixes to the bit as numbers do
+    lam, index = drawn["lam"].item(), drawn["index"]
+    by_number = cutmix(images, drawn["box"].tolist(), index) if "box" in drawn else mixup(images, lam, index)
+    for mixed, soft in (first, mix(images, labels, 6, drawn)):
+        assert torch.equal(mixed, by_number) and torch.equal(soft, mixed_targets(labels, index, lam, 6))
     before = torch.get_rng_state()
     apart = [type(mix)(1.0, torch.Generator().manual_seed(3))(images, labels, 6) for _ in range(2)]
     assert torch.equal(apart[0][0], apart[1][0]) and torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("mix", [Mixup(0.3), CutMix(1.0)])
-def test_what_is_drawn_before_mixes_to_the_bit_as_numbers_do(mix):
-    images, labels = torch.randn(6, 3, 9, 8), torch.arange(6)
-    torch.manual_seed(5)
-    expected = mix(images, labels, 6)
-    torch.manual_seed(5)
-    drawn = mix.draw(images.shape)
-    mixed, soft = mix(images, labels, 6, drawn)
-    assert torch.equal(mixed, expected[0]) and torch.equal(soft, expected[1])
-    lam, index = drawn["lam"].item(), drawn["index"]
-    by_number = cutmix(images, drawn["box"].tolist(), index) if "box" in drawn else mixup(images, lam, index)
-    assert torch.equal(mixed, by_number) and torch.equal(soft, mixed_targets(labels, index, lam, 6))
 
 
 def test_images_and_targets_are_mixed_by_the_same_share():
