@@ -32,7 +32,7 @@ MOVED = {
         "data.image_folder": "data.catalog data.transforms",
         "data.cifar100": "data.plain_pickle",
         "mmdet": "mmdet.operators",
-        "mmdet.dense_head": "mmdet.servable mmdet.class_logits",
+        "mmdet.detector": "mmdet.dense_head mmdet.servable mmdet.class_logits",
         "mmseg.convert": "mmseg.feature_maps",
         "mmseg.segmentor": "mmseg.effdet_seg_head mmseg.self_taught mmseg.cascade_segmentor",
         "mmseg.student_outputs": "mmseg.feature_list mmseg.semantic_logits mmseg.early_losses",

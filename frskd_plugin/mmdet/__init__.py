@@ -24,7 +24,6 @@ def check_operators() -> None:
 
 check_operators()  # before mmdetection is imported, whose own error does not name the cure
 
-from frskd_plugin.mmdet.dense_head import FRSKDDenseHead  # noqa: E402
-from frskd_plugin.mmdet.detector import FRSKDSingleStage  # noqa: E402
+from frskd_plugin.mmdet.detector import FRSKDDenseHead, FRSKDSingleStage  # noqa: E402
 
 __all__ = ["FRSKDDenseHead", "FRSKDSingleStage"]

@@ -28,8 +28,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
             "core.frskd_loss": "FRSKDLoss",
             "mmseg.frskd_head": "FRSKDHead",
             "mmseg.segmentor": "FRSKDEncoderDecoder FRSKDCascadeEncoderDecoder EffDetSegHead",
-            "mmdet.dense_head": "FRSKDDenseHead",
-            "mmdet.detector": "FRSKDSingleStage",
+            "mmdet.detector": "FRSKDSingleStage FRSKDDenseHead",
         },
         "HOOKS": {
             "mmengine.hooks": (

@@ -89,15 +89,13 @@ class FRSKDHead(BaseModule):
         if "in_channels" not in neck:  # another kind of neck, whose levels are the student's
             return in_index
         num_levels = neck.get("num_levels") or len(check_in_channels(neck["in_channels"]))
-        num_maps = num_levels - self.extra_levels
-        if self.feat_indices is not None and len(self.feat_indices) != num_maps:
+        indices = range(num_levels - self.extra_levels) if self.feat_indices is None else self.feat_indices
+        if len(indices) + self.extra_levels != num_levels:
             raise ValueError(
-                f"The self-teacher receives {len(self.feat_indices)} maps (feat_indices={self.feat_indices}) and makes "
+                f"The self-teacher receives {len(indices)} maps (feat_indices={indices}) and makes "
                 f"{self.extra_levels} more, but its neck has {num_levels} levels. Let `in_channels` list them all."
             )
-        if isinstance(in_index, int):
-            return level_of(in_index, num_maps, self.feat_indices)
-        return [level_of(index, num_maps, self.feat_indices) for index in in_index]
+        return level_of(in_index, indices) if isinstance(in_index, int) else [level_of(i, indices) for i in in_index]
 
     @property
     def threshold(self) -> float | None:
@@ -121,7 +119,7 @@ class FRSKDHead(BaseModule):
         align_corners: bool | None = None,
         student_losses: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The teacher's own loss, ``loss_kd`` and ``loss_feat``.
+        """Compute the teacher's own loss, ``loss_kd`` and ``loss_feat``.
 
         Args:
             feats: the student's maps [B, C_i, H_i, W_i], not detached: the teacher's loss trains the trunk too.
@@ -150,28 +148,28 @@ class FRSKDHead(BaseModule):
         return join_losses(losses, terms, type(self.head).__name__)
 
     def _valid(self, data_samples: SampleList, size: tuple[int, ...]) -> Tensor:
-        """Bool [B, *size]: pixels whose label, the nearest one at another size, is not to be ignored."""
+        """Bool [B, *size]: pixels whose (nearest) label is not to be ignored."""
         labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
         counted = (labels != self.head.ignore_index).float()
         return F.interpolate(counted, size, mode="nearest-exact").squeeze(1) > 0
 
     def predict(self, feats: Any, batch_img_metas: list[dict[str, Any]], test_cfg: Any) -> Tensor:
-        """The teacher's logits [B, K, H, W] at image size, as a decode head's ``predict`` gives them."""
+        """Return the teacher's logits [B, K, H, W] at image size, as a decode head's ``predict`` does."""
         return self.head.predict(_for_head(self.neck(self.levels(feats))), batch_img_metas, test_cfg)
 
 
 def _for_head(refined_feats: Sequence[Tensor]) -> list[Tensor]:
-    """Some of mmseg's heads take views of maps, which only the ordinary layout lets them (the neck's own is faster)."""
+    # Some of mmseg's heads take views of maps, which only the ordinary layout lets them (the neck's own is faster).
     return [feat.contiguous() for feat in refined_feats]
 
 
 def _with_soft_label(loss_distill: dict[str, Any], head: Any) -> dict[str, Any]:
-    """Config of the distillation terms whose 'auto' has been settled by the teacher's head and its losses."""
+    """Return the config with its 'auto' settled by the teacher's head and its losses."""
     if loss_distill.get("type") not in ("FRSKDLoss", FRSKDLoss) or loss_distill.get("soft_label", "auto") != "auto":
         return loss_distill
     inner = getattr(head, "kernel_generate_head", head)  # K-Net has its losses in the head inside it
-    criteria = getattr(inner, "loss_decode", None)
-    kind = "sigmoid" if head.out_channels == 1 else criterion_soft_label(criteria) or "softmax"
+    own = criterion_soft_label(getattr(inner, "loss_decode", None))
+    kind = "sigmoid" if head.out_channels == 1 else own or "softmax"
     if kind == "sigmoid":
         _logger.warning("Soft labels are made by a sigmoid, each class on its own, as the losses of the head are.")
     return {**loss_distill, "soft_label": kind}

@@ -17,8 +17,7 @@ from frskd_plugin.timm.parts import PARTS, soft_label_of
 
 # What a segmentor of mmseg runs at inference; auxiliary heads and preprocessor stay behind.
 _INFERENCE_PARTS = ("backbone", "neck", "decode_head")
-# Backbones that hand out all their branches in training mode only.
-_BRANCHES_IN_TRAINING = {"PIDNet": True, "DDRNet": True}
+_BRANCHES_IN_TRAINING = {"PIDNet": True, "DDRNet": True}  # backbones that hand out all of them then only
 
 
 class SegmentationNetwork(nn.Module):
@@ -38,9 +37,9 @@ class SegmentationNetwork(nn.Module):
         mode = (segmentor.test_cfg or {}).get("mode", "whole")
         if mode != "whole":
             raise ValueError(
-                f"a segmentor that is tested with test_cfg.mode={mode!r} cannot be exported: the windows are laid by "
-                "Python, image by image. Set model.test_cfg=dict(mode='whole') (--cfg-options model.test_cfg.mode="
-                "whole), and let the program around the exported network cut the windows, if it needs any."
+                f"a segmentor with test_cfg.mode={mode!r} cannot be exported: Python lays the windows, image by image. "
+                "Set model.test_cfg=dict(mode='whole') (--cfg-options model.test_cfg.mode=whole), and let the program "
+                "around the exported network cut the windows, if it needs any."
             )
         teacher = getattr(segmentor, "self_teacher", None)
         if check_one_of("part", part, PARTS) != "student" and not isinstance(teacher, nn.Module):
@@ -63,7 +62,7 @@ class SegmentationNetwork(nn.Module):
             logits = self.model.encode_decode(images, metas)
         if self.self_teacher is None:
             return logits
-        if _hands_out_more_in_training(self.model.backbone):
+        if first_of(_BRANCHES_IN_TRAINING, type(self.model.backbone)):
             with all_branches(self.model.backbone):
                 feats = [self.model.extract_feat(images)]
         others = self.self_teacher.predict(feats[0], metas, self.model.test_cfg)
@@ -77,16 +76,12 @@ def _with_modules(module: nn.Module, names: tuple[str, ...]) -> Any:
     return made
 
 
-def _hands_out_more_in_training(backbone: nn.Module) -> bool:
-    return first_of(_BRANCHES_IN_TRAINING, type(backbone)) is not None
-
-
 @contextmanager
 def all_branches(backbone: nn.Module) -> Iterator[None]:
     """Let a backbone hand out what it does in training, while its layers (batch normalisation) stay as they are."""
     training = backbone.training
     try:
-        backbone.training = training or _hands_out_more_in_training(backbone)
+        backbone.training = training or bool(first_of(_BRANCHES_IN_TRAINING, type(backbone)))
         yield
     finally:
         backbone.training = training

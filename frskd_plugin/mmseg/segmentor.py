@@ -93,29 +93,29 @@ class FRSKDEncoderDecoder(EncoderDecoder):
     def _check_decode_head(self, decode_head: Any) -> None:
         if not isinstance(decode_head, dict):
             raise ValueError(
-                "FRSKDEncoderDecoder cannot serve a cascade of decode heads "
-                f"({', '.join(str(head.get('type')) for head in decode_head)}): give one head as a dict, or use "
-                "FRSKDCascadeEncoderDecoder."
+                f"FRSKDEncoderDecoder takes one decode head as a dict, got {type(decode_head).__name__}; for a cascade "
+                "of decode heads use FRSKDCascadeEncoderDecoder."
             )
         check_student_head(decode_head["type"], type(self).__name__)
         check_positive_int("decode_head.num_classes", decode_head.get("num_classes", 1))
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
-        losses, logits = self._head_losses(self.decode_head, [inputs], data_samples)
-        teacher_losses = self._teacher_losses(self.decode_head, inputs, logits, data_samples, losses)
-        return add_prefix(losses, "decode") | teacher_losses
+        return self._stages_forward_train({"decode": self.decode_head}, inputs, data_samples)
 
-    def _head_losses(
-        self, head: Any, inputs: Sequence[Any], data_samples: SampleList
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        with early_losses(head, self.self_teacher.early_gradients):
-            return loss_and_logits(head, inputs, data_samples, self.train_cfg, self.test_cfg)
-
-    def _teacher_losses(
-        self, head: Any, inputs: Sequence[Tensor], logits: Tensor, data_samples: SampleList, losses: dict[str, Tensor]
+    def _stages_forward_train(
+        self, heads: dict[str, Any], inputs: Sequence[Tensor], data_samples: SampleList
     ) -> dict[str, Tensor]:
+        """Return the losses of heads, each of which takes the output of the one before, and of the self-teacher."""
+        losses: dict[str, Tensor] = {}
+        before: list[Tensor] = []
+        for name, head in heads.items():
+            with early_losses(head, self.self_teacher.early_gradients):
+                own, logits = loss_and_logits(head, [inputs, *before], data_samples, self.train_cfg, self.test_cfg)
+            losses |= add_prefix(own, name)
+            before = [logits]
         corners = getattr(head, "align_corners", None)
-        return add_prefix(self.self_teacher.loss(inputs, logits, data_samples, corners, losses), "self_teacher")
+        teacher_losses = self.self_teacher.loss(inputs, logits, data_samples, corners, own)
+        return losses | add_prefix(teacher_losses, "self_teacher")
 
     def as_self_teacher(self) -> EncoderDecoder:
         """Return this segmentor with the self-teacher in place of the decode head; parameters are shared."""
@@ -148,9 +148,8 @@ class FRSKDEncoderDecoder(EncoderDecoder):
             teacher_results = EncoderDecoder.predict(teacher, inputs, _clones(data_samples))
         with record_calls(self, "inference") as logits:
             results = super().predict(inputs, data_samples)
-        mean = mean_prediction(
-            as_logits(self.decode_head, logits[0]), teacher_logits[0], soft_label_of(self.self_teacher)
-        )
+        own = as_logits(self.decode_head, logits[0])
+        mean = mean_prediction(own, teacher_logits[0], soft_label_of(self.self_teacher))
         ensemble = teacher.postprocess_result(mean, _clones(data_samples))
         for result, teacher_result, both in zip(results, teacher_results, ensemble, strict=True):
             result.pred_self_teacher = teacher_result.pred_sem_seg
@@ -182,10 +181,10 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
         self, *, self_teacher: dict[str, Any], decode_head: Sequence[dict[str, Any]], num_stages: int, **kwargs: Any
     ) -> None:
         if isinstance(decode_head, dict) or len(decode_head) != num_stages:
-            got = 1 if isinstance(decode_head, dict) else len(decode_head)
             raise ValueError(
-                f"{type(self).__name__} takes a list of {num_stages} decode heads (num_stages={num_stages}), got {got}."
-                " Make the two agree; a single head, as a dict, belongs into FRSKDEncoderDecoder."
+                f"{type(self).__name__} takes a list of num_stages={num_stages} decode heads, got "
+                f"{1 if isinstance(decode_head, dict) else len(decode_head)}. Make the two agree; a single head, as a "
+                "dict, belongs into FRSKDEncoderDecoder."
             )
         # mmseg asks for a list
         super().__init__(self_teacher=self_teacher, decode_head=list(decode_head), num_stages=num_stages, **kwargs)
@@ -196,13 +195,8 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
             check_positive_int(f"decode_head.{stage}.num_classes", head.get("num_classes", 1))
 
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        before: list[Tensor] = []  # the output of the stage before
-        for stage, head in enumerate(self.decode_head):
-            stage_losses, logits = self._head_losses(head, [inputs, *before], data_samples)
-            losses |= add_prefix(stage_losses, f"decode_{stage}")
-            before = [logits]
-        return losses | self._teacher_losses(self.decode_head[-1], inputs, logits, data_samples, stage_losses)
+        heads = {f"decode_{stage}": head for stage, head in enumerate(self.decode_head)}
+        return self._stages_forward_train(heads, inputs, data_samples)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Return the last stage's map of images [B, 3, H, W]; in the view `as_self_teacher` that of its single head."""

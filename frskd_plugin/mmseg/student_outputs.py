@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from mmseg.utils import SampleList
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from frskd_plugin.core.blocks import max_pool_to, spatial_size
 from frskd_plugin.core.dry_run import record_calls
@@ -29,25 +30,18 @@ def flat_maps(feats: Any) -> list[Tensor]:
     Raises:
         ValueError: there is no map.
     """
+    tensors = [leaf for leaf in tree_leaves(feats) if isinstance(leaf, Tensor)]
     maps: list[Tensor] = []
-    for tensor in _tensors(feats):
+    for tensor in tensors:
         if tensor.ndim == 4 and not any(tensor is other for other in maps):
             maps.append(tensor)
     if not maps:
-        shapes = [list(tensor.shape) for tensor in _tensors(feats)]
         raise ValueError(
             f"FRSKD distils feature maps [B, C, H, W], and the backbone (or neck) hands out none: got "
-            f"{type(feats).__name__} with tensors of shapes {shapes}. Let it hand out maps."
+            f"{type(feats).__name__} with tensors of shapes {[list(tensor.shape) for tensor in tensors]}. Let it hand "
+            "out maps."
         )
     return maps
-
-
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, (list, tuple)):
-        for item in nested:
-            yield from _tensors(item)
 
 
 def select_maps(
@@ -75,22 +69,20 @@ def select_maps(
     return levels
 
 
-def level_of(in_index: int, num_maps: int, feat_indices: Sequence[int] | None = None) -> int:
-    """Return the self-teacher's level that holds the student's map ``in_index``.
+def level_of(in_index: int, indices: Sequence[int]) -> int:
+    """Return the self-teacher's level that holds the student's map ``in_index``, where it receives these maps.
 
-    A negative index counts from the end of the student's maps, as in mmseg. With ``feat_indices`` these are as many as
-    it names, or as its greatest index asks for.
+    A negative index counts from the end of the student's maps, as in mmseg: the greatest of ``indices`` is the last.
 
-    >>> level_of(-1, 3), level_of(0, 3, (2, 1, 0)), level_of(-1, 3, (0, 2, 1))
+    >>> level_of(-1, range(3)), level_of(0, (2, 1, 0)), level_of(-1, (0, 2, 1))
     (2, 2, 1)
     """
-    indices = list(range(num_maps)) if feat_indices is None else list(feat_indices)
     count = max(len(indices), max(indices) + 1)
     index = in_index + count if in_index < 0 else in_index
     if index not in indices:
         raise ValueError(
-            f"`in_index` must be a level in 0..{count - 1} that the self-teacher receives (indices {indices}), got "
-            f"{in_index}. Name it in `feat_indices`, with its channels in the neck's `in_channels`, or give the "
+            f"`in_index` must be a level in 0..{count - 1} that the self-teacher receives (indices {list(indices)}), "
+            f"got {in_index}. Name it in `feat_indices`, with its channels in the neck's `in_channels`, or give the "
             "self-teacher a `head` that reads another."
         )
     return indices.index(index)
@@ -106,26 +98,22 @@ def loss_and_logits(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return a head's own training losses, and the logits [B, K, H, W] of the semantic map that it predicts.
 
-    Its ``forward`` runs once; only where that gives no map (PointRend classifies points), ``predict`` is run beside it.
     ``inputs`` are what its ``loss`` takes before the samples: the maps and, in a cascade, the last stage's output.
     """
     with record_calls(head, "forward") as outputs:
         losses = head.loss(*inputs, data_samples, train_cfg)
     logits = semantic_logits(head, outputs[0]) if outputs else None
-    if logits is None:
+    if logits is None:  # PointRend classifies points in training
         size = data_samples[0].gt_sem_seg.data.shape[-2:]
         logits = head.predict(*inputs, [{"img_shape": torch.Size(size)}] * len(data_samples), test_cfg)
     return losses, logits
 
 
 def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
-    """Return the logits [B, K, H, W] of the map that ``head.predict`` would make of an output of ``head.forward``.
-
-    It is None where the output holds no such map.
-    """
+    """Return the logits [B, K, H, W] which ``head.predict`` makes of an output of ``head.forward``; None without."""
     where = first_of(_CLASSES_AND_MASKS, type(head))
     if where is not None:
-        return mask_class_logits(output[where[0]][-1], output[where[1]][-1])
+        return _mask_class_logits(*(output[index][-1] for index in where))
     if not isinstance(output, Tensor):
         output = output[first_of(_PREDICTED, type(head)) or 0]
     is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] == head.out_channels
@@ -137,12 +125,8 @@ def as_logits(head: nn.Module, predicted: Tensor) -> Tensor:
     return predicted.clamp(min=_LEAST_SCORE).log() if first_of(_CLASSES_AND_MASKS, type(head)) else predicted
 
 
-def mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Log of the class scores that mask classification gives to each position (MaskFormer, Section 3.4), [B, K, H, W].
-
-    A softmax makes them probabilities: ``log(sum_q softmax(class_logits)_k * sigmoid(mask_logits))``, of class logits
-    [B, Q, K + 1], the last class of which is "no object", and mask logits [B, Q, H, W].
-    """
+def _mask_class_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Log of MaskFormer's class scores (Section 3.4): [B, Q, K + 1], last "no object"; [B, Q, H, W] -> [B, K, H, W]."""
     scores = torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
     return scores.clamp(min=_LEAST_SCORE).log()
 
@@ -154,8 +138,8 @@ def early_losses(head: nn.Module, wanted: bool = True) -> Iterator[None]:
     mmseg's losses keep an up-sampled map of logits for the backward pass. Values and gradients are the same without.
     Left as they are: outputs that are no single tensor, and losses with weights of their own to train.
     """
-    has_weights = any(parameter.requires_grad for parameter in loss_parameters(head))
-    if not wanted or has_weights:
+    losses = [module for name, module in head.named_modules() if name.startswith("loss")]
+    if not wanted or any(parameter.requires_grad for loss in losses for parameter in loss.parameters()):
         yield
         return
     loss_by_feat = head.loss_by_feat
@@ -170,9 +154,3 @@ def early_losses(head: nn.Module, wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         del vars(head)["loss_by_feat"]
-
-
-def loss_parameters(head: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a head's loss functions; mmseg's own have none."""
-    losses = [module for name, module in head.named_modules() if name.split(".")[0].startswith("loss")]
-    return [parameter for module in losses for parameter in module.parameters(recurse=False)]

@@ -20,15 +20,22 @@ _OTHER_INPUTS = {
     "DPTHead": "it takes a class token beside each map",
 }
 _NO_CLASSES = {"VPDDepthHead": "it predicts depth, which has no classes to make soft labels of"}
+_NOT_ALONE = (
+    "it takes the output of a head before it. Use FRSKDCascadeEncoderDecoder with a list of heads, the first of which "
+    "is a single one such as FCNHead"
+)
+_NOT_BEHIND = (
+    "it stands behind another head, whose output it does not take. Expected OCRHead, PointHead or another "
+    "BaseCascadeDecodeHead there"
+)
 # The map that a plain head reads in the place of one of these: that of the branch which predicts. Others: the last.
 _MAIN_MAP = {"PIDHead": 1}
-_FALLBACK_CHANNELS = 128
 # Settings that mean the same in every head.
 _COMMON = ("num_classes", "out_channels", "threshold", "dropout_ratio", "align_corners", "ignore_index", "norm_cfg")
 
 
 def head_type_of(head: str | type, owner: str) -> type:
-    """Return the class of a decode head, or behind its name in mmseg's registry; none is built."""
+    """Return the class of a decode head, or behind its name in mmseg's registry."""
     head_type = registered_type(MODELS, head)
     if head_type is None:
         raise ValueError(
@@ -60,20 +67,11 @@ def check_student_head(head: str | type, owner: str, behind_another: bool = Fals
     ``behind_another`` is for the later stages of a cascade.
     """
     head_type = head_type_of(head, owner)
-    name = head_type.__name__
     reason = first_of(_NO_CLASSES, head_type)
+    if reason is None and issubclass(head_type, BaseCascadeDecodeHead) != behind_another:
+        reason = _NOT_BEHIND if behind_another else _NOT_ALONE
     if reason is not None:
-        raise ValueError(f"{owner} cannot serve the decode head {name}: {reason}.")
-    if issubclass(head_type, BaseCascadeDecodeHead) != behind_another:
-        if behind_another:
-            raise ValueError(
-                f"{owner} cannot serve the decode head {name} behind another head, whose output it does not take. "
-                "Expected OCRHead, PointHead or another BaseCascadeDecodeHead there."
-            )
-        raise ValueError(
-            f"{owner} cannot serve the decode head {name} alone: it takes the output of a head before it. Use "
-            "FRSKDCascadeEncoderDecoder with a list of heads, the first of which is a single one such as FCNHead."
-        )
+        raise ValueError(f"{owner} cannot serve the decode head {head_type.__name__}: {reason}.")
 
 
 def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -94,9 +92,10 @@ def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict
     except ValueError:
         return _plain_head(stages[0], stages[-1])
     head = copy.deepcopy(dict(stages[0]))
-    losses = [stage["loss_decode"] for stage in stages if _makes_loss_from_map(stage) and "loss_decode" in stage]
-    if len(stages) > 1 and losses:
-        head["loss_decode"] = copy.deepcopy(losses[-1])
+    for stage in stages[1:]:
+        makes_loss = getattr(head_type_of(stage["type"], "the self-teacher"), "loss_by_feat", None)
+        if makes_loss is BaseDecodeHead.loss_by_feat and "loss_decode" in stage:
+            head["loss_decode"] = copy.deepcopy(stage["loss_decode"])
     return head
 
 
@@ -120,11 +119,11 @@ def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any
     """Return a head's config for other maps, which its ``in_index`` counts, of these channels each."""
     made = copy.deepcopy(head)
     reading = reading_part(made)
+    in_index = reading["in_index"]
 
     def of(index: int) -> int:
         return channels if isinstance(channels, int) else channels[index]
 
-    in_index = reading["in_index"]
     widths = [of(index) for index in ([in_index] if isinstance(in_index, int) else in_index)]
     reading["in_channels"] = widths[0] if isinstance(in_index, int) else widths
     if reading.get("num_convs") == 0:  # FCNHead classifies its input as it is
@@ -134,30 +133,17 @@ def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any
     return made
 
 
-def _makes_loss_from_map(head: dict[str, Any]) -> bool:
-    head_type = head_type_of(head["type"], "the self-teacher")
-    return getattr(head_type, "loss_by_feat", None) is BaseDecodeHead.loss_by_feat
-
-
 def _plain_head(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     head_type = head_type_of(last["type"], "the self-teacher")
     if "num_classes" not in last:
         raise ValueError(
-            f"The self-teacher cannot copy the decode head {head_type.__name__}, nor make a plain one for it, as its "
-            "config has no `num_classes`. Give it one, or give `self_teacher.head`, the config of a head such as "
-            "FCNHead."
+            f"The self-teacher can neither copy the decode head {head_type.__name__} nor make a plain one without its "
+            "`num_classes`. Give it these, or give `self_teacher.head`, the config of a head such as FCNHead."
         )
     # in a head of another base, such as mmdet's, the same names mean other things
     names = _COMMON if issubclass(head_type, BaseDecodeHead) else ("num_classes", "align_corners", "ignore_index")
     settings = {name: copy.deepcopy(last[name]) for name in names if last.get(name) is not None}
+    in_index = first_of(_MAIN_MAP, head_type_of(first["type"], "the self-teacher")) or -1
     loss = {"type": "CrossEntropyLoss", "use_sigmoid": settings.get("out_channels") == 1, "avg_non_ignore": True}
-    return {
-        "type": "FCNHead",
-        "in_index": first_of(_MAIN_MAP, head_type_of(first["type"], "the self-teacher")) or -1,
-        "channels": _FALLBACK_CHANNELS,
-        "num_convs": 1,
-        "concat_input": False,
-        "norm_cfg": {"type": "BN"},
-        "loss_decode": loss,
-        **settings,
-    }
+    plain = {"type": "FCNHead", "channels": 128, "num_convs": 1, "concat_input": False, "norm_cfg": {"type": "BN"}}
+    return {**plain, "in_index": in_index, "loss_decode": loss, **settings}

@@ -1,14 +1,4 @@
-"""Reads the pages of docs/: their code blocks, links and headings, and runs the blocks.
-
-What a page may say in a comment on the line before a block:
-
-- ``<!-- file: NAME -->``: the block is written to NAME in the page's folder.
-- ``<!-- run -->``: the lines of the block, calls of our tools, are run in the page's folder.
-- ``<!-- output -->``: the block is what the Python block before it prints; numbers may differ by 2 %.
-- ``<!-- not run: REASON -->``: a Python block that is not run.
-
-All other Python blocks of a page run in turn in one namespace.
-"""
+"""Reads the pages of docs/, and runs their code blocks; docs/about.md says what a page may say before a block."""
 
 from __future__ import annotations
 
@@ -16,8 +6,8 @@ import contextlib
 import io
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -31,16 +21,8 @@ TOOL = re.compile(r"tools/(\w+)\.py")
 TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page.
-
-    Attributes:
-        kind: word behind the fence, such as 'python'.
-        text: what stands in it.
-        note: the comment before it, without its marks.
-        line: number of its fence in the page.
-    """
+class Block(NamedTuple):
+    """A fenced block of a page: the word behind the fence, its text, the comment before it, the number of its line."""
 
     kind: str
     text: str
@@ -119,14 +101,10 @@ def similar(one: str, other: str) -> bool:
     return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in zip(*numbers, strict=True))
 
 
-def without_blocks(text: str) -> str:
-    """A page without its fenced blocks and its code within lines."""
-    return re.sub(r"`[^`\n]+`", "`code`", FENCE.sub("", text))
-
-
 def links(page: Path) -> list[str]:
     """The targets of a page's links and pictures, those of other servers left aside."""
-    found = re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text()))
+    text = re.sub(r"`[^`\n]+`", "`code`", FENCE.sub("", page.read_text()))
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
     return [target for target in found if not re.match(r"\w+://|mailto:|\.\./\.\./actions/", target)]
 
 

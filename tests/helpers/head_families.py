@@ -14,7 +14,7 @@ from mmseg.models.decode_heads.mask2former_head import Mask2FormerHead
 from mmseg.registry import MODELS
 from torch import nn
 
-from tests.helpers.segmentors import CLASSES, CROSS_ENTROPY, DISTILL, PREPROCESSOR, fcn, make_batch
+from tests.helpers.segmentors import CLASSES, CROSS_ENTROPY, DISTILL, fcn, make_batch
 
 BN = {"type": "BN"}
 RESNET = {**fcn()["backbone"], "strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4)}  # maps of 16, 8, 8 and 8 pixels
@@ -48,18 +48,11 @@ class TinyMaskHead(Mask2FormerHead):
 
 def plain(decode_head: Any, backbone: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """A plain segmentor; a list of heads makes a cascade."""
-    kind = {"type": "EncoderDecoder"}
+    config = {**fcn(), "type": "EncoderDecoder", "backbone": backbone or RESNET, "decode_head": decode_head, **more}
+    del config["auxiliary_head"]
     if isinstance(decode_head, list):
-        kind = {"type": "CascadeEncoderDecoder", "num_stages": len(decode_head)}
-    return {
-        **kind,
-        "data_preprocessor": PREPROCESSOR,
-        "backbone": RESNET if backbone is None else backbone,
-        "decode_head": decode_head,
-        "train_cfg": {},
-        "test_cfg": {"mode": "whole"},
-        **more,
-    }
+        config |= {"type": "CascadeEncoderDecoder", "num_stages": len(decode_head)}
+    return config
 
 
 def head(kind: str, **settings: Any) -> dict[str, Any]:
@@ -68,124 +61,82 @@ def head(kind: str, **settings: Any) -> dict[str, Any]:
 
 
 def knet() -> dict[str, Any]:
-    updater = {"type": "KernelUpdator", "in_channels": 16, "feat_channels": 16, "out_channels": 16}
-    update = {
-        "type": "KernelUpdateHead",
-        "num_classes": CLASSES,
-        "num_heads": 2,
-        "num_mask_fcs": 1,
-        "feedforward_channels": 16,
-        "in_channels": 16,
-        "out_channels": 16,
-        "feat_transform_cfg": {"conv_cfg": {"type": "Conv2d"}, "act_cfg": None},
-        "kernel_updator_cfg": {**updater, "act_cfg": {"type": "ReLU"}, "norm_cfg": {"type": "LN"}},
-    }
-    return {
-        "type": "IterativeDecodeHead",
-        "num_stages": 2,
-        "kernel_update_head": [update, update],
-        "kernel_generate_head": FCN,
-    }
+    updater = dict(type="KernelUpdator", in_channels=16, feat_channels=16, out_channels=16)
+    update = dict(
+        type="KernelUpdateHead",
+        **dict(num_classes=CLASSES, num_heads=2, num_mask_fcs=1, feedforward_channels=16),
+        **dict(in_channels=16, out_channels=16),
+        feat_transform_cfg=dict(conv_cfg=dict(type="Conv2d"), act_cfg=None),
+        kernel_updator_cfg=dict(updater, act_cfg=dict(type="ReLU"), norm_cfg=dict(type="LN")),
+    )
+    stages = dict(num_stages=2, kernel_update_head=[update, update], kernel_generate_head=FCN)
+    return plain({"type": "IterativeDecodeHead", **stages})
+
+
+def ohem(weight: float = 1.0) -> dict[str, Any]:
+    return {"type": "OhemCrossEntropy", "thres": 0.9, "min_kept": 100, "loss_weight": weight}
 
 
 def pidnet() -> dict[str, Any]:
-    losses = [
-        CROSS_ENTROPY,
-        {"type": "OhemCrossEntropy", "thres": 0.9, "min_kept": 100},
-        {"type": "BoundaryLoss", "loss_weight": 20.0},
-        {"type": "OhemCrossEntropy", "thres": 0.9, "min_kept": 100},
-    ]
+    losses = [CROSS_ENTROPY, ohem(), {"type": "BoundaryLoss", "loss_weight": 20.0}, ohem()]
     backbone = {"type": "PIDNet", "channels": 4, "ppm_channels": 8, "norm_cfg": BN, "num_branch_blocks": 2}
     return plain({"type": "PIDHead", **COMMON, "in_channels": 16, "loss_decode": losses}, backbone)
 
 
 def ddrnet() -> dict[str, Any]:
-    losses = [{"type": "OhemCrossEntropy", "thres": 0.9, "min_kept": 100, "loss_weight": w} for w in (1.0, 0.4)]
     backbone = {"type": "DDRNet", "channels": 4, "ppm_channels": 8, "norm_cfg": BN}
-    return plain({"type": "DDRHead", **COMMON, "in_channels": 16, "loss_decode": losses}, backbone)
+    return plain({"type": "DDRHead", **COMMON, "in_channels": 16, "loss_decode": [ohem(), ohem(0.4)]}, backbone)
 
 
 def vit(**settings: Any) -> dict[str, Any]:
-    return {
-        "type": "VisionTransformer",
-        "img_size": 64,
-        "embed_dims": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-        "mlp_ratio": 1,
-        "out_indices": (0, 1),
-        "final_norm": True,
-        **settings,
-    }
+    small = dict(img_size=64, embed_dims=16, num_layers=2, num_heads=2, mlp_ratio=1, out_indices=(0, 1))
+    return {"type": "VisionTransformer", "final_norm": True, **small, **settings}
 
 
 def dpt() -> dict[str, Any]:
     settings = {"embed_dims": 16, "post_process_channels": [8] * 4, "readout_type": "project"}
     levels = {"in_channels": (16,) * 4, "in_index": (0, 1, 2, 3), "input_transform": "multiple_select"}
-    return plain(
-        head("DPTHead", **settings, **levels), vit(num_layers=4, out_indices=(0, 1, 2, 3), output_cls_token=True)
-    )
+    backbone = vit(num_layers=4, out_indices=(0, 1, 2, 3), output_cls_token=True)
+    return plain(head("DPTHead", **settings, **levels), backbone)
+
+
+def segmenter() -> dict[str, Any]:
+    layers = {"num_layers": 1, "num_heads": 2, "embed_dims": 16, "norm_cfg": {"type": "LN"}}
+    return plain(head("SegmenterMaskTransformerHead", in_channels=16, in_index=0, **layers), vit(out_indices=1))
 
 
 def unet() -> dict[str, Any]:
     small = {"num_stages": 3, "strides": (1, 1, 1), "enc_num_convs": (2, 2, 2), "dec_num_convs": (2, 2)}
     sampling = {"downsamples": (True, True), "enc_dilations": (1, 1, 1), "dec_dilations": (1, 1)}
-    backbone = {"type": "UNet", "base_channels": 4, **small, **sampling, "norm_cfg": BN}
-    return plain(
-        {**FCN, "in_channels": 4, "channels": 4, "in_index": -1, "num_convs": 0, "concat_input": False}, backbone
-    )
+    reading = {"in_channels": 4, "channels": 4, "in_index": -1, "num_convs": 0, "concat_input": False}
+    return plain({**FCN, **reading}, {"type": "UNet", "base_channels": 4, **small, **sampling, "norm_cfg": BN})
 
 
-def deeplabv3plus() -> dict[str, Any]:
-    settings = {"dilations": (1, 2), "c1_in_channels": 8, "c1_channels": 4}
-    return plain(head("DepthwiseSeparableASPPHead", **settings))
-
-
-OCR = head("OCRHead", ocr_channels=8)
 POINTS = {"num_points": 16, "oversample_ratio": 3, "importance_sample_ratio": 0.75}
 SUBDIVISION = {"mode": "whole", "subdivision_steps": 2, "subdivision_num_points": 64, "scale_factor": 2}
-POINT = {
-    "type": "PointHead",
-    "in_channels": [8],
-    "in_index": [0],
-    "channels": 8,
-    "num_fcs": 2,
-    "num_classes": CLASSES,
-    "dropout_ratio": -1,
-    "loss_decode": CROSS_ENTROPY,
-}
+POINT = dict(type="PointHead", in_channels=[8], in_index=[0], channels=8, num_fcs=2, dropout_ratio=-1)
+POINT |= dict(num_classes=CLASSES, loss_decode=CROSS_ENTROPY)
 IN_ORDER: dict[str, Any] = {"neck": {"in_channels": CHANNELS}}
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ocrnet": (plain([{**FCN, "loss_decode": {**CROSS_ENTROPY, "loss_weight": 0.4}}, OCR]), IN_ORDER),
-    "point_rend": (plain([FCN, POINT], train_cfg=POINTS, test_cfg=SUBDIVISION), IN_ORDER),
-    "knet": (plain(knet()), IN_ORDER),
-    "encnet": (
-        plain(head("EncHead", num_codes=4, in_channels=[16, 32], in_index=(1, 2))),
+    "ocrnet": (
+        plain([{**FCN, "loss_decode": {**CROSS_ENTROPY, "loss_weight": 0.4}}, head("OCRHead", ocr_channels=8)]),
         IN_ORDER,
     ),
+    "point_rend": (plain([FCN, POINT], train_cfg=POINTS, test_cfg=SUBDIVISION), IN_ORDER),
+    "knet": (knet(), IN_ORDER),
+    "encnet": (plain(head("EncHead", num_codes=4, in_channels=[16, 32], in_index=(1, 2))), IN_ORDER),
     "danet": (plain(head("DAHead", pam_channels=4)), IN_ORDER),
     "dmnet": (plain(head("DMHead", filter_sizes=(1, 3))), IN_ORDER),  # takes views of its maps
-    "deeplabv3plus": (deeplabv3plus(), IN_ORDER),
+    "deeplabv3plus": (
+        plain(head("DepthwiseSeparableASPPHead", dilations=(1, 2), c1_in_channels=8, c1_channels=4)),
+        IN_ORDER,
+    ),
     "pidnet": (pidnet(), {"neck": {"in_channels": [8, 16, 8]}}),
     "ddrnet": (ddrnet(), {"neck": {"in_channels": [8, 16]}}),
     "dpt": (dpt(), {"neck": {"in_channels": [16] * 4}}),
     "unet": (unet(), {"neck": {"in_channels": [4, 8, 16], "width": 2}, "feat_indices": (2, 1, 0)}),
-    "segmenter": (
-        plain(
-            head(
-                "SegmenterMaskTransformerHead",
-                in_channels=16,
-                in_index=0,
-                num_layers=1,
-                num_heads=2,
-                embed_dims=16,
-                norm_cfg={"type": "LN"},
-            ),
-            vit(out_indices=1),
-        ),
-        {"neck": {"in_channels": [16, 16]}, "extra_levels": 1},
-    ),
+    "segmenter": (segmenter(), {"neck": {"in_channels": [16, 16]}, "extra_levels": 1}),
     "mask2former": (plain({"type": "TinyMaskHead", "num_classes": CLASSES, "in_channels": 64}), IN_ORDER),
 }
 

@@ -21,52 +21,31 @@ DISTILL = {"type": "FRSKDLoss", "alpha": 1.0, "beta": 50.0, "temperature": 1.0}
 
 def effdet(variant="efficientdet", channels=8):
     """The paper's segmentor on a small timm network."""
-    return {
-        "type": "EncoderDecoder",
-        "data_preprocessor": PREPROCESSOR,
-        "backbone": {
-            "type": "TimmFeatureExtractor",
-            "model_name": "mobilenetv3_small_050",
-            "out_indices": (1, 2, 3, 4),
-        },
-        "neck": {
-            "type": "BiFPN",
-            "in_channels": [8, 16, 24, 288],
-            "channels": channels,
-            "repeat": 2,
-            "variant": variant,
-        },
-        "decode_head": {
-            "type": "EffDetSegHead",
-            "in_channels": channels,
-            "in_index": 0,
-            "channels": 16,
-            "num_classes": CLASSES,
-            "loss_decode": CROSS_ENTROPY,
-        },
-        "train_cfg": {},
-        "test_cfg": {"mode": "whole"},
-    }
+    neck = dict(type="BiFPN", in_channels=[8, 16, 24, 288], channels=channels, repeat=2, variant=variant)
+    head = dict(type="EffDetSegHead", in_channels=channels, in_index=0, channels=16, num_classes=CLASSES)
+    return dict(
+        type="EncoderDecoder",
+        data_preprocessor=PREPROCESSOR,
+        backbone=dict(type="TimmFeatureExtractor", model_name="mobilenetv3_small_050", out_indices=(1, 2, 3, 4)),
+        neck=neck,
+        decode_head=dict(head, loss_decode=CROSS_ENTROPY),
+        train_cfg={},
+        test_cfg={"mode": "whole"},
+    )
 
 
 def fcn():
     """A stock mmseg model: ResNetV1c and FCNHead, with an auxiliary head."""
     head = {"type": "FCNHead", "num_classes": CLASSES, "channels": 16, "num_convs": 1, "loss_decode": CROSS_ENTROPY}
-    return {
-        "type": "EncoderDecoder",
-        "data_preprocessor": PREPROCESSOR,
-        "backbone": {
-            "type": "ResNetV1c",
-            "depth": 18,
-            "base_channels": 8,
-            "stem_channels": 8,
-            "zero_init_residual": False,
-        },
-        "decode_head": {**head, "in_channels": 64, "in_index": 3, "dropout_ratio": 0.1},
-        "auxiliary_head": {**head, "in_channels": 32, "in_index": 2},
-        "train_cfg": {},
-        "test_cfg": {"mode": "whole"},
-    }
+    return dict(
+        type="EncoderDecoder",
+        data_preprocessor=PREPROCESSOR,
+        backbone=dict(type="ResNetV1c", depth=18, base_channels=8, stem_channels=8, zero_init_residual=False),
+        decode_head={**head, "in_channels": 64, "in_index": 3, "dropout_ratio": 0.1},
+        auxiliary_head={**head, "in_channels": 32, "in_index": 2, "dropout_ratio": 0.0},
+        train_cfg={},
+        test_cfg={"mode": "whole"},
+    )
 
 
 def with_frskd(plain, **neck):
@@ -74,11 +53,8 @@ def with_frskd(plain, **neck):
     default = {"in_channels": [8] * 6, "channels": 8, "repeat": 2, "variant": "efficientdet"}
     if plain["decode_head"]["type"] == "FCNHead":
         default = {"in_channels": [8, 16, 32, 64], "width": 1}
-    self_teacher = {
-        "type": "FRSKDHead",
-        "neck": {"type": "SelfTeacherNeck", **default, **neck},
-        "loss_distill": DISTILL,
-    }
+    neck = {"type": "SelfTeacherNeck", **default, **neck}
+    self_teacher = {"type": "FRSKDHead", "neck": neck, "loss_distill": DISTILL}
     return {**copy.deepcopy(plain), "type": "FRSKDEncoderDecoder", "self_teacher": self_teacher}
 
 

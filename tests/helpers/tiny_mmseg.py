@@ -73,37 +73,31 @@ def frskd_model() -> dict[str, Any]:
 
 def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: int = 2, frskd: bool = False) -> Config:
     """A training config with every kind of random augmentation that the real configs have."""
-    crop = (24, 24)
     load = [dict(type="LoadCheckedImage"), dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES)]
-    train_pipeline = [
-        *load,
+    augment = [
         dict(type="RandomResize", scale=(32, 32), ratio_range=(0.8, 1.5), keep_ratio=True),
-        dict(type="RandomCrop", crop_size=crop, cat_max_ratio=0.9),
+        dict(type="RandomCrop", crop_size=(24, 24), cat_max_ratio=0.9),
         dict(type="RandomFlip", prob=0.5),
         dict(type="PhotoMetricDistortion"),
-        dict(type="PackSegInputs"),
     ]
-    test_pipeline = [*load, dict(type="PackSegInputs")]
 
-    def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    def dataset(split: str, transforms: list[dict[str, Any]]) -> dict[str, Any]:
         return dict(
             type="BaseSegDataset",
-            img_suffix=".jpg",
-            seg_map_suffix=".png",
-            reduce_zero_label=False,
-            data_root=str(data_root),
+            **dict(img_suffix=".jpg", seg_map_suffix=".png", reduce_zero_label=False, data_root=str(data_root)),
             data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
             ann_file=f"ImageSets/Segmentation/{split}.txt",
             metainfo=dict(classes=CLASSES, palette=PALETTE),
-            pipeline=pipeline,
+            pipeline=[*load, *transforms, dict(type="PackSegInputs")],
         )
 
-    val_dataloader = dict(
-        batch_size=1,
-        num_workers=0,
-        sampler=dict(type="DefaultSampler", shuffle=False),
-        dataset=dataset("val", test_pipeline),
-    )
+    mean_and_std = dict(mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True)
+    head = dict(type="FCNHead", in_channels=16, in_index=1, channels=8, num_convs=1, concat_input=False)
+    head |= dict(num_classes=NUM_CLASSES, norm_cfg=dict(type="BN"), align_corners=False)
+    train_dataset = dict(type="SeededDataset", dataset=dataset("train", augment))
+    val_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False))
+    val_dataloader["dataset"] = dataset("val", [])
+    evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
     config = dict(
         default_scope="mmseg",
         custom_imports=dict(imports=["frskd_plugin", "tests.helpers.tiny_mmseg"]),
@@ -114,27 +108,10 @@ def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: 
         model=dict(
             type="EncoderDecoder",
             data_preprocessor=dict(
-                type="SegDataPreProcessor",
-                mean=[120.0] * 3,
-                std=[60.0] * 3,
-                bgr_to_rgb=True,
-                pad_val=0,
-                seg_pad_val=255,
-                size=crop,
+                type="SegDataPreProcessor", **mean_and_std, pad_val=0, seg_pad_val=255, size=(24, 24)
             ),
             backbone=dict(type="TinyBackbone"),
-            decode_head=dict(
-                type="FCNHead",
-                in_channels=16,
-                in_index=1,
-                channels=8,
-                num_convs=1,
-                concat_input=False,
-                num_classes=NUM_CLASSES,
-                norm_cfg=dict(type="BN"),
-                align_corners=False,
-                loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
-            ),
+            decode_head=dict(head, loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True)),
             train_cfg=dict(),
             test_cfg=dict(mode="whole"),
         ),
@@ -143,12 +120,12 @@ def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: 
             num_workers=workers,
             persistent_workers=workers > 0,
             sampler=dict(type="SeededSampler", shuffle=True),
-            dataset=dict(type="SeededDataset", dataset=dataset("train", train_pipeline)),
+            dataset=train_dataset,
         ),
         val_dataloader=val_dataloader,
         test_dataloader=val_dataloader,
-        val_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
-        test_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+        val_evaluator=evaluator,
+        test_evaluator=evaluator,
         optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05, momentum=0.9)),
         param_scheduler=[dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=epochs, by_epoch=True)],
         train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=1),

@@ -1,0 +1,90 @@
+"""The scripts that make environments: what they refuse, and what they never remove. Nothing is installed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts need bash")
+
+
+def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    env |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable, **environment}
+    command = ["bash", str(SCRIPTS / f"{script}.sh"), *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def old_python(tmp_path: Path) -> Path:
+    """An interpreter that does not run."""
+    path = tmp_path / "old_python"
+    path.write_text("#!/bin/sh\nexit 1\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_environment_needs_an_interpreter_and_disk(tmp_path, old_python):
+    for environment, message in (
+        ({"PYTHON": "no-such-python"}, "PYTHON=no-such-python is not a command. Name an interpreter of Python 3.10"),
+        ({"PYTHON": str(old_python)}, f"PYTHON={old_python} does not run or is older than Python 3.10."),
+        ({"NEEDED_GB": "1000000000"}, "the environment takes about 1000000000 GB"),
+    ):
+        done = run("make_env", tmp_path / "env", **environment)
+        assert done.returncode == 1 and f"[env] ERROR: {message}" in done.stderr
+        assert not (tmp_path / "env").exists()
+
+
+@pytest.mark.parametrize("is_venv", [False, True])
+def test_what_somebody_else_made_is_left_alone(tmp_path, is_venv):
+    folder = tmp_path / "theirs"
+    file = folder / "chapter1.tex"
+    if is_venv:
+        venv.create(folder, with_pip=False)
+        file = next(folder.glob("lib/python*/site-packages")) / "mmcv.py"
+    folder.mkdir(exist_ok=True)
+    file.write_text("years of work")
+    done = run("make_env", folder)
+    assert done.returncode == 1 and f"[env] ERROR: {folder} has files that this script did not make" in done.stderr
+    assert file.read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("complete", "reason"), [(None, "is half-made"), ("123-456\n", "the files that define")])
+def test_one_of_ours_that_is_not_whole_is_built_again(tmp_path, complete, reason):
+    folder = tmp_path / "env"
+    venv.create(folder, with_pip=False)
+    rest = folder / "rest_of_a_killed_pip"
+    for file, text in (rest, ""), (folder / ".frskd_env", "ours\n"), (folder / ".frskd_complete", complete):
+        if text is not None:
+            file.write_text(text)
+    checked = run("make_env", folder, CHECK_ONLY="1")
+    assert checked.returncode == 1 and reason in checked.stderr
+    assert rest.exists()
+
+    done = run("make_env", folder)  # without an index, pip stops at the first package
+    assert done.returncode == 1 and "[env] ERROR: pip could not install: torch torchvision timm." in done.stderr
+    assert not rest.exists() and not (folder / ".frskd_complete").exists()
+    assert (folder / ".frskd_env").exists()
+
+
+def test_mmdetection_needs_an_interpreter_with_torch(tmp_path, old_python):
+    for arguments, status, message in (
+        ([], 2, "usage: scripts/mmdet_env.sh PYTHON"),
+        ([old_python], 1, f"[mmdet] ERROR: {old_python} has no torch or no onedl-mmcv"),
+    ):
+        done = run("mmdet_env", *arguments, XDG_CACHE_HOME=str(tmp_path))
+        assert (done.returncode, done.stdout) == (status, "")
+        assert message in done.stderr
+
+
+def test_compiled_operators_need_a_compiler_and_leave_no_rest(tmp_path):
+    done = run("mmcv_operators", sys.executable, "onedl-mmcv==0", XDG_CACHE_HOME=str(tmp_path), CXX="no-such-compiler")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "[mmcv] ERROR: no C++ compiler (no-such-compiler) was found" in done.stderr
+    assert [path.name for path in (tmp_path / "frskd_plugin").iterdir() if path.is_dir()] == []
