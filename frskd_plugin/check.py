@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
-from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term, judged
+from frskd_plugin.check_report import Cost, Evaluation, Level, Report, Term
+from frskd_plugin.core.checks import check_one_of
 from frskd_plugin.core.dry_run import count_forward, forked_rng, image_channels, record_calls
 from frskd_plugin.core.feature_losses import AttentionTransferLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss
@@ -31,6 +33,7 @@ from frskd_plugin.methods.base import DataNeeds
 from frskd_plugin.methods.targets import check_targets, soft_targets
 from frskd_plugin.timm.checkpoint import create_model
 from frskd_plugin.timm.feature_extractor import check_model_name
+from frskd_plugin.timm.parts import has_self_teacher
 from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
 from frskd_plugin.timm.wrap import DistilledModel, wrap
 
@@ -59,11 +62,15 @@ def check_model(
         targets: labels [B] or soft labels [B, K]; for a segmentor mmseg's data samples.
         amp: 'bf16' or 'fp16' for autocast.
         extra: what a classifier's method is given beside them (`DataNeeds`), such as ``index`` [B].
-        settings: of the random batch ``input_size`` and ``batch``, and of what is built; see `prepare`.
+        settings: of random images ``input_size`` (channels, height, width) and ``batch``, how many are new in a step;
+            of a model that is built ``device``; of a timm model ``method``, ``settings`` of `frskd_plugin.wrap` and
+            ``model_kwargs`` of ``timm.create_model``; of a config ``cfg_options``, which override it.
 
     Raises:
-        TypeError: it is a model of another kind.
-        ValueError: an unknown ``amp``; and what `prepare` raises.
+        TypeError: a model of another kind, or a setting that the method does not have.
+        ValueError: an unknown ``amp``, model or method, or a config without a model.
+        FileNotFoundError: there is no such config.
+        ImportError: mmengine or mmsegmentation is missing.
 
     >>> import timm, frskd_plugin
     >>> model = frskd_plugin.wrap(
@@ -121,12 +128,12 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
     Raises:
         ValueError: an unknown ``amp``.
     """
-    if amp is not None and amp not in AMP_DTYPES:
-        raise ValueError(f"`amp` must be one of {', '.join(map(repr, AMP_DTYPES))} or None, got {amp!r}.")
+    if amp is not None:
+        check_one_of("amp", amp, tuple(AMP_DTYPES))
+    autocast = partial(torch.autocast, subject.images.device.type, AMP_DTYPES.get(amp or ""), amp is not None)
     losses = [module for module in subject.module.modules() if isinstance(module, FRSKDLoss)]
     scheduled = [f"the factor {loss.factor:g}" for loss in losses if loss.factor != 1]
     scheduled += [f"schedule={loss.schedule!r}" for loss in losses if loss.schedule != "constant" or loss.warmup]
-    student, method = subject.parameters()
     with _restored(subject.module):
         if not subject.module.training:
             subject.module.train()
@@ -138,48 +145,47 @@ def dry_run(subject: Subject, amp: str | None = None) -> Report:
             with torch.no_grad():
                 subject.warm_up()
         with torch.enable_grad():
-            with _autocast(subject, amp), count_forward(subject.module) as plain:
+            with autocast(), count_forward(subject.module) as plain:
                 loss = subject.plain_step()
             del loss
-            with _autocast(subject, amp), count_forward(subject.module) as whole:
+            with autocast(), count_forward(subject.module) as whole:
                 step = subject.step()
             terms, reached = _differentiate(subject, step, FP16_SCALE if amp == "fp16" else 1.0)
-        levels, batch = _levels(subject, step), len(subject.images)
-        report = Report(
-            model=subject.title,
-            method=subject.method,
-            images=tuple(subject.images.shape),
-            device=str(subject.images.device),
-            amp=amp,
-            levels=levels,
-            cost=Cost(
-                student_parameters=sum(p.numel() for p in student.values()),
-                teacher_parameters=sum(p.numel() for p in method.values()),
-                student_macs=plain.macs // batch,
-                teacher_macs=(whole.macs - plain.macs) // batch,
-                student_memory=plain.kept,
-                teacher_memory=whole.kept - plain.kept,
-            ),
-            terms=terms,
-            evaluation=_evaluate(subject, amp),
-            untrained_student=tuple(n for n, p in student.items() if p.requires_grad and id(p) not in reached),
-            untrained_teacher=tuple(n for n, p in method.items() if p.requires_grad and id(p) not in reached),
-            still_teacher=tuple(n for n, p in method.items() if reached.get(id(p)) is False),
-            unused_allowed=subject.unused_allowed,
-            scheduled=subject.scheduled or bool(scheduled),
-            beta_per_position=_beta_per_position(losses, levels),
-        )
+        levels = _levels(subject, step)
+        with torch.no_grad(), autocast():
+            evaluation = _evaluate(subject)
+    student, method = subject.parameters()
+    batch = len(subject.images)
     remarks = [f"the model has {scheduled[0]}; the step was taken with the whole distillation"] if scheduled else []
-    return judged(report, (*subject.remarks, *remarks))
+    return Report(
+        model=subject.title,
+        method=subject.method,
+        images=tuple(subject.images.shape),
+        device=str(subject.images.device),
+        amp=amp,
+        levels=levels,
+        cost=Cost(
+            student_parameters=sum(p.numel() for p in student.values()),
+            teacher_parameters=sum(p.numel() for p in method.values()),
+            student_macs=plain.macs // batch,
+            teacher_macs=(whole.macs - plain.macs) // batch,
+            student_memory=plain.kept,
+            teacher_memory=whole.kept - plain.kept,
+        ),
+        terms=terms,
+        evaluation=evaluation,
+        untrained_student=tuple(n for n, p in student.items() if p.requires_grad and id(p) not in reached),
+        untrained_teacher=tuple(n for n, p in method.items() if p.requires_grad and id(p) not in reached),
+        unused_allowed=subject.unused_allowed,
+        scheduled=subject.scheduled or bool(scheduled),
+        beta_per_position=_beta_per_position(losses, levels),
+        remarks=(*subject.remarks, *remarks),
+    ).judged()
 
 
 @contextmanager
 def _restored(module: nn.Module) -> Iterator[None]:
-    """Give back every module's mode and attributes, every buffer (statistics of batch normalisation) and random state.
-
-    Within the block the random numbers start from a fixed seed, so that one model gets one report. Gradients need no
-    care: `torch.autograd.grad` leaves ``.grad`` alone.
-    """
+    """Run a block on random numbers from a fixed seed; give back modes, attributes, buffers and random states."""
     attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -198,15 +204,9 @@ def _restored(module: nn.Module) -> Iterator[None]:
             part._buffers.update(registered)
 
 
-def _autocast(subject: Subject, amp: str | None) -> torch.autocast:
-    return torch.autocast(subject.images.device.type, dtype=AMP_DTYPES.get(amp or ""), enabled=amp is not None)
-
-
-def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Term, ...], dict[int, bool]]:
-    """Return each term with the norms of its gradients; and, by id, if a tensor's gradient is anywhere not zero.
-
-    Each term is multiplied by ``scale`` for the backward pass, and its gradients are divided by it.
-    """
+def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Term, ...], set[int]]:
+    """Return each term with the norms of its gradients, which are computed times ``scale``; and the ids of what any
+    gradient reaches."""
     student, method = ([*parameters.values()] for parameters in subject.parameters())
     num_levels = max(map(len, step.feats), default=0)
     maps = [[feats[i] for feats in step.feats if i < len(feats)] for i in range(num_levels)]
@@ -219,30 +219,22 @@ def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Te
     }
     wanted = list({id(t): t for group in (*maps, *groups.values(), method) for t in group if t.requires_grad}.values())
     terms: list[Term] = []
-    reached: dict[int, bool] = {}
+    reached: set[int] = set()
     for name, value in step.terms.items():
         found: dict[int, Tensor] = {}
         if value.requires_grad and wanted:
+            # kept in the graph for the terms that follow; autograd.grad leaves every `.grad` alone
             grads = torch.autograd.grad(value, wanted, value.new_tensor(scale), retain_graph=True, allow_unused=True)
             found = {id(t): grad / scale for t, grad in zip(wanted, grads, strict=True) if grad is not None}
-        for key, gradient in found.items():
-            reached[key] = reached.get(key, False) or bool(gradient.count_nonzero() > 0)
-        on_maps, parts = (
-            [gradient_norm([found.get(id(tensor)) for tensor in group]) for group in every]
-            for every in (maps, groups.values())
-        )
-        norms = dict(zip(groups, parts, strict=True))
-        terms.append(Term(name, value.item(), subject.weights.get(name), tuple(on_maps), **norms))
+        reached |= found.keys()
+        norms = {key: _norm([found.get(id(t)) for t in group]) for key, group in groups.items()}
+        on_maps = tuple(_norm([found.get(id(t)) for t in group]) for group in maps)
+        terms.append(Term(name, value.item(), subject.weights.get(name), on_maps, **norms))
     return tuple(terms), reached
 
 
-def gradient_norm(gradients: Sequence[Tensor | None]) -> float | None:
-    """Return the L2 norm of several gradients together, in float32 at least; None where there is none.
-
-    >>> gradient_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
-    5.0
-    >>> gradient_norm([None])
-    """
+def _norm(gradients: Sequence[Tensor | None]) -> float | None:
+    """Return the L2 norm of several gradients together, in float32 at least; None where there is none."""
     norms = [
         torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)).double()
         for gradient in gradients
@@ -258,41 +250,34 @@ def _levels(subject: Subject, step: Step) -> tuple[Level, ...]:
     for i, feat in enumerate(step.feats[0] if step.feats else []):
         index = subject.map_indices[i] if subject.map_indices else i
         size, stride = (feat.shape[2], feat.shape[3]), round(subject.images.shape[-2] / feat.shape[2])
-        made = [(g.shape[1], (g.shape[2], g.shape[3]), is_constant(g)) for g in refined[i : i + 1]]
-        more = made[0] if made else ()
-        levels.append(Level(index, feat.shape[1], size, stride, is_constant(feat), feat.requires_grad, *more))
+        more = [(g.shape[1], (g.shape[2], g.shape[3]), _is_constant(g)) for g in refined[i : i + 1]]
+        levels.append(Level(index, feat.shape[1], size, stride, _is_constant(feat), feat.requires_grad, *sum(more, ())))
     return tuple(levels)
 
 
-def is_constant(feat: Tensor) -> bool:
-    """Tell if a map [B, C, H, W] is the same at every position; one of a single position: in all images and channels.
-
-    >>> is_constant(torch.zeros(2, 3, 4, 4)), is_constant(torch.rand(2, 3, 4, 4)), is_constant(torch.rand(2, 3, 1, 1))
-    (True, False, False)
-    """
-    feat = feat.detach()
+def _is_constant(feat: Tensor) -> bool:
+    """Tell if a map [B, C, H, W] is the same at every position; one of a single position: in all images."""
     flat = feat.flatten(2) if feat.shape[2] * feat.shape[3] > 1 else feat.reshape(1, -1)
     return bool((flat.amax(-1) == flat.amin(-1)).all())
 
 
-def _evaluate(subject: Subject, amp: str | None) -> Evaluation | None:
-    ran: dict[str, None] = {}
+def _evaluate(subject: Subject) -> Evaluation | None:
+    ran: set[nn.Module] = set()
     subject.module.eval()
-    with ExitStack() as stack:
-        for prefix, outer in subject.method_modules.items():
-            for name, module in outer.named_modules():
-                name = f"{prefix}.{name}".rstrip(".")
-                handle = module.register_forward_pre_hook(lambda *_, name=name: ran.__setitem__(name, None))
-                stack.callback(handle.remove)
-        with torch.no_grad(), _autocast(subject, amp):
-            logits = subject.evaluate()
+    handle = register_module_forward_pre_hook(lambda module, inputs: ran.add(module))
+    try:
+        logits = subject.evaluate()
+    finally:
+        handle.remove()
     if logits is None:
         return None
+    modules = ((p, n, m) for p, outer in subject.method_modules.items() for n, m in outer.named_modules())
+    names = tuple(f"{prefix}.{name}".rstrip(".") for prefix, name, module in modules if module in ran)
     deployed, plain = (tensor.double() for tensor in logits)
     if deployed.shape != plain.shape:
-        return Evaluation(tuple(ran), math.inf)
+        return Evaluation(names, math.inf)
     same = torch.allclose(deployed, plain, rtol=0, atol=0, equal_nan=True)
-    return Evaluation(tuple(ran), 0.0 if same else (deployed - plain).abs().max().item())
+    return Evaluation(names, 0.0 if same else (deployed - plain).abs().max().item())
 
 
 def _beta_per_position(losses: Sequence[FRSKDLoss], levels: Sequence[Level]) -> float | None:
@@ -331,24 +316,7 @@ def prepare(
     model_kwargs: Mapping[str, Any] | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """Build what is named, with random weights, and draw a batch where none is given; see `check_model`.
-
-    Args:
-        model, images, targets, extra: see `check_model`.
-        input_size: channels, height and width of random images; None: those of the model or config.
-        batch: random images that are new in a step, as a loader counts them; None: 4, of segmentors 2.
-        device: of a model that is built.
-        method: that trains a timm model.
-        settings: of `frskd_plugin.wrap` for a timm model: of the method, and ``out_indices``.
-        model_kwargs: of ``timm.create_model`` for a timm model.
-        cfg_options: settings that override a config.
-
-    Raises:
-        TypeError: a model of another kind, or a setting that the method does not have.
-        ValueError: an unknown model or method, one that cannot be wrapped, or a config without a model that is known.
-        FileNotFoundError: there is no such config.
-        ImportError: mmengine or mmsegmentation is missing.
-    """
+    """Build what is named and draw a batch where none is given: `check_model` without the run, with its arguments."""
     with forked_rng(seed=0):  # one name gives one model and one batch, and the caller's random numbers stay
         known: dict[str, Any] = {}
         if isinstance(model, (str, Path)) and is_config(str(model)):
@@ -369,8 +337,10 @@ def prepare(
         elif hasattr(model, "decode_head"):
             if images is None:
                 channels, *size = input_size or (None, *SEGMENTOR_SIZE)
-                count, channels = batch or SEGMENTOR_BATCH, channels or image_channels(model.backbone)
-                images, targets = segmentation_batch(count, size, model.num_classes, _device(model), channels)
+                channels = channels or image_channels(model.backbone)
+                images, targets = segmentation_batch(
+                    batch or SEGMENTOR_BATCH, size, model.num_classes, _device(model), channels
+                )
             subject = _segmentor(model, images, targets)
         else:
             raise TypeError(
@@ -403,8 +373,7 @@ def _build_config(
     model_config, changed = without_pretrained(config.model)
     model_config.pop("compile", None)  # one step is not worth it, and hooks look into its layers
     if "name" in (model_config.get("method") or {}):
-        for key, value in _training_set(model_config.method.name, batch).items():
-            model_config.method.setdefault(key, value)
+        model_config.method = {**_training_set(model_config.method.name, batch), **model_config.method}
     logger = MMLogger.get_current_instance()
     level = logger.level
     try:
@@ -417,18 +386,17 @@ def _build_config(
         logger.setLevel(level)
     remarks = ["random weights stand in for the pretrained ones of the config"] if changed else []
     hooks = [hook for hook in config.get("custom_hooks") or [] if hook.get("type") == "DistillWarmupHook"]
-    for hook in hooks:
-        unit = "epoch" if hook.get("by_epoch", True) else "iteration"
-        remarks.append(
-            f"the config's DistillWarmupHook keeps the distillation at factor 0 before {unit} {hook.get('begin')}; "
-            "this step was taken at factor 1"
-        )
-    unused_allowed = bool(config.get("find_unused_parameters", False))
+    remarks += [
+        "the config's DistillWarmupHook keeps the distillation at factor 0 before "
+        f"{'epoch' if hook.get('by_epoch', True) else 'iteration'} {hook.get('begin')}; this step was taken at factor 1"
+        for hook in hooks
+    ]
     size = config.model.get("input_size")
     crop = getattr(getattr(model, "data_preprocessor", None), "size", None) or config.get("crop_size")
     if size is None and crop and hasattr(model, "decode_head"):
         size = (None, *crop)  # as many channels as the backbone takes
     model = (model if device.startswith("cuda") else revert_sync_batchnorm(model)).to(device)
+    unused_allowed = bool(config.get("find_unused_parameters", False))
     return model, size, {"remarks": tuple(remarks), "unused_allowed": unused_allowed, "scheduled": bool(hooks)}
 
 
@@ -441,15 +409,16 @@ def _classifier_batch(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     config = getattr(network.student, "pretrained_cfg", None) or {}
     size = size or (image_channels(network.student), *config.get("input_size", DEFAULT_INPUT_SIZE)[1:])
-    needs, num_classes = network.method.needs, network.student.num_classes
-    device = _device(network)
-    images, targets, extra = classification_batch(needs, batch or CLASSIFIER_BATCH, size, num_classes, device)
+    num_classes = network.student.num_classes
+    images, targets, extra = classification_batch(
+        network.method.needs, batch or CLASSIFIER_BATCH, size, num_classes, _device(network)
+    )
     if mix is not None:  # Mixup or CutMix of the config, as in training
         images, targets = mix(images, targets, num_classes)
     try:
         check_targets(images, targets, network.criterion, num_classes)
     except ValueError:  # of a criterion that takes soft labels alone
-        targets = soft_targets(targets, torch.zeros(len(targets), num_classes, device=device))
+        targets = soft_targets(targets, images.new_zeros(len(targets), num_classes))
     return images, targets, extra
 
 
@@ -493,7 +462,7 @@ def segmentation_batch(
 def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: Mapping[str, Tensor]) -> Subject:
     method = model.method
     plain_images = images[:, 0] if images.ndim == 5 else images
-    teacher = method.self_teacher if isinstance(getattr(method, "self_teacher", None), nn.Module) else None
+    teacher = method.self_teacher if has_self_teacher(method) else None
 
     def step() -> Step:
         with ExitStack() as stack:
@@ -521,7 +490,7 @@ def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: M
         evaluate=lambda: (model.forward(plain_images), model.student(plain_images)),
         method_modules={"method": method},
         self_teacher=[] if teacher is None else [teacher],
-        classifier=[m for m in (found if isinstance(found, tuple) else [found]) if isinstance(m, nn.Module)],
+        classifier=[module for module in _as_list(found) if isinstance(module, nn.Module)],
         weights={"loss_kd": loss.alpha, "loss_feat": loss.beta} if isinstance(loss, FRSKDLoss) else {},
         map_indices=model.out_indices,
     )
@@ -550,20 +519,19 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
             feats = stack.enter_context(record_calls(model, "extract_feat"))
             outputs = stack.enter_context(record_calls(heads[-1], "forward"))
             refined = stack.enter_context(record_calls(teacher, "forward")) if teacher is not None else []
-            losses = model.loss(images, samples)
+            _, terms = model.parse_losses(model.loss(images, samples))
         indices = None if teacher is None else teacher.feat_indices
         return Step(
             feats=[select_maps(flat_maps(maps), indices) for maps in feats],
             logits=[logits_of(output) for output in outputs],
             refined_feats=[_tensors(maps) for maps, _ in refined],
             teacher_logits=[_tensors(output)[0] for _, output in refined],
-            terms=_segmentor_terms(losses),
+            terms={name: value for name, value in terms.items() if "loss" in name and name != "loss"},  # their sum
         )
 
     def plain_step() -> Tensor:
         plain.training = model.training  # a copy has a mode of its own
-        first, *others = _segmentor_terms(plain.loss(images, samples)).values()
-        return sum(others, first)
+        return plain.parse_losses(plain.loss(images, samples))[0]
 
     def evaluate() -> tuple[Tensor, Tensor] | None:
         if teacher is None:
@@ -591,14 +559,14 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
 
 def _segmentor_weights(model: Any, teacher: Any) -> dict[str, float]:
     """Return the weights by mmseg's names of the losses: prefix of the head, name of the loss."""
-    heads = {} if teacher is None else {"self_teacher": teacher.head}
+    heads = {"self_teacher": getattr(teacher, "head", None)}
     for prefix, head in (("decode", model.decode_head), ("aux", getattr(model, "auxiliary_head", None))):
         stages = isinstance(head, nn.ModuleList)
         heads |= {f"{prefix}_{i}" if stages else prefix: stage for i, stage in enumerate(_as_list(head))}
     weights = {
         f"{prefix}.{getattr(loss, 'loss_name', 'loss')}": float(loss.loss_weight)
         for prefix, head in heads.items()
-        for loss in _as_list(getattr(head, "loss_decode", []))
+        for loss in _as_list(getattr(head, "loss_decode", ()))
         if hasattr(loss, "loss_weight")
     }
     for loss in model.modules():
@@ -607,20 +575,13 @@ def _segmentor_weights(model: Any, teacher: Any) -> dict[str, float]:
     return weights
 
 
-def _segmentor_terms(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the losses that mmengine adds up: 'loss' in the name, lists summed, each the mean of its elements."""
-    means = {name: [t.mean() for t in _tensors(value)] for name, value in losses.items() if "loss" in name}
-    return {name: sum(values[1:], values[0]) for name, values in means.items()}
-
-
 def __getattr__(name: str) -> Any:
     """Hand out what the old names of this module meant."""
     old_names: dict[str, Any] = {"examine": check_model, "describe": str}
-    new = old_names.get(name)
-    if new is None:
+    if name not in old_names:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"`{name}` is now `{new.__name__}`", DeprecationWarning, stacklevel=2)
-    return new
+    warnings.warn(f"`{name}` is now `{old_names[name].__name__}`", DeprecationWarning, stacklevel=2)
+    return old_names[name]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -52,8 +53,13 @@ class Term:
 
     @property
     def kind(self) -> str:
-        """Last part of the name: 'loss_kd' of 'self_teacher.loss_kd'."""
+        """Return the last part of the name: 'loss_kd' of 'self_teacher.loss_kd'."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def off(self) -> bool:
+        """Tell if the weight is 0; or, where nobody knows it, if the term is a constant that was never computed."""
+        return self.weight == 0 or (self.weight is None and all(norm is None for norm in self.norms))
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,6 @@ class Report:
     evaluation: Evaluation | None  # None for a plain network, which has nothing to differ from
     untrained_student: tuple[str, ...]  # parameters that require a gradient and get none from any term
     untrained_teacher: tuple[str, ...]  # the same of the method's modules
-    still_teacher: tuple[str, ...]  # parameters of the method whose gradient is zero
     unused_allowed: bool = False  # by the config (``find_unused_parameters``)
     scheduled: bool = False  # the distillation starts at a lower weight than it was run at
     # weight of the feature loss for a position of the deepest map; None where it is not a mean over the positions
@@ -116,9 +121,18 @@ class Report:
         warnings.warn("`Report.faults` is now `Report.problems`.", DeprecationWarning, stacklevel=2)
         return self.problems
 
+    def judged(self) -> Report:
+        """Return the report with its problems and warnings, and more remarks."""
+        return dataclasses.replace(
+            self,
+            remarks=(*self.remarks, *_remarks(self)),
+            warnings=tuple(_warnings(self)),
+            problems=(*_problems_of_terms(self), *_problems_of_parts(self)),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON: numbers that are not finite become text."""
-        return {"healthy": self.healthy, **_plain(dataclasses.asdict(self))}
+        return {"healthy": self.healthy, **json.loads(json.dumps(dataclasses.asdict(self)), parse_constant=str)}
 
     def __str__(self) -> str:
         images = "x".join(map(str, self.images[1:]))
@@ -136,106 +150,80 @@ class Report:
         return "\n\n".join(part for part in parts if part)
 
 
-def judged(report: Report, remarks: Sequence[str] = ()) -> Report:
-    """Return the report with what is wrong, what may do harm and, behind these remarks, what a reader should know."""
-    return dataclasses.replace(
-        report,
-        remarks=(*remarks, *_remarks(report)),
-        warnings=tuple(_warnings(report)),
-        problems=(*_problems_of_terms(report), *_problems_of_parts(report)),
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-# What is wrong, what may do harm, and what a reader should know
+# The rules
 
 
 def _problems_of_terms(report: Report) -> Iterator[str]:
     trains = any(level.trains for level in report.levels)
     for term in report.terms:
+        name = term.name
         if not math.isfinite(term.value):
             yield (
-                f"{term.name} is {term.value}. One step with it destroys the weights. Look at the images and at the "
+                f"{name} is {term.value}, and one step with it destroys the weights. Look at the images and at the "
                 "model's initial weights; where it happens with autocast alone, use bf16 or float32."
             )
         elif any(norm is not None and not math.isfinite(norm) for norm in term.norms):
             yield (
-                f"The gradient of {term.name} is not finite, although the term is ({term.value:g}): something divides "
-                "by zero or takes the root of it. Add a small constant there; with fp16, try bf16 or float32."
+                f"The gradient of {name} is not finite, although the term is ({term.value:g}). Add a small constant "
+                "where something divides by zero or takes the root of it; with fp16, try bf16 or float32."
             )
-        if term.value == 0 and not _off_by_choice(term):
+        if term.value == 0 and not term.off:
             weight = "" if term.weight is None else f" although its weight is {term.weight:g}"
             yield (
-                f"{term.name} is 0{weight}: it trains nothing. On random data student and target never agree by "
-                "themselves. Look for maps of one position or of zeros (levels above), for logits of a single class "
-                "under softmax (`soft_label='sigmoid'`), for a target that is the student's own output, and for a "
-                "factor that switches the term off. If you want it off, give weight 0."
+                f"{name} is 0{weight}: it trains nothing. Look for maps of one position or of zeros, for logits of a "
+                "single class under softmax (`soft_label='sigmoid'`), for a target that is the student's own output, "
+                "and for a factor that switches the term off. If you want it off, give weight 0."
             )
         if trains and term.student is None and term.value != 0:
             side = "the student's side of it is detached"
             if term.teacher is not None:
                 side = "the student's maps are detached before they enter the self-teacher"
             yield (
-                f"{term.name} gives the student no gradient: {side}, or computed without a graph. Remove the "
-                "`detach()` or `no_grad()` on the student's side; only the targets of the distillation are constants."
+                f"{name} gives the student no gradient: {side}, or computed without a graph. Remove the `detach()` or "
+                "`no_grad()` on the student's side; only the targets of the distillation are constants."
             )
-        if report.has_self_teacher and term.kind in ("loss_kd", "loss_feat"):
-            sides = (("outputs", term.targets), ("parameters", term.teacher))
-            places = [f"its {side} (norm {norm:.3g})" for side, norm in sides if norm is not None]
-            if places:
-                yield (
-                    f"The target of {term.name} is not detached: the term gives the self-teacher a gradient, on "
-                    f"{' and '.join(places)}, so that the teacher also learns to imitate the student. Call `.detach()` "
-                    "on the refined maps and the teacher's logits before the term compares them."
-                )
+        sides = (("outputs", term.targets), ("parameters", term.teacher))
+        places = [f"its {side} (norm {norm:.3g})" for side, norm in sides if norm is not None]
+        if report.has_self_teacher and term.kind in ("loss_kd", "loss_feat") and places:
+            yield (
+                f"The target of {name} is not detached: the self-teacher gets a gradient on {' and '.join(places)}, "
+                "and so learns to imitate the student. Call `.detach()` on the refined maps and the teacher's logits "
+                "before the term compares them."
+            )
 
 
 def _problems_of_parts(report: Report) -> Iterator[str]:
     if report.untrained_teacher:
         yield (
-            f"{_count(report.untrained_teacher)} of the method get no gradient from any term: "
-            f"{_names(report.untrained_teacher)}. DistributedDataParallel would stop, and a map that they make would "
-            "be noise. Let the graph end at the level that the teacher's classifier reads (leave `end_level` out), or "
-            "remove what is not used; what is frozen on purpose has requires_grad=False."
+            f"No term gives a gradient to these parameters of the method: {_names(report.untrained_teacher)}. "
+            "DistributedDataParallel would stop, and a map that they make would be noise. Let the graph end at the "
+            "level that the teacher's classifier reads (leave `end_level` out), or remove what is not used; what is "
+            "frozen on purpose has requires_grad=False."
         )
     if report.untrained_student and not report.unused_allowed:
         yield (
-            f"{_count(report.untrained_student)} of the student require a gradient and get none from any "
-            f"term: {_names(report.untrained_student)}. They would stay as they are, and DistributedDataParallel would "
-            "stop. Remove that part of the network, freeze it (requires_grad=False), or, where it is meant to be so, "
-            "say find_unused_parameters=True."
+            f"No term gives a gradient to these parameters of the student: {_names(report.untrained_student)}. They "
+            "would stay as they are, and DistributedDataParallel would stop. Remove or freeze them "
+            "(requires_grad=False) or, where it is meant to be so, say find_unused_parameters=True."
         )
     for level in report.levels:
-        for constant, whose in (
-            (level.constant, "student's map"),
-            (level.refined_constant, "self-teacher's refined map"),
-        ):
+        for constant, whose in ((level.constant, "student's"), (level.refined_constant, "self-teacher's refined")):
             if constant:
                 yield (
-                    f"The {whose} {level.index} ({level.size[0]}x{level.size[1]}) is constant: there is nothing in it "
-                    "to learn from. Look for a dead activation, weights of zero, or a stage that does not see the "
+                    f"The {whose} map {level.index} ({level.size[0]}x{level.size[1]}) is constant: there is nothing in "
+                    "it to learn from. Look for a dead activation, weights of zero, or a stage that does not see the "
                     "images; leave the level out with `out_indices` if it has to be so."
                 )
     if report.evaluation is not None and report.evaluation.ran:
         yield (
             f"Evaluation runs the method: {_names(report.evaluation.ran)}. In eval mode the model must be the plain "
-            "network. Run the self-teacher in training alone (`if self.training`); of a segmentor or TimmClassifier, "
+            "network: run the self-teacher in training alone (`if self.training`); of a segmentor or TimmClassifier, "
             "set predict_self_teacher=False."
         )
     if report.evaluation is not None and report.evaluation.difference != 0:
         yield (
-            f"In evaluation the logits differ from the plain network's by up to {report.evaluation.difference:.3g}: "
-            "what is deployed would not be what was trained. Let the eval branch of `forward` return the student's "
-            "own output."
+            f"In evaluation the logits differ from the plain network's by up to {report.evaluation.difference:.3g}, so "
+            "what is deployed is not what was trained: let `forward` in eval mode return the student's own output."
         )
 
 
@@ -248,36 +236,38 @@ def _warnings(report: Report) -> Iterator[str]:
             f"The method adds {share:.2f} times the student's MACs to a step. width='auto' keeps the self-teacher "
             "within 0.75 of them; so do a smaller width and fewer large maps (`out_indices`)."
         )
-    deepest = "x".join(map(str, next((lv.size for lv in reversed(report.levels) if lv.size != (1, 1)), ())))
     feature = next((term for term in report.terms if term.kind == "loss_feat" and term.value != 0), None)
+    if feature is None:
+        return
     per_position = report.beta_per_position
-    if feature and feature.weight and per_position and per_position > MOST_BETA_PER_POSITION:
+    if feature.weight and per_position and per_position > MOST_BETA_PER_POSITION:
+        deepest = next(level.size for level in reversed(report.levels) if level.size != (1, 1))
         fitting = feature.weight * USUAL_BETA_PER_POSITION / per_position
         yield (
-            f"beta={feature.weight:g} is too large for images of {'x'.join(map(str, report.images[-2:]))}: the feature "
-            f"loss is a mean over the positions, and the deepest map has few ({deepest}). The paper's beta of 100 "
-            f"belongs to deepest maps of 4x4 to 8x8. Give beta={fitting:.2g} or larger images."
+            f"beta={feature.weight:g} is too large for images of {report.images[-2]}x{report.images[-1]}: the feature "
+            f"loss is a mean over the positions, and the deepest map has few ({deepest[0]}x{deepest[1]}). The paper's "
+            f"beta of 100 belongs to deepest maps of 4x4 to 8x8. Give beta={fitting:.2g} or larger images."
         )
     own = [t for t in report.terms if t.kind not in ("loss_kd", "loss_feat", "loss_teacher_ce")]
     own = [term for term in own if not term.name.startswith(("self_teacher.", "aux"))]
-    above = {}
+    ratios = {}
     for i, level in enumerate(report.levels):
         reference = math.hypot(*(term.maps[i] or 0 for term in own))
-        if feature and reference > 0 and not report.scheduled and (feature.maps[i] or 0) > reference:
-            above[level.index] = (feature.maps[i] or 0) / reference
-    if feature and above and all(map(math.isfinite, above.values())):
+        ratios[level.index] = (feature.maps[i] or 0) / reference if reference > 0 else 0.0
+    above = {index: ratio for index, ratio in ratios.items() if ratio > 1}
+    if above and not report.scheduled and all(map(math.isfinite, above.values())):
         weight = f"beta={feature.weight / max(above.values()):.2g}" if feature.weight else "a smaller weight"
-        ratios = ", ".join(f"map {index}: {ratio:.2g} times" for index, ratio in above.items())
         yield (
-            f"{feature.name} pulls at the student's maps more than the student's own loss does ({ratios}), so that "
-            "imitation comes before the task. The paper's settings on CIFAR give 0.2 to 0.4 times at the start. "
-            f"Give {weight}, or a warm-up."
+            f"{feature.name} pulls at the student's maps more than the student's own loss does "
+            f"({', '.join(f'map {index}: {ratio:.2g} times' for index, ratio in above.items())}), so that imitation "
+            f"comes before the task. The paper's settings on CIFAR give 0.2 to 0.4 times at the start. Give {weight}, "
+            "or a warm-up."
         )
 
 
 def _remarks(report: Report) -> Iterator[str]:
     for term in report.terms:
-        if term.value == 0 and _off_by_choice(term):
+        if term.value == 0 and term.off:
             why = "is switched off by its weight of 0" if term.weight == 0 else "was not computed in this step"
             yield f"{term.name} {why}"
         elif report.has_self_teacher and term.kind == "loss_feat" and term.value != 0:
@@ -285,25 +275,11 @@ def _remarks(report: Report) -> Iterator[str]:
                 if level.trains and not norm:
                     why = ", whose attention map of one position is always 1" if level.size == (1, 1) else ""
                     yield f"{term.name} does not train the student's map {level.index}{why}"
-    if report.still_teacher:
-        yield (
-            f"the gradient of {_count(report.still_teacher)} of the method is exactly zero on this batch: "
-            f"{_names(report.still_teacher)}"
-        )
     if report.untrained_student and report.unused_allowed:
         yield (
-            f"{_count(report.untrained_student)} of the student get no gradient, as the config's "
-            f"find_unused_parameters=True allows: {_names(report.untrained_student)}"
+            "parameters of the student get no gradient, as the config's find_unused_parameters=True allows: "
+            f"{_names(report.untrained_student)}"
         )
-
-
-def _off_by_choice(term: Term) -> bool:
-    """Tell if the weight is 0; or, where nobody knows the weight, if the term is a constant that was never computed."""
-    return term.weight == 0 or (term.weight is None and all(norm is None for norm in term.norms))
-
-
-def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} parameter{'' if len(names) == 1 else 's'}"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -319,21 +295,12 @@ def _list(word: str, texts: Sequence[str]) -> str:
     return "\n".join([head, *(f"  {i}. {text}" for i, text in enumerate(texts, 1))]) if texts else ""
 
 
-def table(title: str, rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as aligned columns under a title, the first to the left and the others to the right.
-
-    >>> print(table("Words", [["a", "long"], ["word", 7]]))
-    Words
-      a     long
-      word     7
-    """
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*texts, strict=True)]
-    lines = [title]
-    for first, *others in texts:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
+def _table(title: str, rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as aligned columns under a title, the first to the left and the others to the right."""
+    first, *others = zip(*[[str(cell) for cell in row] for row in rows], strict=True)
+    columns = [[cell.ljust(max(map(len, first))) for cell in first]]
+    columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+    return "\n".join([title, *("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))])
 
 
 def _level_table(report: Report) -> str:
@@ -344,7 +311,7 @@ def _level_table(report: Report) -> str:
     for lv in report.levels:
         rows.append([lv.index, lv.stride, shape(lv.channels, lv.size), shape(lv.refined_channels, lv.refined_size)])
     width = 4 if report.has_self_teacher else 3
-    return table("Matched levels (channels, height x width)", [row[:width] for row in rows])
+    return _table("Matched levels (channels, height x width)", [row[:width] for row in rows])
 
 
 def _cost_table(cost: Cost) -> str:
@@ -356,7 +323,7 @@ def _cost_table(cost: Cost) -> str:
     ):
         numbers = [f"{number / unit:.{digits}f}" for number in (student, teacher)]
         rows.append([name, *numbers, f"{teacher / student:.2f}" if student else "-"])
-    return table("Cost of a training step; at inference nothing is added", rows)
+    return _table("Cost of a training step; at inference nothing is added", rows)
 
 
 def _term_table(report: Report) -> str:
@@ -368,4 +335,4 @@ def _term_table(report: Report) -> str:
         weight = "-" if term.weight is None else f"{term.weight:g}"
         texts = ["-" if norm is None else f"{norm:.2e}" for norm in norms[: 3 + len(maps) + len(teacher)]]
         rows.append([term.name, weight, f"{term.value:.4g}", *texts])
-    return table("Terms of the loss (weighted) and the norms of their gradients", rows)
+    return _table("Terms of the loss (weighted) and the norms of their gradients", rows)

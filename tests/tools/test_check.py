@@ -23,14 +23,14 @@ from frskd_plugin.commands import run
 from frskd_plugin.commands.check import main
 from frskd_plugin.core import FRSKDLoss, attention_map
 from frskd_plugin.export import count_macs
+from tests.helpers.model_tester import same
 from tests.helpers.segmentors import build, effdet, fcn, make_batch, with_frskd
 
 ROOT = Path(__file__).parents[2]
 SIZE = (3, 64, 64)
-CLASSES = 10
 
 
-def wrapped(method: str = "frskd", num_classes: int = CLASSES, **settings) -> nn.Module:
+def wrapped(method: str = "frskd", num_classes: int = 10, **settings) -> nn.Module:
     if method == "frskd":  # whole weights, whatever the defaults are
         settings = {"alpha": 2, "beta": 100, "width": 2, "out_indices": (0, 1, 2, 3, 4), **settings}
     torch.manual_seed(0)
@@ -51,13 +51,11 @@ def terms_of(report) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("settings", "amp"),
-    [({}, None), ({}, "bf16"), ({"variant": "equations", "beta": 0.01}, None), ({"width": "auto"}, None)],
+    ("settings", "amp"), [({}, None), ({}, "bf16"), ({"variant": "equations", "beta": 0.01, "width": "auto"}, None)]
 )
 def test_healthy(settings, amp):
-    report = check_model(
-        wrapped(**{"width": 1, "beta": 1.0, "out_indices": (1, 2, 3, 4), **settings}), *batch(), amp=amp
-    )
+    model = wrapped(**{"width": 1, "beta": 1.0, "out_indices": (1, 2, 3, 4), **settings})
+    report = check_model(model, *batch(), amp=amp)
     assert report.problems == () and report.warnings == () and report.healthy
     assert "Healthy: every term trains" in str(report)
     assert report.evaluation.ran == () and report.evaluation.difference == 0
@@ -107,15 +105,17 @@ def test_values_and_norms_equal_an_independent_computation():
 
 
 def test_cost_equals_an_independent_count():
-    model = wrapped(width=1)
-    cost, double = (check_model(model, *batch(count)).cost for count in (4, 8))
-    student, teacher = model.student, model.method.self_teacher
+    model = wrapped()
+    report, double = (check_model(model, *batch(count)) for count in (4, 8))
+    student, teacher, cost = model.student, model.method.self_teacher, report.cost
     assert cost.student_parameters == sum(p.numel() for p in student.parameters())
     assert cost.teacher_parameters == sum(p.numel() for p in teacher.parameters())
     assert cost.student_macs == count_macs(student, SIZE)
     assert cost.student_macs + cost.teacher_macs == count_macs(frskd_plugin.unwrap(model, "ensemble"), SIZE)
-    assert double.teacher_memory > 1.2 * cost.teacher_memory > 0
-    assert (double.teacher_macs, double.student_macs) == (cost.teacher_macs, cost.student_macs)
+    assert double.cost.teacher_memory > 1.2 * cost.teacher_memory > 0
+    assert (double.cost.teacher_macs, double.cost.student_macs) == (cost.teacher_macs, cost.student_macs)
+    share = cost.teacher_macs / cost.student_macs
+    assert share > 1 and f"adds {share:.2f} times the student's MACs" in report.warnings[0]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -136,7 +136,7 @@ def test_the_callers_model_is_as_before(training):
 
     assert not report.problems and any("the factor 0.25" in remark for remark in report.remarks)
     assert torch.equal(torch.rand(3), expected[0]) and (random.random(), np.random.rand()) == expected[1:]
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert same(model.state_dict(), before)
     for parameter, grad in zip(model.parameters(), grads, strict=True):
         assert parameter.grad is None if grad is None else torch.equal(parameter.grad, grad)
     assert [module.training for module in model.modules()] == modes
@@ -161,7 +161,7 @@ def test_a_method_is_given_the_batch_that_it_needs_and_left_as_it_was(method, im
     assert report.problems == () and report.images[0] == images
     assert {term.name: term.value > 0 for term in report.terms} == dict.fromkeys(terms, True)
     assert vars(model.method) == attributes and not any(module.training for module in model.modules())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert same(model.state_dict(), before)
     with pytest.raises(RuntimeError):
         check_model(model, torch.randn(4, 5, 64, 64), torch.arange(4), extra={"index": torch.arange(4)})
     assert not any(module.training for module in model.modules()) and "student_forward" not in vars(model)
@@ -177,56 +177,42 @@ def test_random_images_have_the_bands_of_the_model():
     assert check_model("test_resnet", method="baseline", model_kwargs={"in_chans": 5}).images[1] == 5
     plain = fcn()
     plain["backbone"]["in_channels"], plain["data_preprocessor"] = 4, {"type": "SegDataPreProcessor", "size": (64, 64)}
-    assert check_model(build(with_frskd(plain)), input_size=(4, 64, 64)).problems == ()
     assert prepare(build(with_frskd(plain))).images.shape == (2, 4, 512, 512)
 
 
-def test_check_model_hands_on_what_a_method_is_given_beside_the_batch():
+def test_a_method_is_handed_what_it_needs_beside_the_batch():
     model = wrapped("ps_kd", num_samples=4)
     with pytest.raises(ValueError, match="call model\\(images, targets, index=index\\)"):
         check_model(model, *batch())
-    report = check_model(model, *batch(), extra={"index": torch.arange(4)})
-    assert report.problems == ()
-    known = model.method.predictions.read(torch.arange(4)).sum(dim=1)
-    assert known.tolist() == [0.0] * 4  # the table is as before
+    assert check_model(model, *batch(), extra={"index": torch.arange(4)}).problems == ()
 
 
 def test_a_compiled_model_is_looked_into():
-    model = wrapped()
+    model = wrapped("baseline")
     assert check_model(torch.compile(model), *batch()).terms == check_model(model, *batch()).terms
 
 
-# Choices are no problems
+# Choices are no problems, and what trains may do harm
 
 
-def test_a_weight_of_zero_is_a_choice():
-    report = check_model(wrapped(alpha=0, beta=1e-6), *batch())
-    assert report.problems == ()
-    assert "loss_kd is switched off by its weight of 0" in report.remarks
+def test_a_weight_of_zero_and_a_frozen_trunk_are_choices():
+    model = wrapped(alpha=0, beta=1e-6, out_indices=(1, 2, 4))
+    model.student.requires_grad_(False)
+    model.student.get_classifier().requires_grad_(True)
+    report = check_model(model, *batch())
+    assert report.problems == () and "loss_kd is switched off by its weight of 0" in report.remarks
     assert 0 < terms_of(report)["loss_feat"].value < 1e-5
 
 
-def test_a_frozen_trunk_is_a_choice():
-    model = wrapped()
-    model.student.requires_grad_(False)
-    model.student.get_classifier().requires_grad_(True)
-    assert check_model(model, *batch()).problems == ()
-
-
 def test_a_level_of_one_position_is_remarked():
-    model = wrapped(out_indices=(1, 2, 4))
-    report = check_model(model, torch.randn(4, 3, 32, 32), torch.arange(4))
+    report = check_model(wrapped(out_indices=(1, 2, 4)), torch.randn(4, 3, 32, 32), torch.arange(4))
     assert report.problems == ()
     assert any("map 4, whose attention map of one position is always 1" in remark for remark in report.remarks)
 
 
-# What trains, but may do harm
-
-
 def test_a_beta_of_another_image_size_is_warned_of():
-    """README's values at 64 px lost a point of accuracy in fine-tuning, and beta=6.25 gained one and a half."""
     settings = {"model_kwargs": {"num_classes": 10}, "input_size": SIZE}
-    report = check_model("resnet18", settings={"alpha": 2, "beta": 100}, **settings)
+    report = check_model("test_resnet", settings={"alpha": 2, "beta": 100}, **settings)
     size, gradient = report.warnings
     assert not report.healthy and report.problems == ()
     assert "beta=100 is too large for images of 64x64" in size and "(2x2)" in size and "Give beta=6.2 or" in size
@@ -234,9 +220,8 @@ def test_a_beta_of_another_image_size_is_warned_of():
     terms = terms_of(report)
     for level, own, feature in zip(report.levels, terms["loss_ce"].maps, terms["loss_feat"].maps, strict=True):
         assert ratios[level.index] == pytest.approx(feature / own, rel=0.1)
-    for cure in ({"beta": 6.25}, {}):  # the second takes the defaults: beta 'auto' and the gate
-        cured = check_model("resnet18", settings=cure, **settings)
-        assert cured.warnings == () and cured.healthy
+    cured = check_model("test_resnet", **settings)  # beta 'auto' and the gate
+    assert cured.warnings == () and cured.healthy
     assert "the model has schedule='gate'; the step was taken with the whole distillation" in cured.remarks
     assert terms_of(cured)["loss_kd"].value > 0 and terms_of(cured)["loss_feat"].value > 0
 
@@ -244,13 +229,6 @@ def test_a_beta_of_another_image_size_is_warned_of():
 def test_the_papers_settings_give_no_warning():
     settings = {"alpha": 2, "beta": 100, "width": 2}
     assert check_model("wrn_16_2", model_kwargs={"num_classes": 100}, settings=settings).healthy
-
-
-def test_a_share_of_macs_above_one_is_warned_of():
-    report = check_model(wrapped(width=2, beta=1.0), *batch())
-    (warning,) = report.warnings
-    share = report.cost.teacher_macs / report.cost.student_macs
-    assert share > 1 and f"adds {share:.2f} times the student's MACs" in warning and "width='auto'" in warning
 
 
 # Planted problems
@@ -261,24 +239,21 @@ class Loss(nn.Module):
 
     def __init__(self, function) -> None:
         super().__init__()
-        self.function = function
-
-    def forward(self, feats, refined_feats):
-        return self.function(feats, refined_feats)
+        self.forward = function
 
 
-def open_feature_loss() -> Loss:
-    return Loss(
-        lambda feats, refined: sum(
-            (attention_map(f) - attention_map(g)).square().mean() for f, g in zip(feats, refined, strict=True)
-        )
-    )
+def open_target(feats, refined):
+    return sum((attention_map(f) - attention_map(g)).square().mean() for f, g in zip(feats, refined, strict=True))
 
 
 class OpenKD(FRSKDLoss):
     def forward(self, student_logits, teacher_logits, feats, refined_feats):
         losses = super().forward(student_logits, teacher_logits, feats, refined_feats)
         return losses | {"loss_kd": F.mse_loss(student_logits, teacher_logits)}
+
+
+def feature_loss(function):
+    return lambda model: setattr(model.method.loss_distill, "feature_loss", Loss(function))
 
 
 def with_open_kd(model: nn.Module) -> None:
@@ -302,61 +277,46 @@ def with_detached_maps(model: nn.Module) -> None:
     neck.register_forward_pre_hook(lambda module, inputs: ([feat.detach() for feat in inputs[0]],))
 
 
+def with_dead_map(model: nn.Module) -> None:
+    """One that the pass to the logits does not read."""
+    plain = model.student.forward_intermediates
+
+    def forward_intermediates(*args, **kwargs):
+        last, feats = plain(*args, **kwargs)
+        return last, [feats[0], feats[1] * 0, *feats[2:]]
+
+    model.student.forward_intermediates = forward_intermediates
+
+
 @pytest.mark.parametrize(
-    ("feature_loss", "change", "problem"),
+    ("change", "problem"),
     [
+        (feature_loss(open_target), r"target of loss_feat is not detached.*outputs \(norm .*parameters .*`\.detach"),
+        (with_open_kd, "target of loss_kd is not detached"),
+        (with_soft_labels_of_nothing, "loss_kd is 0 although its weight is 2"),
+        (with_spare_teacher_layer, r"parameters of the method: method\.self_teacher\.spare\.weight, .*DistributedData"),
+        (with_spare_student_parameter, r"parameters of the student: student\.spare.*freeze them"),
+        (feature_loss(lambda feats, _: (feats[0] - feats[0]).sum()), "loss_feat is 0 although its weight is 100"),
         (
-            open_feature_loss(),
-            None,
-            r"target of loss_feat is not detached.* its outputs \(norm .*its parameters .*`\.detach\(\)`",
-        ),
-        (None, with_open_kd, "target of loss_kd is not detached"),
-        (None, with_soft_labels_of_nothing, "loss_kd is 0 although its weight is 2"),
-        (
-            None,
-            with_spare_teacher_layer,
-            r"2 parameters of the method get no gradient.*method\.self_teacher\.spare\.weight, .*DistributedDataPara",
-        ),
-        (None, with_spare_student_parameter, r"1 parameter of the student require.*student\.spare.*freeze it"),
-        (Loss(lambda feats, _: (feats[0] - feats[0]).sum()), None, "loss_feat is 0 although its weight is 100"),
-        (
-            Loss(lambda feats, _: feats[0].detach().square().mean()),
-            None,
+            feature_loss(lambda feats, _: feats[0].detach().square().mean()),
             "loss_feat gives the student no gradient.*student's side",
         ),
+        (with_detached_maps, "loss_teacher_ce gives the student no gradient: the student's maps are detached"),
+        (with_dead_map, r"The student's map 1 \(16x16\) is constant.*`out_indices`"),
         (
-            None,
-            with_detached_maps,
-            "loss_teacher_ce gives the student no gradient: the student's maps are detached",
-        ),
-        (
-            Loss(lambda feats, _: 1 + (feats[0] - feats[0]).square().sum().sqrt()),
-            None,
+            feature_loss(lambda feats, _: 1 + (feats[0] - feats[0]).square().sum().sqrt()),
             r"gradient of loss_feat is not finite.*\(100\)",
         ),
+        (feature_loss(lambda feats, _: feats[0].sum() * math.inf), "loss_feat is (nan|-?inf), and one step with it"),
     ],
 )
-def test_a_planted_problem_is_found(feature_loss, change, problem) -> None:
-    model = wrapped(**({} if feature_loss is None else {"feature_loss": feature_loss}))
-    if change is not None:
-        change(model)
+def test_a_planted_problem_is_found(change, problem) -> None:
+    model = wrapped()
+    change(model)
     report = check_model(model, *batch())
     (text,) = report.problems
     assert re.search(problem, text), text
     assert not report.healthy and text in str(report)
-
-
-def test_dead_map_is_found():
-    model = wrapped(out_indices=(1, 2, 4))
-    model.student.layer2.register_forward_hook(lambda module, inputs, output: output * 0)
-    problems = check_model(model, *batch()).problems
-    assert any(re.search(r"The student's map 2 \(8x8\) is constant.*`out_indices`", text) for text in problems)
-    assert not any("map 1 " in text for text in problems)
-
-
-def test_infinite_loss_is_found():
-    report = check_model(wrapped(feature_loss=Loss(lambda feats, _: feats[0].sum() * math.inf)), *batch())
-    assert any("loss_feat is nan" in text or "loss_feat is inf" in text for text in report.problems)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["healthy"] is False
 
 
@@ -379,8 +339,8 @@ def test_teacher_that_runs_in_evaluation_is_found(monkeypatch):
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="got ResNet. A timm model is checked as frskd_plugin.wrap"):
         check_model(timm.create_model("test_resnet"), *batch())
-    with pytest.raises(ValueError, match="`amp` must be one of 'bf16', 'fp16' or None, got 'int8'"):
-        check_model(wrapped(), *batch(), amp="int8")
+    with pytest.raises(ValueError, match="`amp` must be one of 'bf16', 'fp16', got 'int8'"):
+        check_model(wrapped("baseline"), *batch(), amp="int8")
 
 
 # Segmentors
@@ -390,7 +350,7 @@ def test_other_models_are_refused():
 def test_segmentor(config):
     model = build(config).eval()
     before = copy.deepcopy(model.state_dict())
-    report = check_model(model, *make_batch(size=(128, 128)))
+    report = check_model(model, *make_batch(size=(128, 128) if "neck" in config else (64, 64)))
     assert report.problems == ()
     teacher = "self_teacher" in config
     terms = terms_of(report)
@@ -401,13 +361,12 @@ def test_segmentor(config):
         assert terms["self_teacher.loss_kd"].teacher is None and terms["self_teacher.loss_ce"].teacher > 0
         assert report.cost.teacher_parameters == sum(p.numel() for p in model.self_teacher.parameters())
         assert [level.refined_size for level in report.levels] == [level.size for level in report.levels]
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert not any(module.training for module in model.modules())
+    assert same(model.state_dict(), before) and not any(module.training for module in model.modules())
 
 
 def test_segmentor_with_an_open_target_and_a_teacher_in_evaluation():
     model = build(with_frskd(fcn()))
-    model.self_teacher.loss_distill.feature_loss = open_feature_loss()
+    model.self_teacher.loss_distill.feature_loss = Loss(open_target)
     model.predict_self_teacher = True
     first, second = check_model(model, *make_batch()).problems
     assert "target of self_teacher.loss_feat is not detached" in first
@@ -441,27 +400,19 @@ def test_exit_status_of_a_problem_and_json_alone(capsys, monkeypatch):
     assert json.loads(printed.out)["healthy"] is False
 
 
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        (["model.self_teacher.neck.in_channels=[64,128,256,9]"], "feature map 3 must have 9 channels, got 512"),
-        (
-            ["model.self_teacher.feat_indices=[1,0,2,3]", "model.self_teacher.neck.in_channels=[128,64,256,512]"],
-            "takes feature maps highest resolution first, got 8x8, 16x16, 8x8, 8x8",
-        ),
-    ],
-)
-def test_a_step_that_fails_is_a_problem(settings, problem, capsys, tmp_path):
+def test_a_step_that_fails_is_a_problem(capsys, tmp_path):
     config, file = str(ROOT / "configs/frskd_camvid_fcn_r18.py"), tmp_path / "report.json"
-    assert main([config, "--input-size", "3", "64", "64", "--cfg-options", *settings, "--json", str(file)]) == 1
+    order = ["model.self_teacher.feat_indices=[1,0,2,3]", "model.self_teacher.neck.in_channels=[128,64,256,512]"]
+    assert main([config, "--input-size", "3", "64", "64", "--cfg-options", *order, "--json", str(file)]) == 1
     assert "the training step fails with ValueError: " in capsys.readouterr().out
+    problem = "takes feature maps highest resolution first, got 8x8, 16x16, 8x8, 8x8"
     assert problem in json.loads(file.read_text())["problems"][0]
 
 
 def test_old_names_still_work():
     with pytest.warns(DeprecationWarning):
         from frskd_plugin.doctor import describe, examine
-    report = examine(wrapped(), *batch())
+    report = examine(wrapped("baseline"), *batch())
     assert describe(report) == str(report)
     with pytest.warns(DeprecationWarning, match="problems"):
         assert report.faults == report.problems
@@ -480,17 +431,16 @@ def test_config_that_allows_unused_parameters(capsys, tmp_path):
     file = tmp_path / "plain.py"
     Config(dict(model=effdet(), default_scope="mmseg", find_unused_parameters=True)).dump(file)
     assert main([str(file), "--input-size", "3", "128", "128"]) == 0
-    text = capsys.readouterr().out
-    assert re.search(r"\d+ parameters of the student get no gradient, as the config's find_unused_par", text)
+    assert "no gradient, as the config's find_unused_parameters=True allows: neck." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mix", ["None", "dict(type='Mixup', alpha=0.2), compile=dict(backend='no such one')"])
-def test_classifier_config(tmp_path, capsys, mix):
+def test_classifier_config(tmp_path, capsys):
     file = tmp_path / "config.py"
     file.write_text(
         "custom_imports = dict(imports=['frskd_plugin'])\n"
         "model = dict(type='TimmClassifier', student=dict(model_name='test_resnet', num_classes=5, pretrained=True),\n"
-        f"             method=dict(name='frskd', alpha=3.0), input_size=(3, 64, 64), mix={mix})\n"
+        "             method=dict(name='frskd', alpha=3.0), input_size=(3, 64, 64), compile=dict(backend='no such one'),\n"
+        "             mix=dict(type='Mixup', alpha=0.2))\n"
     )
     assert main([str(file), "--cfg-options", "model.method.beta=20.0"]) == 0
     text = capsys.readouterr().out
