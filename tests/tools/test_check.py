@@ -439,8 +439,8 @@ def test_classifier_config(tmp_path, capsys):
     file.write_text(
         "custom_imports = dict(imports=['frskd_plugin'])\n"
         "model = dict(type='TimmClassifier', student=dict(model_name='test_resnet', num_classes=5, pretrained=True),\n"
-        "             method=dict(name='frskd', alpha=3.0), input_size=(3, 64, 64), compile=dict(backend='no such one'),\n"
-        "             mix=dict(type='Mixup', alpha=0.2))\n"
+        "             method=dict(name='frskd', alpha=3.0), input_size=(3, 64, 64), mix=dict(type='Mixup', alpha=1),\n"
+        "             compile=dict(backend='no such one'))\n"
     )
     assert main([str(file), "--cfg-options", "model.method.beta=20.0"]) == 0
     text = capsys.readouterr().out
