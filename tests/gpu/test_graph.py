@@ -62,8 +62,10 @@ def test_captured_steps_train_as_the_ordinary_loop(
         torch.save(timm.create_model(**STUDENT).state_dict(), tmp_path / "teacher.pth")
         method = {**method, "teacher": dict(STUDENT, checkpoint=str(tmp_path / "teacher.pth"))}
     monkeypatch.setattr("frskd_plugin.mmengine.graph_loop.WARM_UP", 1)
-    ordinary = train(toy_config(method, ORDINARY, **ON_DEVICE, **settings), tmp_path / "ordinary")
-    captured = train(toy_config(method, GRAPH, **ON_DEVICE, **settings), tmp_path / "graph")
+    configs = [toy_config(method, loop, **ON_DEVICE, **settings) for loop in (ORDINARY, GRAPH)]
+    for config in configs:
+        config.custom_hooks.append(dict(type="DoubleHook"))
+    ordinary, captured = train(configs[0], tmp_path / "ordinary"), train(configs[1], tmp_path / "graph")
     assert captured.train_loop._step._replay is not None  # the last epoch ended with a graph
     assert captured.iter == ordinary.iter == 8
     assert_close_weights(captured, ordinary)

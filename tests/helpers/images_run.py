@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import Runner
 
 from frskd_plugin.data.tensor_images import TensorImages
 from frskd_plugin.mmengine.method_data import provide_method_data
@@ -22,6 +24,14 @@ class ToyImages(TensorImages):
     def __init__(self, device: str = "cpu") -> None:
         images = torch.randint(256, (14, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         super().__init__(images, torch.arange(14) % 3, augment=True, padding=1, device=device)
+
+
+@HOOKS.register_module(force=True)
+class DoubleHook(Hook):
+    """Train in float64: batch statistics of few positions make a great difference of the last bits of float32."""
+
+    def before_run(self, runner: Runner) -> None:
+        runner.model.double()
 
 
 def toy_config(method: dict[str, Any], loop: str = GRAPH, **settings: Any) -> Config:
@@ -59,6 +69,6 @@ def toy_config(method: dict[str, Any], loop: str = GRAPH, **settings: Any) -> Co
             randomness=dict(seed=2),
         )
     )
-    provide_method_data(config)
     config.merge_from_dict({name.replace("__", "."): value for name, value in settings.items()})
+    provide_method_data(config)
     return config
