@@ -34,7 +34,7 @@ from frskd_plugin.methods.targets import check_targets, soft_targets
 from frskd_plugin.timm.checkpoint import create_model
 from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.parts import has_self_teacher
-from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
+from frskd_plugin.timm.probe import usual_input_size
 from frskd_plugin.timm.wrap import DistilledModel, wrap
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -407,9 +407,7 @@ def _device(model: nn.Module) -> str:
 def _classifier_batch(
     network: DistilledModel, size: Sequence[int] | None, batch: int | None, mix: Any
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    config = getattr(network.student, "pretrained_cfg", None) or {}
-    size = size or (image_channels(network.student), *config.get("input_size", DEFAULT_INPUT_SIZE)[1:])
-    num_classes = network.student.num_classes
+    num_classes, size = network.student.num_classes, usual_input_size(network.student, size)
     images, targets, extra = classification_batch(
         network.method.needs, batch or CLASSIFIER_BATCH, size, num_classes, _device(network)
     )

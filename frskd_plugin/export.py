@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from frskd_plugin.core.dry_run import count_forward, evaluating, image_channels
 from frskd_plugin.timm.checkpoint import read_weights
 from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.parts import has_self_teacher
-from frskd_plugin.timm.probe import DEFAULT_INPUT_SIZE
+from frskd_plugin.timm.probe import usual_input_size
 from frskd_plugin.timm.wrap import unwrap, wrap
 
 # Modules that exist for training alone: of a segmentor, of what `frskd_plugin.wrap` returns, of mmseg.
@@ -44,27 +45,17 @@ Runner = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Student:
-    """Network to write to a file, and the images it takes.
+    """Network to write to a file, and the images it takes."""
 
-    Attributes:
-        network: images [B, C, H, W] -> logits, in eval mode.
-        input_size: channels, height and width of the images, if nothing else is asked for.
-        dense: whether the logits are a map [B, K, H, W], and not [B, K].
-        mean: of each channel of what the network takes, in 0..255; None: not known; empty: it normalises them itself.
-        std: of each channel.
-        channel_order: of the images, 'RGB' or 'BGR'.
-        weights: where in the checkpoint its weights were.
-        plain: the student, where the network is another part of what was trained.
-    """
-
-    network: nn.Module
-    input_size: tuple[int, int, int]
-    dense: bool
+    network: nn.Module  # images [B, C, H, W] -> logits, in eval mode
+    input_size: tuple[int, int, int]  # channels, height and width of the images, if nothing else is asked for
+    dense: bool  # the logits are a map [B, K, H, W], and not [B, K]
+    # of each channel of what the network takes, in 0..255; None: not known; empty: it normalises them itself
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    channel_order: str = "RGB"
-    weights: str = "state_dict"
-    plain: nn.Module | None = None
+    channel_order: str = "RGB"  # of the images, or 'BGR'
+    weights: str = "state_dict"  # where in the checkpoint its weights were
+    plain: nn.Module | None = None  # the student, where the network is another part of what was trained
 
 
 def with_normalization(student: Student) -> Student:
@@ -100,8 +91,8 @@ class NormalizedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.flip_channels = network, flip_channels
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -126,7 +117,7 @@ def open_student(
         model_kwargs: of ``timm.create_model``, for a timm model.
         cfg_options: settings that override the config.
         part: 'student', 'self_teacher' or 'ensemble', see `frskd_plugin.unwrap`.
-        settings: of `frskd_plugin.wrap`, with which a timm model was trained; for another part than the student.
+        settings: of `frskd_plugin.wrap`, with which a timm model was trained, for another part than the student.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -136,7 +127,7 @@ def open_student(
         TypeError: a setting that the model does not have.
     """
     if not is_config(name):
-        return _classifier(dict(model_name=name, **(model_kwargs or {})), checkpoint, part, settings or {})
+        return _classifier(dict(model_name=name, **(model_kwargs or {})), checkpoint, part, settings or {}, {})
 
     from frskd_plugin.mmengine.config_tools import is_classifier, override, read_config
 
@@ -163,7 +154,7 @@ def _wrap_settings(model: Any) -> dict[str, Any]:
 
 
 def _classifier(
-    kwargs: dict[str, Any], checkpoint: str, part: str, settings: dict[str, Any], config: Any = None
+    kwargs: dict[str, Any], checkpoint: str, part: str, settings: dict[str, Any], config: Mapping[str, Any]
 ) -> Student:
     kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
     check_model_name(kwargs["model_name"])
@@ -174,17 +165,16 @@ def _classifier(
         network = timm.create_model(pretrained=False, num_classes=classes, **kwargs)
     load_strictly(network, weights, checkpoint)
     network.eval()
-    input_size = (config or {}).get("input_size")
+    input_size = config.get("input_size")
     made = network if part == "student" else _part(network, checkpoint, part, {"input_size": input_size, **settings})
-    preprocessor = (config or {}).get("data_preprocessor") or {}
+    preprocessor = config.get("data_preprocessor") or {}
     mean, std = preprocessor.get("mean"), preprocessor.get("std")
     cfg = getattr(network, "pretrained_cfg", None) or {}
     if mean is None and cfg.get("mean") and cfg.get("std"):  # timm's are of images in 0..1
         mean, std = [255 * value for value in cfg["mean"]], [255 * value for value in cfg["std"]]
-    channels, height, width = input_size or cfg.get("input_size") or DEFAULT_INPUT_SIZE
     return Student(
         network=made,
-        input_size=(image_channels(network, channels), height, width),
+        input_size=usual_input_size(network, input_size),
         dense=False,
         mean=mean,
         std=std,
@@ -252,11 +242,7 @@ def student_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], name: str | Path) -> None:
-    """Load, and say in one line what does not fit.
-
-    Raises:
-        ValueError: a weight is missing, unknown or of another shape.
-    """
+    """Load, and say in one line what does not fit: ValueError for a weight missing, unknown or of another shape."""
     try:
         missing, unknown = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # of shapes; its first line names the class alone
@@ -275,21 +261,13 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], name: str | Pa
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A kind of file.
-
-    Attributes:
-        suffix: of its files.
-        packages: that writing and checking it needs besides torch.
-        write: a traced program to a file.
-        read: a file to what runs it, images [B, C, H, W] -> logits.
-        tensors: name and number of elements of each parameter, buffer and constant in a file.
-    """
+    """A kind of file."""
 
     suffix: str
-    packages: tuple[str, ...]
+    packages: tuple[str, ...]  # that writing and checking it needs besides torch
     write: Callable[[ExportedProgram, Path], None]
-    read: Callable[[Path], Runner]
-    tensors: Callable[[Path], dict[str, int]]
+    # what runs a file, and the number of elements of each parameter, buffer and constant in it
+    read: Callable[[Path], tuple[Runner, dict[str, int]]]
 
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:
@@ -299,29 +277,23 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
     made.save(str(path), external_data=False)
 
 
-def _read_onnx(path: Path) -> Runner:
+def _read_onnx(path: Path) -> tuple[Runner, dict[str, int]]:
     onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     onnx.checker.check_model(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    tensors = {tensor.name: math.prod(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0]), tensors
 
 
-def _onnx_tensors(path: Path) -> dict[str, int]:
-    onnx: Any = importlib.import_module("onnx")
-    return {tensor.name: int(torch.Size(tensor.dims).numel()) for tensor in onnx.load(str(path)).graph.initializer}
-
-
-def _program_tensors(path: Path) -> dict[str, int]:
+def _read_program(path: Path) -> tuple[Runner, dict[str, int]]:
     program = torch.export.load(path)
-    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
-    return {name: value.numel() for name, value in {**program.state_dict, **constants}.items()}
+    values = {**program.state_dict, **program.constants}
+    return program.module(), {name: value.numel() for name, value in values.items() if isinstance(value, Tensor)}
 
 
 FORMATS = {
-    "onnx": FileFormat(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _read_onnx, _onnx_tensors),
-    "torch_export": FileFormat(
-        ".pt2", (), torch.export.save, lambda path: torch.export.load(path).module(), _program_tensors
-    ),
+    "onnx": FileFormat(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _read_onnx),
+    "torch_export": FileFormat(".pt2", (), torch.export.save, _read_program),
 }
 
 
@@ -344,19 +316,12 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Exported:
-    """File that was written.
-
-    Attributes:
-        path: the file.
-        parameters: how many it holds, all of them the network's.
-        sizes: of the images it was tried on, [B, C, H, W] each.
-        differences: of its logits from torch's, as a share of torch's largest logit, for each size.
-    """
+    """File that was written."""
 
     path: Path
-    parameters: int
-    sizes: tuple[tuple[int, ...], ...]
-    differences: tuple[float, ...]
+    parameters: int  # how many it holds, all of them the network's
+    sizes: tuple[tuple[int, ...], ...]  # of the images it was tried on, [B, C, H, W] each
+    differences: tuple[float, ...]  # of its logits from torch's, as a share of torch's largest logit, for each size
 
 
 def export_student_file(
@@ -401,27 +366,24 @@ def export_student_file(
                 f"--format {file_format} needs {', '.join(made.packages)}, and importing {package} failed ({error}): "
                 "pip install 'frskd_plugin[export]'"
             ) from error
-    sizes = image_sizes(student, size, batch, dynamic)
+    sizes = _image_sizes(student, size, batch, dynamic)
     program = trace(student, sizes[0], dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         unchecked = Path(folder) / path.name
         with _quiet():
             made.write(program, unchecked)
-            parameters = check_tensors(made.tensors(unchecked), student.network)
-            differences = check_difference(made.read(unchecked), student.network, sizes, tolerance)
+            run, tensors = made.read(unchecked)
+            parameters = check_tensors(tensors, student.network)
+            differences = check_difference(run, student.network, sizes, tolerance)
         unchecked.replace(path)  # an earlier file stays where the new one is no good
     return Exported(path, parameters, tuple(sizes), tuple(differences))
 
 
-def image_sizes(
+def _image_sizes(
     student: Student, size: Sequence[int] | None, batch: int, dynamic: str | int | None
 ) -> list[tuple[int, int, int, int]]:
-    """Return the size of the images to trace with, then those to try the file on.
-
-    Raises:
-        ValueError: a number is out of range, or the size is no multiple of what ``dynamic`` says.
-    """
+    """Return the size of the images to trace with, then those to try the file on."""
     channels, height, width = student.input_size
     height, width = size or (height, width)
     if min(batch, height, width) < 1:
@@ -440,11 +402,7 @@ def image_sizes(
 
 
 def trace(student: Student, size: Sequence[int], dynamic: str | int | None = None) -> ExportedProgram:
-    """Trace the network for images [B, C, H, W].
-
-    Raises:
-        ValueError: torch cannot trace it, or not for all the sizes asked for.
-    """
+    """Trace the network for images [B, C, H, W]; ValueError where torch cannot, or not for all the sizes asked for."""
     dims: dict[int, object] = {0: Dim.DYNAMIC}
     hint = " Leave --dynamic out, with --batch of the size you need."
     if isinstance(dynamic, int):
@@ -481,17 +439,10 @@ class CheckError(Exception):
 
 
 def check_difference(run: Runner, network: nn.Module, sizes: Sequence[Sequence[int]], tolerance: float) -> list[float]:
-    """Return the largest difference of a file's logits from torch's, as a share of torch's largest logit.
-
-    Args:
-        run: the file.
-        network: it was made of.
-        sizes: of random images [B, C, H, W], on each of which both are run.
-        tolerance: the largest that is allowed.
+    """Return how far a file's logits are from the network's on random images, as a share of the largest, for each size.
 
     Raises:
-        CheckError: one is above ``tolerance``, or not a number; the file or the network does not run, or they give
-            other shapes.
+        CheckError: more than ``tolerance``, or not a number; one of them does not run, or they give other shapes.
     """
     generator = torch.Generator().manual_seed(0)
     differences = []
@@ -516,7 +467,7 @@ def _run(run: Runner, images: Tensor, name: str) -> Tensor:
         with torch.no_grad():
             return run(images)
     except Exception as error:  # whatever a runtime or a network raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no text"
+        reason = (str(error).strip() or "no text").splitlines()[0]
         raise CheckError(
             f"{name} does not run on images {list(images.shape)} ({type(error).__name__}: {reason}). If not every size "
             "is allowed: --dynamic N takes multiples of N, --dynamic batch a single size."
@@ -524,11 +475,7 @@ def _run(run: Runner, images: Tensor, name: str) -> Tensor:
 
 
 def check_tensors(tensors: Mapping[str, int], network: nn.Module) -> int:
-    """Check that a file holds the network's tensors and no others; returns how many parameters it has.
-
-    Args:
-        tensors: name -> number of elements, of all tensors in the file.
-        network: the plain student, or another part.
+    """Return how many parameters are in a file whose tensors have these names and numbers of elements.
 
     Raises:
         CheckError: a tensor belongs to the training alone, is not the network's, or is of another size.
@@ -552,13 +499,11 @@ def check_tensors(tensors: Mapping[str, int], network: nn.Module) -> int:
             f"the file holds {len(unknown)} tensors that the network does not have and {len(resized)} of another size "
             f"({', '.join([*unknown, *resized][:3])})"
         )
-    parameters = {name for name, _ in network.named_parameters()}
-    return sum(count for name, count in tensors.items() if name in parameters)
+    return sum(tensors.get(name, 0) for name, _ in network.named_parameters())
 
 
 def __getattr__(name: str) -> Any:
-    """Hand out what stands elsewhere now."""
-    if name != "SegmentationNetwork":
+    if name != "SegmentationNetwork":  # where it stood before
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from frskd_plugin.mmseg.parts import SegmentationNetwork
 
