@@ -22,16 +22,9 @@ CLASSES = ("square", "disc", "bar")
 SIZE = 128
 CHANNELS = 32
 
-FCOS_HEAD = dict(
-    type="FCOSHead",
-    num_classes=len(CLASSES),
-    in_channels=CHANNELS,
-    feat_channels=CHANNELS,
-    stacked_convs=1,
-    strides=[8, 16, 32, 64, 128],
-    norm_cfg=dict(type="GN", num_groups=8),
-    loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-)
+FCOS_HEAD = dict(type="FCOSHead", num_classes=len(CLASSES), in_channels=CHANNELS, feat_channels=CHANNELS)
+FCOS_HEAD |= dict(stacked_convs=1, strides=[8, 16, 32, 64, 128], norm_cfg=dict(type="GN", num_groups=8))
+FCOS_HEAD |= dict(loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0))
 SOFTMAX_LOSS = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
 
 
@@ -69,11 +62,9 @@ def draw(canvas: ImageDraw.ImageDraw, rng: np.random.Generator, label: int, imag
 
 
 def shrunk_config(kind: str, frskd: bool) -> Config:
-    """A shipped config of COCO on a tiny timm EfficientNet; the kinds 'fcos' and 'softmax' change the head.
+    """A shipped config of COCO ('retinanet' or 'atss') on a tiny timm EfficientNet, FRSKD's or its baseline.
 
-    Args:
-        kind: 'retinanet', 'atss', 'fcos', or 'softmax' for a RetinaNet with a background class.
-        frskd: the config with the self-teacher, or its baseline.
+    The kinds 'fcos' and 'softmax' (a RetinaNet with a background class) change the head.
     """
     shipped = "atss" if kind in ("atss", "fcos") else "retinanet"
     config = Config.fromfile(CONFIGS / f"{'frskd' if frskd else 'baseline'}_coco_{shipped}_effdet_d0.py")
