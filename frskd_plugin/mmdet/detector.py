@@ -29,7 +29,7 @@ DenseOutput = tuple[list[Tensor], ...]  # class scores first, a list with a map 
 
 def check_servable(head: str | type, owner: str) -> None:
     """Refuse a head (its class, or the name of that) whose loss is not ``loss_by_feat`` of class logits first."""
-    head_type = registered_type(MODELS, head)
+    head_type: Any = registered_type(MODELS, head)
     if head_type is None:
         raise ValueError(f"{owner}: there is no head {head!r} in mmdet's registry. Check the spelling.")
     if not issubclass(head_type, BaseDenseHead):

@@ -64,13 +64,7 @@ class FeatureMaps:
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """Self-teacher that suits a segmentor.
-
-    Attributes:
-        maps: the segmentor's feature maps.
-        config: of the self-teacher, for ``model.self_teacher``.
-        share: the feature network's multiply-accumulates / the segmentor's, both for one image.
-    """
+    """Self-teacher that suits a segmentor's maps: its config, and its feature network's MACs / the segmentor's."""
 
     maps: FeatureMaps
     config: dict[str, Any]
@@ -84,9 +78,7 @@ class TeacherPlan:
 
 
 def frskd_config(config: Config | str | Path, **settings: Any) -> Config:
-    """Return the config that trains the same segmentor with FRSKD.
-
-    The segmentor is built without pretrained weights and run once, to see its feature maps; data sets are not touched.
+    """Return the config that trains the same segmentor with FRSKD, see `feature_channels`; data sets are not touched.
 
     Args:
         config: a plain config of mmsegmentation, or its file; it is not changed.
@@ -206,15 +198,10 @@ def plan_self_teacher(
 
 
 def feature_channels(config: Config, image_size: Sequence[int] | None = None) -> FeatureMaps:
-    """Build a config's segmentor and run it once, to see its feature maps and its cost.
+    """Build a config's plain segmentor without pretrained weights and run it once, to see its maps and its cost.
 
     It runs on torch's meta device, which computes shapes alone; a network that needs numbers (the height of its tokens,
-    say) runs on the CPU instead, with small images where it takes them. Pretrained weights are not loaded: nothing is
-    downloaded.
-
-    Args:
-        config: of a plain segmentor of mmseg.
-        image_size: height and width; None: what the config trains with.
+    say) runs on the CPU instead, with small images where it takes them.
 
     Raises:
         ValueError: the model cannot be built or run, or hands out no maps.

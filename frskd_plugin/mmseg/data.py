@@ -32,13 +32,9 @@ def require_files(name: str, data_root: str | None, paths: Iterable[str], hint: 
 
 
 class CheckedPascalVOCDataset(PascalVOCDataset):
-    """mmseg's `PascalVOCDataset`, which stops with a bare assertion where a list or a folder is missing.
+    """mmseg's `PascalVOCDataset` with a `FileNotFoundError` that says which list or folder is missing.
 
-    ``data_root`` is the devkit's folder, which holds VOC2007 and VOC2012, or one of these two; ``ann_file`` below it
-    is a list of ids, one a line.
-
-    Raises:
-        FileNotFoundError: names what is missing.
+    ``data_root`` is the devkit's folder, which holds VOC2007 and VOC2012, or one of these two.
     """
 
     def __init__(
@@ -58,15 +54,15 @@ class CheckedPascalVOCDataset(PascalVOCDataset):
 class CamVidDataset(BaseSegDataset):
     """Road scenes with the 11 classes of the SegNet authors (Brostow et al. 2009; Badrinarayanan et al. 2017).
 
-    Class 0 is sky, a class of its own: there is no background and nothing to subtract. The PNG are palette images whose
-    colours mean nothing here; mmseg's ``LoadAnnotations`` reads their indices (with its default Pillow backend).
+    Class 0 is sky: there is no background and nothing to subtract.
 
     Args:
         ann_file: list of ids, one a line, below ``data_root``.
-        data_root: folder with ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` (pixel = class index 0..10, 255 =
-            void) and ``ImageSets/Segmentation/<split>.txt``, or the folder in which that one is named ``CamVid``.
+        data_root: folder with ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png`` (palette image, pixel = class
+            index 0..10, 255 = void) and ``ImageSets/Segmentation/<split>.txt``, or the folder above it, where it is
+            named ``CamVid``.
         data_prefix: folders of images (``img_path``) and label maps (``seg_map_path``).
-        kwargs: further arguments of `BaseSegDataset`, such as ``pipeline``.
+        **kwargs: of `BaseSegDataset`, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: the list or one of the two image folders is not there.
@@ -128,10 +124,7 @@ def _named(kind: str, path: str) -> Iterator[None]:
 class LoadCheckedImage(LoadImageFromFile):
     """mmcv's `LoadImageFromFile` with an error that says which image is missing or cannot be decoded.
 
-    Raises:
-        FileNotFoundError: the image is missing.
-        ValueError: the image cannot be decoded, or has more than 8 bits a channel and is read as one of 8
-            (``color_type='unchanged'`` keeps its values).
+    So does one of more than 8 bits a channel that is read as one of 8 (``color_type='unchanged'`` keeps its values).
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -147,9 +140,7 @@ class LoadCheckedImage(LoadImageFromFile):
 
 
 class LoadCheckedAnnotations(LoadAnnotations):
-    """mmseg's `LoadAnnotations` that checks the label map against the image and the classes.
-
-    It stands after the image is loaded; a `Resize` in between (test pipelines) does not matter.
+    """mmseg's `LoadAnnotations`, behind the image's, that checks the label map against the image and the classes.
 
     Args:
         num_classes: labels must be below it or equal to `ignore_index`; None leaves the labels unchecked.

@@ -74,7 +74,6 @@ class FRSKDEncoderDecoder(EncoderDecoder):
             each sample, ``pred_self_teacher`` and ``pred_ensemble``. `SelfTeacherValidationHook` switches it on.
 
     Raises:
-        TypeError: if its number of classes is no int.
         ValueError: if the decode head cannot be served, or has no classes.
     """
 
@@ -172,9 +171,6 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
         decode_head: configs of the student's heads, a stage each.
         num_stages: how many there are.
         **kwargs: of mmseg's ``CascadeEncoderDecoder``.
-
-    Raises:
-        ValueError: if a decode head cannot be served.
     """
 
     def __init__(

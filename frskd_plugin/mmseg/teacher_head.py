@@ -34,7 +34,7 @@ _MAIN_MAP = {"PIDHead": 1}
 _COMMON = ("num_classes", "out_channels", "threshold", "dropout_ratio", "align_corners", "ignore_index", "norm_cfg")
 
 
-def head_type_of(head: str | type, owner: str) -> type:
+def head_type_of(head: str | type, owner: str = "the self-teacher") -> type:
     """Return the class of a decode head, or behind its name in mmseg's registry."""
     head_type = registered_type(MODELS, head)
     if head_type is None:
@@ -44,12 +44,8 @@ def head_type_of(head: str | type, owner: str) -> type:
     return head_type
 
 
-def check_servable(head: str | type, owner: str) -> None:
-    """Refuse a type of decode head that cannot stand on the self-teacher's refined maps.
-
-    It (the class, or its name in mmseg's registry) has to read plain maps by ``in_index``, and its loss must be
-    ``forward`` followed by ``loss_by_feat``. ``owner`` is named in the message.
-    """
+def check_servable(head: str | type, owner: str = "the self-teacher") -> None:
+    """Refuse a decode head (its class, or the name of that) that cannot stand on the self-teacher's refined maps."""
     head_type = head_type_of(head, owner)
     reason = first_of(_OTHER_INPUTS | _NO_CLASSES, head_type)
     if reason is None and getattr(head_type, "loss", None) is not BaseDecodeHead.loss:
@@ -62,10 +58,7 @@ def check_servable(head: str | type, owner: str) -> None:
 
 
 def check_student_head(head: str | type, owner: str, behind_another: bool = False) -> None:
-    """Refuse a student's decode head that is of another kind than its segmentor, or predicts no classes.
-
-    ``behind_another`` is for the later stages of a cascade.
-    """
+    """Refuse a student's head that predicts no classes, or is (not) one of the later stages of a cascade."""
     head_type = head_type_of(head, owner)
     reason = first_of(_NO_CLASSES, head_type)
     if reason is None and issubclass(head_type, BaseCascadeDecodeHead) != behind_another:
@@ -88,12 +81,12 @@ def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict
     """
     stages = [decode_head] if isinstance(decode_head, dict) else list(decode_head)
     try:
-        check_servable(stages[0]["type"], "the self-teacher")
+        check_servable(stages[0]["type"])
     except ValueError:
         return _plain_head(stages[0], stages[-1])
     head = copy.deepcopy(dict(stages[0]))
     for stage in stages[1:]:
-        makes_loss = getattr(head_type_of(stage["type"], "the self-teacher"), "loss_by_feat", None)
+        makes_loss = getattr(head_type_of(stage["type"]), "loss_by_feat", None)
         if makes_loss is BaseDecodeHead.loss_by_feat and "loss_decode" in stage:
             head["loss_decode"] = copy.deepcopy(stage["loss_decode"])
     return head
@@ -110,7 +103,7 @@ def maps_read(head: dict[str, Any]) -> int | list[int]:
     if isinstance(in_index, int):
         return in_index
     # EncHead selects several maps and, without lateral convolutions, uses the last of them alone
-    head_type = head_type_of(head["type"], "the self-teacher")
+    head_type = head_type_of(head["type"])
     only_last = first_of({"EncHead": True}, head_type) and not head.get("add_lateral", False)
     return list(in_index)[-1:] if only_last else list(in_index)
 
@@ -134,7 +127,7 @@ def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any
 
 
 def _plain_head(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
-    head_type = head_type_of(last["type"], "the self-teacher")
+    head_type = head_type_of(last["type"])
     if "num_classes" not in last:
         raise ValueError(
             f"The self-teacher can neither copy the decode head {head_type.__name__} nor make a plain one without its "
@@ -143,7 +136,7 @@ def _plain_head(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     # in a head of another base, such as mmdet's, the same names mean other things
     names = _COMMON if issubclass(head_type, BaseDecodeHead) else ("num_classes", "align_corners", "ignore_index")
     settings = {name: copy.deepcopy(last[name]) for name in names if last.get(name) is not None}
-    in_index = first_of(_MAIN_MAP, head_type_of(first["type"], "the self-teacher")) or -1
+    in_index = first_of(_MAIN_MAP, head_type_of(first["type"])) or -1
     loss = {"type": "CrossEntropyLoss", "use_sigmoid": settings.get("out_channels") == 1, "avg_non_ignore": True}
     plain = {"type": "FCNHead", "channels": 128, "num_convs": 1, "concat_input": False, "norm_cfg": {"type": "BN"}}
     return {**plain, "in_index": in_index, "loss_decode": loss, **settings}
