@@ -24,37 +24,25 @@ SCORES = {
     "top1": ("top-1 accuracy (%)", ""),
     "teacher_top1": ("top-1 accuracy (%)", ", self-teacher"),
 }
-SEED = re.compile(r"_seed\d+$")
 Curve = dict[int, float]  # epoch -> score
 
 
-def read_scores(work_dir: Path) -> dict[str, Curve]:
-    """Score -> epoch -> percent, from the JSON logs of a run and of its resumed parts.
+def read_curves(work_dirs: Sequence[Path]) -> dict[tuple[str, str], list[Curve]]:
+    """Read (name without its seed, score) -> the curve of each seed, from the logs of runs and their resumed parts.
 
     Raises:
-        ValueError: if the folder holds no validation, or a log is damaged.
-    """
-    validation = read_run(work_dir).validation
-    scores = {
-        key: dict(zip(validation[key].positions.astype(int).tolist(), validation[key].values.tolist(), strict=True))
-        for key in SCORES
-        if key in validation
-    }
-    if not scores:
-        raise ValueError(f"{work_dir} holds no log with a validation; expected a run with one of {', '.join(SCORES)}.")
-    return scores
-
-
-def curves_of(work_dirs: Sequence[Path]) -> dict[tuple[str, str], list[Curve]]:
-    """(name without its seed, score) -> the curve of each seed.
-
-    Raises:
-        ValueError: if a folder holds no validation.
+        ValueError: a folder holds no validation, or a log is damaged.
     """
     curves: dict[tuple[str, str], list[Curve]] = {}
     for work_dir in work_dirs:
-        for key, curve in read_scores(work_dir).items():
-            curves.setdefault((SEED.sub("", work_dir.name), key), []).append(curve)
+        validation = read_run(work_dir).validation
+        if not SCORES.keys() & validation.keys():
+            raise ValueError(
+                f"{work_dir} holds no log with a validation; expected a run with one of {', '.join(SCORES)}."
+            )
+        for key in (key for key in SCORES if key in validation):
+            curve = dict(zip(map(int, validation[key].positions), map(float, validation[key].values), strict=True))
+            curves.setdefault((re.sub(r"_seed\d+$", "", work_dir.name), key), []).append(curve)
     return curves
 
 
@@ -73,28 +61,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     figure = Figure(figsize=(6, 3.6), layout="tight")
     axis = figure.add_subplot(xlabel="epoch")
-    for (name, key), runs in curves_of(args.work_dirs).items():
-        label = name + SCORES[key][1]
-        epochs = sorted(set.intersection(*(set(run) for run in runs)))
+    for (name, key), runs in read_curves(args.work_dirs).items():
+        epochs = sorted(set.intersection(*map(set, runs)))
         if not epochs:
             raise ValueError(f"{name}: its runs were validated in no epoch that all of them have")
         values = [[run[epoch] for run in runs] for epoch in epochs]
-        (line,) = axis.plot(epochs, [mean(v) for v in values], "--" if SCORES[key][1] else "-", marker=".", label=label)
+        title, of_teacher = SCORES[key]
+        label, style = name + of_teacher, "--" if of_teacher else "-"
+        (line,) = axis.plot(epochs, [*map(mean, values)], style, marker=".", label=label)
         if len(runs) > 1:
-            axis.fill_between(
-                epochs, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.15
-            )
-        axis.set_ylabel(SCORES[key][0])
-        print(
-            f"{label}: {describe(values[-1])} at epoch {epochs[-1]}, best {describe([max(r.values()) for r in runs])}"
-        )
+            axis.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
+        axis.set_ylabel(title)
+        best = describe([max(run.values()) for run in runs])
+        print(f"{label}: {describe(values[-1])} at epoch {epochs[-1]}, best {best}")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     save_figure(figure, args.out)
 
 
 def describe(values: Sequence[float]) -> str:
-    """The value, or mean and standard deviation of several."""
+    """Write the value, or mean and standard deviation of several."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{mean(values):.2f} +- {stdev(values):.2f} ({len(values)} runs)"

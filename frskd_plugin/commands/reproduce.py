@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from frskd_plugin.commands.arguments import check_device, positive_int, whole_number
 from frskd_plugin.commands.config import add_import_option, import_modules
-from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios, total_text
+from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios
 from frskd_plugin.commands.reproduce_plan import (
     FIRST,
     TABLES,
@@ -29,8 +30,8 @@ from frskd_plugin.commands.reproduce_plan import (
     plan_cell,
     plan_table,
 )
-from frskd_plugin.commands.reproduce_runs import TRAIN_RUNS, Store, Trainer, read_json, training_process, write_json
-from frskd_plugin.commands.reproduce_text import draw, markdown, scores_of
+from frskd_plugin.commands.reproduce_runs import TRAIN_RUNS, Store, Trainer, read_json, write_json
+from frskd_plugin.commands.reproduce_text import draw, markdown
 from frskd_plugin.commands.side_by_side import train_side_by_side
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.methods import method_class, method_names
@@ -91,7 +92,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help=text)
     add("--publish", action="store_true", help=f"also put the table and its records into {PUBLISHED}")
     add("--no-cost", dest="cost", action="store_false", help="measure no steps; those measured before are shown")
-    add("--cost-steps", type=positive_int, default=5, help="steps of each method that are timed (5)")
     return parser
 
 
@@ -107,23 +107,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     started = time.time()
     session = make_session(args)
-    costs = session.costs(args.cost_steps if args.cost else 0)
+    costs = session.costs(args.cost)
     if args.dry_run or args.data is not None:
         print("\n".join(session.describe(costs, args.jobs * args.side_by_side)), flush=True)
     if args.dry_run:
         return 0
     failures: dict[str, str] = {}
     if args.data is not None:
-        deadline = started + 60 * args.minutes if args.minutes else None
         trainer = Trainer(
             session.store,
-            functools.partial(training_process, store=session.store, data=args.data.resolve(), deadline=deadline),
+            args.data.resolve(),
             args.device,
             args.jobs,
             args.side_by_side,
             args.threads or threads_for(args.jobs),
-            deadline,
-            on_done=lambda run: session.write(costs),
+            started + 60 * args.minutes if args.minutes else None,
+            on_done=lambda: session.write(costs),
         )
         failures = trainer.train(plan_table(session.table, session.scale, session.seeds))
     print(session.write(costs))
@@ -183,18 +182,12 @@ def threads_for(jobs: int) -> int | None:
 class Session:
     """One call of the tool."""
 
-    table: Table  # the part that is run; the file shows its columns and all rows
-    whole: Table  # the whole table
+    table: Table  # the part that is run
+    whole: Table  # the whole table, of which the file shows all rows
     scale: Scale  # of the runs
     seeds: tuple[int, ...]
     store: Store
     device: str  # where steps are timed
-
-    @property
-    def shown(self) -> Table:
-        """The table of the file: all rows, and beside the chosen columns those in which another call has run some."""
-        columns = [c for c in self.whole.columns if c in self.table.columns or self._has_records(c)]
-        return replace(self.whole, columns=columns)
 
     @property
     def file_stem(self) -> str:
@@ -206,70 +199,77 @@ class Session:
             parts.append(f"changed_{checksum([self.scale.options, self.scale.arguments], 6)}")
         return "_".join(parts)
 
+    def records(self) -> dict[tuple[str, Column], dict[Path, dict[str, Any]]]:
+        """Read the records of all rows, in the chosen columns and in those of which another call has run some."""
+        found = {}
+        for column in self.whole.columns:
+            with suppress(ValueError if column not in self.table.columns else ()):  # the scale may not fit its data
+                runs = {row.key: plan_cell(self.whole, row, column, self.scale) for row in self.whole.rows}
+                cells = {(key, column): self.store.records_of(run) for key, run in runs.items()}
+                found |= cells if column in self.table.columns or any(cells.values()) else {}
+        return found
+
     def write(self, costs: Mapping[str, StepCost], out: Path | None = None) -> str:
         """Write the Markdown file, and Figure 4's picture; returns the text."""
-        table, out, extra = self.shown, out or self.store.out, []
-        scores = scores_of(table, self.scale, self.store)
+        out, cells = out or self.store.out, self.records()
+        columns = list(dict.fromkeys(column for _, column in cells))
+        table = replace(self.whole, columns=columns)
+        scores = {cell: [r["last"][cell[1].score] for r in records.values()] for cell, records in cells.items()}
         if table.name == "fig4":
             title = f"{len(self.seeds)} seeds" + ("" if self.scale.is_paper else f", reduced: {self.file_stem}")
             draw(table, scores, title, out / f"{self.file_stem}.png")
-            extra.append(f"![{table.title}]({self.file_stem}.png)")
+            table = replace(table, notes=[*table.notes, f"![{table.title}]({self.file_stem}.png)"])
+            costs = {}
         ratios = table6_ratios() if table.name == "table6" else None
-        text = markdown(table, self.scale, scores, {} if table.name == "fig4" else costs, ratios, extra)
+        text = markdown(table, self.scale, scores, costs, ratios)
         atomic_write(out / f"{self.file_stem}.md", text.encode())
         return text
 
     def publish(self, costs: Mapping[str, StepCost], folder: Path) -> Path:
         """Write the table into another folder too, with the records and the costs that it shows; returns its file."""
         self.write(costs, folder)
-        for row, column in itertools.product(self.whole.rows, self.shown.columns):
-            for file in self.store.record_files(plan_cell(self.whole, row, column, self.scale)):
-                if file.parent.parent != folder:
-                    atomic_write(folder / "runs" / file.name, file.read_bytes())
-        known = {self._cost_key(model): asdict(cost) for model, cost in costs.items()}
-        if known:
+        for file in itertools.chain.from_iterable(self.records().values()):
+            if file.parent.parent != folder:
+                atomic_write(folder / "runs" / file.name, file.read_bytes())
+        if costs:
+            known = {self._cost_key(model): cost for model, cost in costs.items()}
             write_json(folder / COSTS_NAME, read_json(folder / COSTS_NAME) | known)
         return folder / f"{self.file_stem}.md"
 
-    def costs(self, repeat: int) -> dict[str, StepCost]:
-        """Time the steps of each network of the table under each of its methods; what was measured before is read.
-
-        Args:
-            repeat: steps that are timed; 0 measures nothing.
-        """
+    def costs(self, can_measure: bool) -> dict[str, StepCost]:
+        """Time the steps of each network of the table under each of its methods; what was measured before is read."""
         file = self.store.out / COSTS_NAME
         own = read_json(file)
         known = (read_json(self.store.published / COSTS_NAME) if self.store.published else {}) | own
         costs = {}
         for column in {column.model: column for column in reversed(self.table.columns)}.values():
             key, rows = self._cost_key(column.model), self.whole.rows
-            if repeat and not {row.key for row in rows} <= set(known.get(key, {}).get("ratios", {})):
+            if can_measure and not {row.key for row in rows} <= set(known.get(key, {}).get("ratios", {})):
                 runs = {row.key: plan_cell(self.whole, row, column, self.scale) for row in rows}
-                known[key] = own[key] = asdict(measure(runs, repeat, self.device))
+                known[key] = own[key] = measure(runs, self.device)
                 write_json(file, own)
             if key in known:
-                costs[column.model] = StepCost(**known[key])
+                costs[column.model] = known[key]
         return costs
 
     def describe(self, costs: Mapping[str, StepCost], at_once: int) -> list[str]:
         """Write lines about what would be run, and how long it would take."""
-        lines, missing = [], []
+        lines, hours = [], []
         for run in plan_table(self.table, self.scale, self.seeds):
             done = self.store.read(run) is not None
-            seconds = estimate_seconds(run, costs)
-            missing += [seconds] if seconds is not None and not done else []
+            seconds = estimate_seconds(run, self.scale, costs)
+            hours += [seconds / 3600] if seconds is not None and not done else []
             time = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
             lines.append(f"{'done' if done else 'to do'}  {run.label}{time}  {self.store.log(run)}")
         count = sum(line.startswith("to do") for line in lines)
         lines.append(f"{len(lines) - count} of {len(lines)} runs are done, {count} to go")
-        return lines + ([total_text(missing, at_once)] if missing else [])
+        if hours:
+            together = f", {max(sum(hours) / at_once, *hours):.1f} h with {at_once} at a time" if at_once > 1 else ""
+            lines.append(
+                f"{sum(hours):.1f} h of training{together} (from a few steps on random images; data loading, "
+                "validation and pretrained teachers are not in it)"
+            )
+        return lines
 
     def _cost_key(self, model: str) -> str:
         return f"{self.table.name}, {model}, {self.device}"
-
-    def _has_records(self, column: Column) -> bool:
-        try:
-            runs = [plan_cell(self.whole, row, column, self.scale) for row in self.whole.rows]
-        except ValueError:  # the scale does not fit this data set
-            return False
-        return any(map(self.store.record_files, runs))

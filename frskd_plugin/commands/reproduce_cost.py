@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import timm
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
-from frskd_plugin.check import classification_batch
-from frskd_plugin.commands.reproduce_plan import FOR_ALL, IMAGES_PER_CLASS, TABLES, TEACHER_OF, Run, read_leaf
+from frskd_plugin.commands.reproduce_plan import FOR_ALL, TABLES, Run, Scale, read_leaf
 from frskd_plugin.commands.training_step import (
+    SEGMENTOR_BATCH,
     SEGMENTORS,
     StepSettings,
-    TrainingStep,
+    classifier_step,
     interleaved_medians,
     seconds_of,
     training_steps,
@@ -28,54 +26,19 @@ from frskd_plugin.commands.training_step import (
 from frskd_plugin.core.blocks import FusionNode, Resize
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.data.image_folder import IMAGE_SETS
-from frskd_plugin.methods import method_class
-from frskd_plugin.timm.wrap import wrap
 
 # images in a step on a CPU: so many that the ratio is that of the recipe's batch, in bearable time
 CPU_BATCH_SMALL, CPU_BATCH = 32, 8
 SMALL_IMAGE = 64  # pixels of a side
-# images of VOC 2007 and 2012 trainval with a segmentation, and of VOC 2007 test
-VOC_IMAGES = (3335, 210)
-TEACHER_FACTOR = 2.0  # ResNet34's multiply-accumulates over ResNet18's, with maps of any size
+VOC_IMAGES = 3335  # of VOC 2007 and 2012 trainval with a segmentation
+WARMUP, REPEAT = 2, 5  # steps of each kind; the second are timed
 WEIGHTS = ("alpha", "beta")  # settings that do not change what a step computes, unless they are 0
+# images in a step, seconds of the plain network's (`plain`), row's key -> its step over the plain one (`ratios`)
+StepCost = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of a network's training steps."""
-
-    batch: int  # images in a step; of methods with views or partners, those without them
-    plain: float  # seconds of the plain network's step
-    forward: float  # seconds of its forward pass alone
-    ratios: Mapping[str, float]  # row's key -> its step over the plain one
-
-
-def method_step(run: Run, batch: int, device: str) -> TrainingStep:
-    """Build a step of a run's network and method on random images, with random weights, the teacher's too."""
-    model = read_leaf(run.config).model
-    classes = model.student.num_classes
-    student = timm.create_model(run.model, num_classes=classes)
-    settings: dict[str, Any] = dict(run.settings)
-    if run.teacher is not None:
-        settings["teacher"] = timm.create_model(run.teacher.model, num_classes=classes)
-    method, size = run.method or "baseline", student.pretrained_cfg["input_size"]
-    wrapped = wrap(student, method, out_indices=model.out_indices, **settings)
-    inputs = classification_batch(method_class(method).needs, batch, size, classes, device)
-    return TrainingStep(
-        wrapped,
-        inputs,
-        StepSettings(device=device),
-        lambda network, images, targets, extra: network(images, targets, **extra)["loss"],
-    )
-
-
-def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
-    """Time the steps of the network that all runs share, in turn; equal steps are timed once.
-
-    Args:
-        runs: row's key -> its run.
-        repeat: steps that are timed.
-        device: where.
+def measure(runs: Mapping[str, Run], device: str) -> StepCost:
+    """Time the steps of the network that all runs (row's key -> run) share, in turn; equal steps are timed once.
 
     Raises:
         ImportError: it is a segmentor, and mmsegmentation is not installed.
@@ -84,65 +47,44 @@ def measure(runs: Mapping[str, Run], repeat: int, device: str) -> StepCost:
     first = next(iter(runs.values()))
     torch.manual_seed(0)
     if first.model in SEGMENTORS:
-        (plain, frskd), (batch, *_) = training_steps(first.model, StepSettings(device=device))
+        batch = SEGMENTOR_BATCH
+        plain, frskd = training_steps(first.model, StepSettings(device=device))
         steps = {signatures["baseline"]: plain, signatures["frskd"]: frskd}
-        forward_pass: Callable[[], Any] = plain.loss
     else:
-        small = timm.get_pretrained_cfg(first.model).input_size[-1] <= SMALL_IMAGE
+        leaf, small = read_leaf(first.config), timm.get_pretrained_cfg(first.model).input_size[-1] <= SMALL_IMAGE
         batch = CPU_BATCH_SMALL if small else CPU_BATCH
         if device.startswith("cuda"):
-            batch = read_leaf(first.config).train_dataloader.batch_size
-        plain = method_step(Run(first.config, first.data, first.model, "baseline"), batch, device)
-        steps = {signatures[key]: method_step(run, batch, device) for key, run in runs.items()}
-        forward_pass = functools.partial(plain.network.student, plain.inputs[0])
-    turns = [functools.partial(seconds_of, step) for step in (plain, torch.no_grad()(forward_pass), *steps.values())]
-    plain_s, forward_s, *seconds = interleaved_medians(turns, repeat, 2, f"steps of {first.model}")
+            batch = leaf.train_dataloader.batch_size
+        settings, classes = StepSettings(batch, device=device), leaf.model.student.num_classes
+        plain, steps = classifier_step(first.model, "baseline", settings, classes), {}
+        for run in {signatures[key]: run for key, run in runs.items()}.values():
+            options = dict(run.settings, out_indices=leaf.model.out_indices)
+            if run.teacher is not None:
+                options["teacher"] = timm.create_model(run.teacher.model, num_classes=classes)
+            steps[step_signature(run)] = classifier_step(run.model, str(run.method), settings, classes, **options)
+    turns = [functools.partial(seconds_of, step) for step in (plain, *steps.values())]
+    plain_s, *seconds = interleaved_medians(turns, REPEAT, WARMUP, f"steps of {first.model}")
     times = dict(zip(steps, seconds, strict=True))
-    return StepCost(batch, plain_s, forward_s, {key: times[s] / plain_s for key, s in signatures.items()})
+    ratios = {key: times[signature] / plain_s for key, signature in signatures.items()}
+    return {"batch": batch, "plain": plain_s, "ratios": ratios}
 
 
 def step_signature(run: Run) -> str:
     """Write what decides the cost of a step."""
-    settings: dict[str, Any] = {k: bool(v) if k in WEIGHTS else v for k, v in run.settings.items()}
+    settings = {key: bool(value) if key in WEIGHTS else value for key, value in run.settings.items()}
     return json.dumps([run.method or run.config, settings], sort_keys=True)
 
 
-def images_of(run: Run) -> tuple[int, int]:
-    """Count the images of an epoch: those it trains on, and those it is scored on.
-
-    >>> images_of(Run("baseline_cifar100_wrn_16_2", "cifar100", "wrn_16_2", "baseline"))
-    (50000, 10000)
-    """
-    if run.data not in IMAGE_SETS:
-        return VOC_IMAGES
-    images = IMAGE_SETS[run.data]
-    limits = [option.partition("=")[2] for option in run.options if f".{IMAGES_PER_CLASS}=" in option]
-    train = int(limits[0]) * images.num_classes if limits else images.images["train"]
-    return train, next(count for split, count in images.images.items() if split != "train")
-
-
-def estimate_seconds(run: Run, costs: Mapping[str, StepCost]) -> float | None:
-    """Estimate the seconds of a run, without loading images; None where its network was not measured."""
-    cost, factor, key = costs.get(run.model), 1.0, run.row.key
-    if cost is None:  # a teacher, by its student
-        student = next((small for small, large in TEACHER_OF.items() if large == run.model), "")
-        cost, factor, key = costs.get(student), TEACHER_FACTOR, "baseline"
-    if cost is None or key not in cost.ratios:
+def estimate_seconds(run: Run, scale: Scale, costs: Mapping[str, StepCost]) -> float | None:
+    """Estimate the training time of a run; None where its network was not measured, as that of a teacher."""
+    cost = costs.get(run.model)
+    if cost is None or run.row.key not in cost["ratios"]:
         return None
-    train, scored = images_of(run)
-    return factor * run.epochs * (cost.ratios[key] * cost.plain * train + cost.forward * scored) / cost.batch
-
-
-def total_text(seconds: Sequence[float], at_once: int) -> str:
-    """Write the time of all together.
-
-    >>> total_text([1800.0, 5400.0], at_once=2)
-    '2.0 h of training, 1.5 h with 2 at a time (from a few steps on random images; data loading is not in it)'
-    """
-    hours = sum(seconds) / 3600
-    wall = max([hours / at_once, *(s / 3600 for s in seconds)])
-    together = f", {wall:.1f} h with {at_once} at a time" if at_once > 1 else ""
-    return f"{hours:.1f} h of training{together} (from a few steps on random images; data loading is not in it)"
+    images = VOC_IMAGES
+    if run.data in IMAGE_SETS:
+        known = IMAGE_SETS[run.data]
+        images = known.num_classes * scale.images_per_class if scale.images_per_class else known.images["train"]
+    return run.epochs * images / cost["batch"] * cost["plain"] * cost["ratios"][run.row.key]
 
 
 # --- Table 6's sizes
@@ -169,11 +111,9 @@ def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
     if isinstance(module, nn.BatchNorm2d):
         return 2 * x.numel()
     if isinstance(module, Resize):
-        if module.mode == "max":
-            return x.numel()
-        return 0 if module.project_first else x.shape[1] * y[0, 0].numel()
+        return x.numel() if module.mode == "max" else x.shape[1] * y[0, 0].numel()
     # the ReLU behind a node is no layer of the authors' code: there it costs nothing, and is taken off again
-    return -y.numel() if isinstance(module, FusionNode) else 0
+    return -y.numel()
 
 
 def count(network: nn.Module, inputs: Any) -> Count:
@@ -192,7 +132,7 @@ def count(network: nn.Module, inputs: Any) -> Count:
 
 def authors_self_teacher(*args: Any, **settings: Any) -> SelfTeacher:
     """Build a self-teacher that computes as the authors' does: it up-samples before it projects."""
-    teacher = SelfTeacher(*args, **{**settings, "rectify_input": False})
+    teacher = SelfTeacher(*args, rectify_input=False, **settings)
     for module in teacher.modules():
         if isinstance(module, Resize):
             module.project_first = False

@@ -9,28 +9,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
 from frskd_plugin.commands.config import load_config
 
-_PAPER = json.loads(Path(__file__).with_name("reproduce.json").read_text(encoding="utf-8"))
-SCORE_LABELS: dict[str, str] = _PAPER["scores"]
-TEACHER_OF: dict[str, str] = _PAPER["teacher_of"]  # the network that teaches in Table 7, for images of each size
-IMAGES_PER_CLASS = "images_per_class"
+PAPER = json.loads(Path(__file__).with_name("reproduce.json").read_text(encoding="utf-8"))
 # methods whose weights depend on the data set: the configs hold them under `frskd`, the rest is the same for all
 WEIGHTED = ("frskd", "frskd_sla")
 FOR_ALL = {"temperature": 4.0, "width": 2}
 FIRST = ("baseline", "frskd", "frskd_f", "frskd_sla")  # rows that are run before the others
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number of the paper, in percent of the last epoch; ``std`` is None where a single run is reported."""
-
-    mean: float
-    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,13 +36,13 @@ class Row:
     has_teacher: bool = False  # a pretrained network teaches
     ratios: Sequence[float] = ()  # of Table 6, self-teacher over classifier: parameters, FLOPs
     imports: Sequence[str] = ()  # modules that register the method, where it is a user's own
+    scores: Mapping[Column, str] = field(default_factory=dict)  # the paper's numbers, as '73.27 ± 0.45'
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A score of a network on a data set.
 
-    >>> Column.of("imagenet/resnet18/top5").label
+    >>> Column("imagenet", "resnet18", "top5").label
     'ImageNet, ResNet18, top-5 accuracy'
     """
 
@@ -61,16 +50,11 @@ class Column:
     model: str
     score: str = "top1"
 
-    @classmethod
-    def of(cls, name: str) -> Column:
-        """Read ``data/model`` or ``data/model/score``."""
-        return cls(*name.split("/"))
-
     @property
     def label(self) -> str:
         """Its title; top-1 goes without saying."""
-        parts = [_PAPER["data"][self.data], _PAPER["models"][self.model]]
-        return ", ".join(parts + ([] if self.score == "top1" else [SCORE_LABELS[self.score]]))
+        parts = [PAPER["data"][self.data], PAPER["models"][self.model]]
+        return ", ".join(parts + ([] if self.score == "top1" else [PAPER["scores"][self.score]]))
 
 
 @dataclass(frozen=True)
@@ -81,22 +65,8 @@ class Table:
     title: str
     rows: Sequence[Row]
     columns: Sequence[Column]
-    scores: Mapping[tuple[str, Column], Score]  # the paper's numbers, by row's key and column
     seeds: Sequence[int]  # as many as the paper has
     notes: Sequence[str]  # what a reader has to know
-
-    @classmethod
-    def of(cls, name: str, content: Mapping[str, Any]) -> Table:
-        """Read a table of ``reproduce.json``."""
-        columns = [Column.of(column) for column in content["columns"]]
-        numbers = {row["key"]: row.pop("scores").split() for row in content["rows"] if "scores" in row}
-        scores = {
-            (key, column): Score(*map(float, number.split("±")))
-            for key, line in numbers.items()
-            for column, number in zip(columns, line, strict=True)
-        }
-        rows = [Row(**row) for row in content["rows"]]
-        return cls(name, content["title"], rows, columns, scores, content["seeds"], content["notes"])
 
     @property
     def is_segmentation(self) -> bool:
@@ -114,24 +84,33 @@ class Table:
         Raises:
             ValueError: a name that the table does not have, or nothing is left.
         """
-        datasets = self._names("--datasets", datasets, [column.data for column in self.columns])
-        models = self._names("--models", models, [column.model for column in self.columns])
         rows = {row.key: row for row in self.rows}
-        methods = self._names("--methods", methods, [*(key for key in FIRST if key in rows), *rows])
+        known = {
+            "--datasets": (datasets, [column.data for column in self.columns]),
+            "--models": (models, [column.model for column in self.columns]),
+            "--methods": (methods, [*(key for key in FIRST if key in rows), *rows]),
+        }
+        for option, (names, has) in known.items():
+            if unknown := ", ".join(name for name in names or () if name not in has):
+                raise ValueError(f"{option}: {self.name} has no {unknown}; it has {', '.join(dict.fromkeys(has))}.")
+        datasets, models, methods = (has if names is None else names for names, has in known.values())
         columns = [column for column in self.columns if column.data in datasets and column.model in models]
         if not columns:
             pairs = ", ".join(dict.fromkeys(f"{c.data} with {c.model}" for c in self.columns))
             raise ValueError(f"{self.name} has none of these data sets with one of these models; it has {pairs}.")
-        return replace(self, rows=[rows[key] for key in methods], columns=columns)
-
-    def _names(self, option: str, names: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-        if unknown := [name for name in names or () if name not in known]:
-            has = ", ".join(dict.fromkeys(known))
-            raise ValueError(f"{option}: {self.name} has no {', '.join(unknown)}; it has {has}.")
-        return list(dict.fromkeys(known if names is None else names))
+        return replace(self, rows=[rows[key] for key in dict.fromkeys(methods)], columns=columns)
 
 
-TABLES = {name: Table.of(name, content) for name, content in _PAPER["tables"].items()}
+def _read_table(name: str, content: Mapping[str, Any]) -> Table:
+    columns = [Column(*column.split("/")) for column in content["columns"]]
+    rows = []
+    for row in content["rows"]:
+        numbers = [number.replace("±", " ± ") for number in row.get("scores", "").split()]
+        rows.append(Row(**{**row, "scores": dict(zip(columns, numbers, strict=bool(numbers)))}))
+    return Table(name, content["title"], rows, columns, content["seeds"], content["notes"])
+
+
+TABLES = {name: _read_table(name, content) for name, content in PAPER["tables"].items()}
 
 
 @dataclass(frozen=True)
@@ -156,6 +135,34 @@ class Scale:
     def shrink(self, config: str, epochs: int) -> int:
         """Return an epoch of a config's schedule in proportion."""
         return round(epochs * (self.epochs_of(config) / read_leaf(config).train_cfg.max_epochs))
+
+    def milestones(self, config: str) -> list[int]:
+        """Return the epochs after which the learning rate falls, at the same shares of a shorter schedule."""
+        steps = read_leaf(config).param_scheduler.milestones
+        return list(dict.fromkeys(max(1, self.shrink(config, step)) for step in steps))
+
+    def config_options(self, config: str) -> tuple[str, ...]:
+        """Return what it changes in a config, as ``key=value``.
+
+        Raises:
+            ValueError: ``images_per_class`` on a data set that does not know it.
+        """
+        leaf, options = read_leaf(config), []
+        if self.epochs_of(config) != leaf.train_cfg.max_epochs:
+            milestones = ",".join(map(str, self.milestones(config)))
+            options += [f"train_cfg.max_epochs={self.epochs}", f"param_scheduler.milestones=[{milestones}]"]
+            for index, hook in enumerate(leaf.custom_hooks):
+                if hook["type"] == "DistillWarmupHook":
+                    begin = self.shrink(config, hook["begin"])
+                    options += [f"custom_hooks.{index}.begin={begin}", f"custom_hooks.{index}.end={self.epochs}"]
+        if self.images_per_class is not None:
+            if "images_per_class" not in leaf.train_dataloader.dataset:
+                raise ValueError(
+                    f"--images-per-class: the data set of {config} is always trained on as a whole; leave the option "
+                    "out, or choose --datasets cifar100."
+                )
+            options.append(f"train_dataloader.dataset.images_per_class={self.images_per_class}")
+        return (*options, *self.options)
 
 
 @dataclass(frozen=True)
@@ -214,8 +221,8 @@ class Run:
         >>> Run("baseline_cifar100_wrn_16_2", "cifar100", "wrn_16_2", "baseline", seed=1).label
         'Baseline, CIFAR-100, WRN-16-2, seed 1'
         """
-        model = _PAPER["models"].get(self.model, self.model)
-        return f"{self.row.label}, {_PAPER['data'][self.data]}, {model}, seed {self.seed}"
+        model = PAPER["models"].get(self.model, self.model)
+        return f"{self.row.label}, {PAPER['data'][self.data]}, {model}, seed {self.seed}"
 
 
 def checksum(value: Any, digits: int = 8) -> str:
@@ -224,15 +231,14 @@ def checksum(value: Any, digits: int = 8) -> str:
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write nested settings with dots.
+    """Write settings with dots, which may be nested once.
 
     >>> flat({"beta": 100.0, "teacher": {"model_name": "resnet34"}})
     {'beta': 100.0, 'teacher.model_name': 'resnet34'}
     """
     found = {}
     for key, value in settings.items():
-        nested = {f"{key}.{name}": inner for name, inner in flat(value).items()} if isinstance(value, Mapping) else {}
-        found.update(nested or {key: value})
+        found |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
     return found
 
 
@@ -258,20 +264,15 @@ def plan_cell(table: Table, row: Row, column: Column, scale: Scale, seed: int = 
         if "channels" in row.settings:  # the BiFPN of one width
             settings.pop("width", None)
         settings |= {**row.settings, **{key: scale.shrink(config, epochs) for key, epochs in row.epochs.items()}}
-    teacher = plan_teacher(column, scale) if row.has_teacher else None
-    if teacher is not None:
-        settings["teacher"] = {"model_name": teacher.model}
+    epochs, options, teacher = scale.epochs_of(config), scale.config_options(config), None
+    if row.has_teacher:  # the baseline of a ResNet34, one for all seeds
+        name = PAPER["teacher_of"][column.model]
+        settings["teacher"] = {"model_name": name}
+        larger = (*options, f"model.student.model_name={name}")
+        teacher = Run(config, column.data, name, "baseline", {}, epochs, larger, scale.arguments, device=scale.device)
     arguments = (*(["--import", *row.imports] if row.imports else []), *scale.arguments)
-    where, epochs, options = (config, column.data, column.model), scale.epochs_of(config), config_options(config, scale)
+    where = (config, column.data, column.model)
     return Run(*where, method, settings, epochs, options, arguments, seed, teacher, scale.device, row)
-
-
-def plan_teacher(column: Column, scale: Scale) -> Run:
-    """Plan the run that makes the pretrained teacher of a data set, one for all seeds: the baseline of a ResNet34."""
-    model, config = TEACHER_OF[column.model], f"baseline_{column.data}_{column.model}"
-    options = (*config_options(config, scale), f"model.student.model_name={model}")
-    epochs = scale.epochs_of(config)
-    return Run(config, column.data, model, "baseline", {}, epochs, options, scale.arguments, device=scale.device)
 
 
 def plan_table(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Run]:
@@ -286,33 +287,3 @@ def plan_table(table: Table, scale: Scale, seeds: Sequence[int]) -> list[Run]:
         for needed in filter(None, (run.teacher, run)):
             runs.setdefault(needed.name, needed)
     return list(runs.values())
-
-
-def config_options(config: str, scale: Scale) -> tuple[str, ...]:
-    """Return what the scale changes in a config, as ``key=value``.
-
-    Raises:
-        ValueError: ``images_per_class`` on a data set that does not know it.
-    """
-    leaf, options = read_leaf(config), []
-    if scale.epochs_of(config) != leaf.train_cfg.max_epochs:
-        milestones = ",".join(map(str, milestones_of(config, scale)))
-        options += [f"train_cfg.max_epochs={scale.epochs}", f"param_scheduler.milestones=[{milestones}]"]
-        for index, hook in enumerate(leaf.custom_hooks):
-            if hook["type"] == "DistillWarmupHook":
-                begin = scale.shrink(config, hook["begin"])
-                options += [f"custom_hooks.{index}.begin={begin}", f"custom_hooks.{index}.end={scale.epochs}"]
-    if scale.images_per_class is not None:
-        if IMAGES_PER_CLASS not in leaf.train_dataloader.dataset:
-            raise ValueError(
-                f"--images-per-class: the data set of {config} is always trained on as a whole; leave the option out, "
-                "or choose --datasets cifar100."
-            )
-        options.append(f"train_dataloader.dataset.{IMAGES_PER_CLASS}={scale.images_per_class}")
-    return (*options, *scale.options)
-
-
-def milestones_of(config: str, scale: Scale) -> list[int]:
-    """Return the epochs after which the learning rate falls, at the same shares of a shorter schedule."""
-    steps = read_leaf(config).param_scheduler.milestones
-    return list(dict.fromkeys(max(1, scale.shrink(config, step)) for step in steps))

@@ -23,11 +23,11 @@ from frskd_plugin.commands.reproduce_plan import Run, flat
 from frskd_plugin.commands.side_by_side import PAUSED
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.export import export_student
-from frskd_plugin.mmengine.hooks import RESULT_NAME, best_entry
-from frskd_plugin.mmengine.resume import resume_state
+from frskd_plugin.mmengine.hooks import RESULT_NAME, Entry, best_entry
+from frskd_plugin.mmengine.hooks import read_history as read_result
+from frskd_plugin.mmengine.resume import newest_checkpoint
 from frskd_plugin.version import __version__
 
-START_NAME = "start.json"  # in a run's folder: its settings, when it was started and how long it took until then
 LOG_NAME = "train.log"
 SEGMENTATION_SCORE = "mIoU"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "onedl-mmengine", "mmengine", "onedl-mmsegmentation")
@@ -35,7 +35,7 @@ DATA_FOLDERS = {"voc": "VOCdevkit"}  # of the others: their name
 TAIL_LINES = 3
 POLL_SECONDS, TELL_SECONDS = 0.1, 30.0
 TRAIN_RUNS = "--train-runs"  # `frskd reproduce` as the process that trains
-Entry = dict[str, float]
+say = functools.partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,19 @@ class Store:
         """Return the file of the plain network that it ends with, kept where it is to teach others."""
         return self.work_dir / "teachers" / f"{run.name}.pth"
 
-    def read(self, run: Run) -> dict[str, Any] | None:
-        """Return its record; None where there is none of exactly these settings."""
-        return next((record for record in self.records_of(run) if record["seed"] == run.seed), None)
-
-    def records_of(self, run: Run) -> list[dict[str, Any]]:
-        """Return the records of all seeds of a run."""
-        return [read_json(file) for file in self.record_files(run)]
-
-    def record_files(self, run: Run) -> list[Path]:
-        """Return the files of `records_of`, by seed; one's own come before those that are published."""
-        found: dict[int, Path] = {}
+    def records_of(self, run: Run) -> dict[Path, dict[str, Any]]:
+        """Return the records of all seeds of a run, by seed; one's own come before those that are published."""
+        found: dict[int, tuple[Path, dict[str, Any]]] = {}
         for folder in filter(None, (self.out, self.published)):
             for file in sorted((folder / "runs").glob(f"{run.setup}_*_seed*.json")):
                 record = read_json(file)
                 if run.is_of(record.get("identity", {})) and isinstance(record.get("seed"), int):
-                    found.setdefault(record["seed"], file)
-        return [found[seed] for seed in sorted(found)]
+                    found.setdefault(record["seed"], (file, record))
+        return dict(found[seed] for seed in sorted(found))
+
+    def read(self, run: Run) -> dict[str, Any] | None:
+        """Return its record; None where there is none of exactly these settings."""
+        return next((record for record in self.records_of(run).values() if record["seed"] == run.seed), None)
 
     def is_done(self, run: Run, teaches: bool = False) -> bool:
         """Tell whether its record is there; of a run that ended without one (the tool was killed) it is made now.
@@ -87,22 +83,16 @@ class Store:
             run: the run.
             teaches: its network is needed too.
         """
-        if self.read(run) is None and not self.finish(run):
+        if self.read(run) is None and not self._finish(run):
             return False
         return not teaches or self.teacher_file(run).is_file() or self._keep_teacher(run)
 
-    def begin(self, run: Run) -> None:
-        """Note that a run starts, or goes on: the time that it has taken ends with the last epoch that it wrote."""
-        start = {"identity": run.identity, "seed": run.seed, "seconds": self._seconds(run), "started": time.time()}
-        write_json(self.folder(run) / START_NAME, start)
-
-    def finish(self, run: Run) -> bool:
+    def _finish(self, run: Run) -> bool:
         """Write the record of a run whose last epoch is scored; False where that is missing."""
         history = read_history(self.folder(run))
-        start = read_json(self.folder(run) / START_NAME)
-        if not history or history[-1]["epoch"] != run.epochs or start.get("identity") != run.identity:
+        if not history or history[-1]["epoch"] != run.epochs:
             return False
-        metric = metric_of(history[-1])
+        metric = SEGMENTATION_SCORE if SEGMENTATION_SCORE in history[-1] else "top1"
         record = {
             "name": run.name,
             "identity": run.identity,
@@ -111,49 +101,42 @@ class Store:
             "last": history[-1],
             "best": best_entry(history, metric),
             "history": history,
-            "seconds": round(self._seconds(run), 1),
+            "seconds": round(training_seconds(self.folder(run)), 1),
             "versions": versions(),
         }
         write_json(self.record_file(run), record)
         return True
 
-    def _seconds(self, run: Run) -> float:
-        start = read_json(self.folder(run) / START_NAME)
-        written = [path.stat().st_mtime for path in score_files(self.folder(run))]
-        return start["seconds"] + max(0.0, max(written) - start["started"]) if start and written else 0.0
-
     def _keep_teacher(self, run: Run) -> bool:
         """Export the network; False where the last checkpoint is gone and the run has to be made or ended again."""
-        checkpoint, meta = resume_state(self.folder(run)) or (None, {})
-        if checkpoint is None or meta.get("epoch") != run.epochs:
+        found, _ = newest_checkpoint(self.folder(run))
+        if found is None or found[1].get("epoch") != run.epochs:
             return False
         self.teacher_file(run).parent.mkdir(parents=True, exist_ok=True)
-        export_student(checkpoint, self.teacher_file(run))
+        export_student(found[0], self.teacher_file(run))
         return True
 
 
-def score_files(folder: Path) -> list[Path]:
-    """Return what a run writes at each validation: a classifier ``result.json``, a segmentor its JSON logs."""
-    result = folder / RESULT_NAME
-    return [result] if result.is_file() else sorted(folder.glob(LOGS))
-
-
 def read_history(folder: Path) -> list[Entry]:
-    """Read the scores of every validated epoch so far, ``{'epoch': 1, 'top1': ..}``; a resumed epoch counts once."""
+    """Read the scores of every validated epoch so far, ``{'epoch': 1, 'top1': ..}``; a resumed epoch counts once.
+
+    A classifier writes them into ``result.json``, a segmentor into its JSON logs.
+    """
+    if (folder / RESULT_NAME).is_file():
+        return read_result(folder / RESULT_NAME)
     found: dict[int, Entry] = {}
-    for file in score_files(folder):
-        if file.name == RESULT_NAME:
-            return read_json(file).get("history", [])
+    for file in sorted(folder.glob(LOGS)):
         for line in json_lines(file):
             if SEGMENTATION_SCORE in line:
-                scores = {key: value for key, value in line.items() if key != "step"}
-                found[line["step"]] = {"epoch": line["step"], **scores}
+                epoch = line.pop("step")
+                found[epoch] = {"epoch": epoch, **line}
     return [found[epoch] for epoch in sorted(found)]
 
 
-def metric_of(entry: Entry) -> str:
-    """Return the score that decides."""
-    return SEGMENTATION_SCORE if SEGMENTATION_SCORE in entry else "top1"
+def training_seconds(folder: Path) -> float:
+    """Sum the time of all starts of a run, each from the name of mmengine's log to its last line."""
+    logs = folder.glob("*_*/*_*.log")
+    return sum(log.stat().st_mtime - time.mktime(time.strptime(log.stem, "%Y%m%d_%H%M%S")) for log in logs)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -220,14 +203,13 @@ class Trainer:
     """Trains runs that are not done, in processes that hold the runs' folders."""
 
     store: Store
-    make_command: Callable[[Sequence[Run]], Sequence[str]]  # of a process that trains these
+    data: Path  # holds a folder for each data set
     devices: Sequence[str] = ("cuda",)  # 'cpu', 'cuda' or 'cuda:1'; the processes take turns
     jobs: int = 1  # processes at a time
     side_by_side: int = 1  # runs of a process
     threads: int | None = None  # of each process; None leaves it to the environment
     deadline: float | None = None  # `time.time` after which none is started
-    on_done: Callable[[Run], object] = lambda run: None  # is called after each run that ended well
-    say: Callable[[str], None] = functools.partial(print, flush=True)  # takes lines for the user
+    on_done: Callable[[], object] = lambda: None  # is called after each run that ended well
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return that of the process in a slot: mmengine trains on the first GPU that it sees."""
@@ -252,24 +234,22 @@ class Trainer:
         self._teachers = {run.teacher.name for run in runs if run.teacher is not None}
         self._waiting = [run for run in runs if not self.store.is_done(run, run.name in self._teachers)]
         self._failures: dict[str, str] = {}  # by name
-        self._paused: list[str] = []
+        self._paused = 0
         progress = Progress(self.store, list(self._waiting))
         running: dict[int, tuple[list[Run], subprocess.Popen[bytes]]] = {}  # by slot
         try:
             while running or (self._waiting and not self._is_late()):
-                busy = [run for group, _ in running.values() for run in group]
-                for slot in sorted(set(range(self.jobs)) - set(running)):
-                    if not self._is_late() and (group := self._next_group(busy)):
+                for slot in range(self.jobs):
+                    busy = [run for group, _ in running.values() for run in group]
+                    if slot not in running and not self._is_late() and (group := self._next_group(busy)):
                         running[slot] = group, self._start(group, slot)
-                        busy += group
                 time.sleep(POLL_SECONDS)
                 for slot, (group, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
                         for run in group:
                             self._end(run, process.returncode)
-                for line in progress.news():
-                    self.say(line)
+                progress.tell()
         except (KeyboardInterrupt, Terminated) as stop:
             stop.args = ("the same command goes on from here",)
             raise
@@ -278,12 +258,12 @@ class Trainer:
                 process.terminate()
             for _, process in running.values():
                 process.wait()
-        if left := len(self._waiting) + len(self._paused):
-            self.say(f"the time is up; {left} runs are left, the same command goes on with them")
+        if left := len(self._waiting) + self._paused:
+            say(f"the time is up; {left} runs are left, the same command goes on with them")
         return {run.label: self._failures[run.name] for run in runs if run.name in self._failures}
 
     def _is_late(self) -> bool:
-        return bool(self._paused) or (self.deadline is not None and time.time() > self.deadline)
+        return self._paused > 0 or (self.deadline is not None and time.time() > self.deadline)
 
     def _next_group(self, busy: Sequence[Run]) -> list[Run]:
         """Take runs whose teachers are there; those whose teacher failed fail with it."""
@@ -300,31 +280,30 @@ class Trainer:
 
     def _start(self, group: Sequence[Run], slot: int) -> subprocess.Popen[bytes]:
         for run in group:
-            self.store.begin(run)
-            self.say(f"started  {run.label}: {self.store.log(run)}")
+            self.store.folder(run).mkdir(parents=True, exist_ok=True)
+            say(f"started  {run.label}: {self.store.log(run)}")
+        command = training_process(group, self.store, self.data, self.deadline)
         with open(self.store.log(group[0]), "ab") as log:
-            return subprocess.Popen(
-                list(self.make_command(group)), stdout=log, stderr=subprocess.STDOUT, env=self.environment(slot)
-            )
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment(slot))
 
     def _end(self, run: Run, status: int) -> None:
         """Record a run whose process has ended, or say what went wrong."""
-        if self.store.finish(run) and self.store.is_done(run, run.name in self._teachers):
-            self.say(f"finished {run.label}: {scores_text(read_history(self.store.folder(run))[-1])}")
-            self.on_done(run)
+        if self.store.is_done(run, run.name in self._teachers):
+            say(f"finished {run.label}: {scores_text(read_history(self.store.folder(run))[-1])}")
+            self.on_done()
             return
         log = self.store.log(run)
         lines = log.read_text(errors="replace").strip().splitlines()[-TAIL_LINES:] if log.is_file() else []
         if lines[-1:] == [PAUSED]:
-            self._paused.append(run.name)
-            self.say(f"paused   {run.label}")
+            self._paused += 1
+            say(f"paused   {run.label}")
             return
         reason = f"status {status}" if status else f"it ended before epoch {run.epochs} was scored"
         self._fail(run, "\n    ".join([f"{reason}; {log} ends with", *lines]))
 
     def _fail(self, run: Run, reason: str) -> None:
         self._failures[run.name] = reason
-        self.say(f"FAILED   {run.label}: {reason}")
+        say(f"FAILED   {run.label}: {reason}")
 
 
 def scores_text(entry: Entry) -> str:
@@ -337,31 +316,29 @@ def scores_text(entry: Entry) -> str:
 
 
 class Progress:
-    """Reads how far runs are, and estimates the end of all from the epochs that were scored since it was made."""
+    """Tells how far runs are, and estimates the end of all from the epochs that were scored since it was made."""
 
     def __init__(self, store: Store, runs: Sequence[Run]) -> None:
         self._store, self._runs = store, runs
         self._began = self._told = time.monotonic()
-        self._done = {run.name: self._last(run).get("epoch", 0) for run in runs}
-        self._before = sum(self._done.values())
+        self._done = {run.name: self._last(run)["epoch"] for run in runs}
+        self._first = sum(self._done.values())
 
-    def news(self) -> list[str]:
-        """Return a line for each run that has got on, at most every `TELL_SECONDS`."""
-        now, found = time.monotonic(), []
+    def tell(self) -> None:
+        """Write a line for each run that has got on, at most every `TELL_SECONDS`."""
+        now, before = time.monotonic(), sum(self._done.values())
         if now - self._told < TELL_SECONDS:
-            return []
+            return
         self._told = now
-        for run in self._runs:
-            last = self._last(run) if self._done[run.name] < run.epochs else {}
-            if last.get("epoch", 0) > self._done[run.name]:
+        for run in (run for run in self._runs if self._done[run.name] < run.epochs):
+            last = self._last(run)
+            if last["epoch"] > self._done[run.name]:
                 self._done[run.name] = last["epoch"]
-                found.append(f"         {run.label}: {scores_text(last)} (of {run.epochs} epochs)")
-        done = sum(self._done.values())
-        if found:
+                say(f"         {run.label}: {scores_text(last)} (of {run.epochs} epochs)")
+        if (done := sum(self._done.values())) > before:
             left = sum(run.epochs for run in self._runs) - done
-            hours = (now - self._began) / (done - self._before) * left / 3600
-            found[-1] += f"; all of them: about {hours:.1f} h to go"
-        return found
+            hours = (now - self._began) / (done - self._first) * left / 3600
+            say(f"         all of them: about {hours:.1f} h to go")
 
     def _last(self, run: Run) -> Entry:
-        return (read_history(self._store.folder(run)) or [{}])[-1]
+        return (read_history(self._store.folder(run)) or [{"epoch": 0}])[-1]

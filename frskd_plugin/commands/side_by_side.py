@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -80,20 +80,25 @@ class Turn:
         self.error: BaseException | None = None
         self._stop: BaseException | None = None
         own = {"managed": {}, "output": (output, output), "cuda": [g.clone_state() for g in _cuda_generators()]}
-        self._state: State = _process_state() | own
+        self._state = _process_state() | own
         self._may_go, self._is_back = threading.Semaphore(0), threading.Semaphore(0)
         # a daemon: a step that hangs must not outlive a process that is told to stop twice
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
     def advance(self) -> None:
         """Let it go on until its next pause, or its end."""
-        with self._own_state():
+        outer = _process_state()
+        _set_process_state(self._state)
+        try:
             self._may_go.release()
             try:
                 self._is_back.acquire()
             except BaseException:  # Ctrl-C, SIGTERM: a step is not left half done
                 self._is_back.acquire()
                 raise
+        finally:
+            self._state = _process_state()
+            _set_process_state(outer)
 
     def stop(self, reason: BaseException) -> None:
         """Raise an exception of this type out of its pause, and wait for its end."""
@@ -123,36 +128,20 @@ class Turn:
         if self._stop is not None:
             raise type(self._stop)
 
-    @contextmanager
-    def _own_state(self) -> Iterator[None]:
-        outer = _process_state()
-        _set_process_state(self._state)
-        try:
-            yield
-        finally:
-            self._state = _process_state()
-            _set_process_state(outer)
-
 
 def run_in_turn(turns: Sequence[Turn]) -> None:
     """Advance all until their end; one that fails leaves the others alone, a signal stops all."""
-    waiting = deque(turns)
     try:
-        while waiting:
-            waiting[0].advance()
-            turn = waiting.popleft()
-            if not turn.ended:
-                waiting.append(turn)
+        while waiting := [turn for turn in turns if not turn.ended]:
+            for turn in waiting:
+                turn.advance()
     except BaseException as signal:
         for turn in turns:
             turn.stop(signal)
         raise
 
 
-State = dict[str, Any]
-
-
-def _process_state() -> State:
+def _process_state() -> dict[str, Any]:
     """Read what a process has once and a training changes."""
     return {
         "python": random.getstate(),
@@ -167,7 +156,7 @@ def _process_state() -> State:
     }
 
 
-def _set_process_state(state: State) -> None:
+def _set_process_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -203,23 +192,16 @@ class TurnHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.pause()
 
-    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.pause()
+    after_val_iter = after_train_iter
 
 
 class DeadlineHook(Hook):
-    """End a training after the checkpoint of an epoch, where the next one would come too late.
+    """End a training after the checkpoint of an epoch, where the next one would come too late (`time.time`)."""
 
-    Args:
-        deadline: `time.time`; None is never.
-    """
-
-    # After the hook that saves.
-    priority = "LOWEST"
+    priority = "LOWEST"  # after the hook that saves
 
     def __init__(self, deadline: float | None) -> None:
-        self.deadline = deadline
-        self.stopped = False
+        self.deadline, self.stopped = deadline, False
         self._last = time.time()
 
     def after_train_epoch(self, runner: Any) -> None:

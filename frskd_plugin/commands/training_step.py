@@ -1,4 +1,4 @@
-"""Training steps, plain and with FRSKD, of classifiers and of the paper's segmentors: time, MACs, memory, launches."""
+"""Training steps, plain and with a method, of classifiers and the paper's segmentors: time, MACs, memory, launches."""
 
 from __future__ import annotations
 
@@ -16,27 +16,23 @@ from torch.nn import functional as F
 from torch.utils.benchmark.utils.timer import timer  # a clock that waits for the GPU
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
-from frskd_plugin.check import AMP_DTYPES, segmentation_batch
+from frskd_plugin.check import AMP_DTYPES, classification_batch, segmentation_batch
 from frskd_plugin.commands.console import progress
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.core.dry_run import ForwardCost, count_forward, count_launches
+from frskd_plugin.methods import method_class
 from frskd_plugin.timm.wrap import wrap
 
 NUM_CLASSES = 100
 METHODS = ("baseline", "frskd")
-DEFAULT_BATCH = {"resnet18_cifar": 16}
-# networks of this package whose maps leave a ReLU, so that the self-teacher need not rectify them again
-RECTIFIED = ("resnet18_cifar", "resnet34_cifar", "wrn_16_2", "wrn_16_2_published")
+BATCH, DEFAULT_BATCH = 32, {"resnet18_cifar": 16}
 SEGMENTORS = ("effdet_d0", "effdet_d1")
 SEGMENTOR_SIZE, SEGMENTOR_BATCH = 512, 2
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of a step. ``size`` and ``batch`` of None are the model's own; ``width`` is a classifier's teacher's.
-
-    ``self_teacher`` are names and values that a segmentor's config is given for its self-teacher.
-    """
+    """Settings of a step; ``size`` and ``batch`` of None are the model's own."""
 
     batch: int | None = None
     size: int | None = None
@@ -44,8 +40,6 @@ class StepSettings:
     amp: str | None = None
     compile: bool = False
     channels_last: bool = False
-    width: int | str = 2
-    self_teacher: tuple[tuple[str, object], ...] = ()
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -61,7 +55,7 @@ class TrainingStep:
 
     Args:
         network: is moved to the device and trained.
-        inputs: the batch.
+        inputs: the batch, images first.
         settings: device, layout, autocast and compilation.
         loss: network and inputs to the scalar loss.
         parts: what of the network is compiled with ``settings.compile``, '' being all.
@@ -70,13 +64,13 @@ class TrainingStep:
     def __init__(
         self,
         network: nn.Module,
-        inputs: tuple[object, ...],
+        inputs: Sequence[Any],
         settings: StepSettings,
         loss: Callable[..., Tensor],
         parts: Sequence[str] = ("",),
     ) -> None:
         self.network = network.to(settings.device).to(memory_format=settings.memory_format).train()
-        self.inputs = inputs
+        self.inputs = (inputs[0].contiguous(memory_format=settings.memory_format), *inputs[1:])
         self.device_type = torch.device(settings.device).type
         self.amp_dtype = AMP_DTYPES[settings.amp] if settings.amp else None
         self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
@@ -98,44 +92,46 @@ class TrainingStep:
         self.scaler.update()
 
 
-def training_steps(name: str, settings: StepSettings) -> tuple[list[TrainingStep], tuple[int, ...]]:
-    """Return the plain step and the FRSKD step of a timm model or one of `SEGMENTORS`, and the shape of their images.
+def training_steps(name: str, settings: StepSettings, **options: Any) -> list[TrainingStep]:
+    """Return the plain step and the FRSKD step of a timm model or one of `SEGMENTORS`, with random weights.
 
-    Both have the paper's settings.
+    Args:
+        name: of the network.
+        settings: how the steps are run.
+        options: of the method for a classifier, of `FRSKDHead` for a segmentor.
 
     Raises:
         ValueError: the model cannot be wrapped, or not for images of this size.
         ImportError: mmsegmentation is not installed.
     """
     torch.manual_seed(0)
-    if name in SEGMENTORS:
-        return segmentation_steps(name, settings)
-    networks = [classifier(name, method, settings.size, settings.width) for method in METHODS]
-    shape = (settings.batch or DEFAULT_BATCH.get(name, 32), *networks[0][2])
-    images = torch.randn(shape, device=settings.device).contiguous(memory_format=settings.memory_format)
-    inputs = (images, torch.randint(NUM_CLASSES, (len(images),), device=settings.device))
-    return [TrainingStep(network, inputs, settings, loss) for network, loss, _ in networks], shape
+    make = segmentor_step if name in SEGMENTORS else classifier_step
+    return [make(name, method, settings, **options) for method in METHODS]
 
 
-def classifier(
-    name: str, method: str, size: int | None, width: int | str
-) -> tuple[nn.Module, Callable[..., Tensor], tuple[int, ...]]:
-    """Return a network of random weights with one of `METHODS`, its loss, and its image size [C, H, W].
+def classifier_step(
+    name: str, method: str, settings: StepSettings, num_classes: int = NUM_CLASSES, **options: Any
+) -> TrainingStep:
+    """Return the step of a timm model with a method, on random images such as it asks for.
+
+    'baseline' is the model alone, as whoever does not use this package trains it.
 
     Raises:
         ValueError: the model cannot be wrapped, or not for images of this size.
     """
-    student = timm.create_model(name, num_classes=NUM_CLASSES)
+    student = timm.create_model(name, num_classes=num_classes)
     channels, *own_size = student.pretrained_cfg.get("input_size", (3, 224, 224))
-    input_size = (channels, *([size, size] if size else own_size))
-    if method == "baseline":  # as whoever does not use this package trains it
-        return student, lambda network, images, labels: F.cross_entropy(network(images), labels), input_size
-    wrapped = wrap(student, method, input_size=input_size, width=width, rectify_input=name not in RECTIFIED)
-    return wrapped, lambda network, images, labels: network(images, labels)["loss"], input_size
+    input_size = (channels, *([settings.size] * 2 if settings.size else own_size))
+    batch = settings.batch or DEFAULT_BATCH.get(name, BATCH)
+    inputs = classification_batch(method_class(method).needs, batch, input_size, num_classes, settings.device)
+    if method == "baseline":
+        return TrainingStep(student, inputs[:2], settings, lambda net, *batch: F.cross_entropy(net(batch[0]), batch[1]))
+    wrapped = wrap(student, method, input_size=input_size, **options)
+    return TrainingStep(wrapped, inputs, settings, lambda net, x, y, extra: net(x, y, **extra)["loss"])
 
 
-def segmentation_steps(name: str, settings: StepSettings) -> tuple[list[TrainingStep], tuple[int, ...]]:
-    """Return `training_steps` of both networks as the configs of the paper describe them."""
+def segmentor_step(name: str, method: str, settings: StepSettings, **options: Any) -> TrainingStep:
+    """Return the step of one of `SEGMENTORS` as the config of the paper describes it."""
     try:
         from mmengine.registry import init_default_scope
         from mmseg.registry import MODELS
@@ -147,20 +143,15 @@ def segmentation_steps(name: str, settings: StepSettings) -> tuple[list[Training
             f"The segmentor {name} needs mmengine and mmsegmentation, which cannot be imported: {error}"
         ) from error
     init_default_scope("mmseg")
+    model = load_config(f"{method}_voc_{name}").model
+    model.backbone.pretrained = False
+    if method == "frskd":
+        model.self_teacher.update(options)
+    network = MODELS.build(model)
     size, batch = settings.size or SEGMENTOR_SIZE, settings.batch or SEGMENTOR_BATCH
-    networks = []
-    for kind in METHODS:
-        model = load_config(f"{kind}_voc_{name}").model
-        model.backbone.pretrained = False
-        if kind == "frskd":
-            model.self_teacher.update(dict(settings.self_teacher))
-        networks.append(MODELS.build(model))
-    images, samples = segmentation_batch(batch, (size, size), networks[0].decode_head.num_classes, settings.device)
-    inputs = (images.contiguous(memory_format=settings.memory_format), samples)
-    steps = [  # compiled as in training with --compile
-        TrainingStep(network, inputs, settings, segmentor_loss, default_parts(network)) for network in networks
-    ]
-    return steps, tuple(images.shape)
+    inputs = segmentation_batch(batch, (size, size), network.decode_head.num_classes, settings.device)
+    # compiled as in training with --compile
+    return TrainingStep(network, inputs, settings, segmentor_loss, default_parts(network))
 
 
 def segmentor_loss(segmentor: Any, images: Tensor, data_samples: list[Any]) -> Tensor:

@@ -18,8 +18,8 @@ from frskd_plugin.commands import reproduce as command
 from frskd_plugin.commands import reproduce_cost, reproduce_runs
 from frskd_plugin.commands import run as run_command
 from frskd_plugin.commands.reproduce import Session, threads_for
-from frskd_plugin.commands.reproduce_cost import StepCost, authors_self_teacher, count, table6_ratios
-from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Run, Scale, Score, Table, plan_cell, plan_table
+from frskd_plugin.commands.reproduce_cost import authors_self_teacher, count, table6_ratios
+from frskd_plugin.commands.reproduce_plan import TABLES, Column, Row, Run, Scale, Table, plan_cell, plan_table
 from frskd_plugin.commands.reproduce_runs import (
     Store,
     Trainer,
@@ -28,7 +28,6 @@ from frskd_plugin.commands.reproduce_runs import (
     training_process,
     write_json,
 )
-from frskd_plugin.commands.reproduce_text import draw, markdown, points_of, scores_of
 from frskd_plugin.commands.side_by_side import PAUSED
 from frskd_plugin.methods import registry
 from tests.helpers.real_runs import REPOSITORY
@@ -38,6 +37,7 @@ PAPER = Scale()
 REDUCED = Scale(epochs=8, images_per_class=100)
 SMALL = ["table1", "--datasets", "cifar100", "--models", "wrn_16_2", "--no-cost"]
 WRN, RESNET18 = Column("cifar100", "wrn_16_2"), Column("cifar100", "resnet18_cifar")
+EFFDET = Column("voc", "effdet_d0", "mIoU")
 
 # In place of a training: scores an epoch after the other, goes on where it was, and dies or pauses after an epoch.
 FAKE = """
@@ -65,7 +65,7 @@ class FakeTraining:
         self.stops: dict[int, int] = {}
         self.last_words = "out of memory"
 
-    def __call__(self, runs: Sequence[Run], **_: Any) -> list[str]:
+    def __call__(self, runs: Sequence[Run], *_: Any) -> list[str]:
         self.started.append([run.name for run in runs])
         words = self.last_words
         what = [(str(self.store.folder(r)), r.epochs, 70.0 + r.seed, self.stops.get(r.seed, 0), words) for r in runs]
@@ -98,27 +98,28 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def fake(store: Store) -> FakeTraining:
-    return FakeTraining(store)
+def fake(store: Store, monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    training = FakeTraining(store)
+    monkeypatch.setattr(reproduce_runs, "training_process", training)
+    return training
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def trainer(store: Store, fake: FakeTraining, tmp_path: Path) -> Trainer:
+    return Trainer(store, tmp_path, ["cpu"], jobs=2)
 
 
 @pytest.fixture
-def trainer(store: Store, fake: FakeTraining, said: list[str]) -> Trainer:
-    return Trainer(store, fake, ["cpu"], jobs=2, say=said.append)
-
-
-@pytest.fixture
-def tool(fake: FakeTraining, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+def tool(fake: FakeTraining, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """The command line with fake trainings, in a folder of its own; 2 for an error."""
-    monkeypatch.setattr(command, "training_process", fake)
+    monkeypatch.setattr(command, "measure", lambda runs, device: cost(**dict.fromkeys(runs, 1.0)))
     monkeypatch.chdir(tmp_path)
     folders = ["--work-dir", "work", "--out", "out", "--device", "cpu"]
     return lambda *arguments: run_command("reproduce", [*arguments, *folders])
+
+
+def cost(batch: int = 1, plain: float = 0.01, **ratios: float) -> dict[str, Any]:
+    return {"batch": batch, "plain": plain, "ratios": ratios}
 
 
 # --- the tables as data, and their runs ---
@@ -126,12 +127,13 @@ def tool(fake: FakeTraining, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_every_cell_has_the_papers_number() -> None:
     for table in TABLES.values():
-        cells = {(row.key, column) for row in table.rows for column in table.columns}
-        assert set(table.scores) == (set() if table.name == "fig4" else cells)
-        assert all((score.std is None) == (table.name in ("table3", "table4")) for score in table.scores.values())
-    assert TABLES["table1"].scores["baseline", WRN] == Score(70.42, 0.08)
-    assert TABLES["table3"].scores["frskd", Column.of("imagenet/resnet34/top5")] == Score(92.11)
-    assert TABLES["table4"].scores["frskd", Column.of("voc/effdet_d1/mIoU")] == Score(83.88)
+        for row in table.rows:
+            assert list(row.scores) == ([] if table.name == "fig4" else table.columns)
+            assert all(("±" in score) == (table.name not in ("table3", "table4")) for score in row.scores.values())
+    found = {(table.name, row.key): row.scores for table in TABLES.values() for row in table.rows}
+    assert found["table1", "baseline"][WRN] == "70.42 ± 0.08"
+    assert found["table3", "frskd"][Column("imagenet", "resnet34", "top5")] == "92.11"
+    assert found["table4", "frskd"][Column("voc", "effdet_d1", "mIoU")] == "83.88"
 
 
 def test_names_are_stable_and_say_what_a_run_is() -> None:
@@ -167,13 +169,15 @@ def test_rows_are_run_in_the_order_of_their_names_or_the_important_ones_first() 
 
 
 def test_records_of_earlier_versions_count_and_those_of_another_device_do_not(store: Store) -> None:
-    published = REPOSITORY / "docs" / "results"
+    def scores(store: Store, run: Run) -> list[float]:
+        return [record["last"]["top1"] for record in store.records_of(run).values()]
+
     scale = Scale(6, 20, ("train_cfg.val_interval=6",), ("--amp-dtype", "bf16", "--channels-last"), "cuda")
-    run, both = cell("table1", "frskd_sla", WRN, scale), Store(store.work_dir, store.out, published)
-    assert [record["last"]["top1"] for record in both.records_of(run)] == [5.65, 4.96] and not store.records_of(run)
+    run, both = cell("table1", "frskd_sla", WRN, scale), Store(store.work_dir, store.out, REPOSITORY / "docs/results")
+    assert scores(both, run) == [5.65, 4.96] and not store.records_of(run)
     write_record(store, run, top1=7.0)
-    assert [record["last"]["top1"] for record in both.records_of(run)] == [7.0, 4.96]  # one's own comes first
-    assert store.records_of(dataclasses.replace(run, device="cpu")) == []
+    assert scores(both, run) == [7.0, 4.96]  # one's own comes first
+    assert not store.records_of(dataclasses.replace(run, device="cpu"))
 
 
 def test_settings_are_the_papers() -> None:
@@ -192,7 +196,7 @@ def test_settings_are_the_papers() -> None:
         ("table7", "kd_attention", "mit67/resnet18", attention),
         ("fig4", "alpha3_beta500", "mit67/resnet18", {**common, "alpha": 3.0, "beta": 500.0}),
     ):
-        assert cell(table, key, Column.of(column)).settings == expected
+        assert cell(table, key, Column(*column.split("/"))).settings == expected
 
 
 def test_schedules_shrink_in_proportion() -> None:
@@ -200,7 +204,7 @@ def test_schedules_shrink_in_proportion() -> None:
     run = cell("table1", "frskd", WRN, REDUCED)
     schedule = ("train_cfg.max_epochs=8", "param_scheduler.milestones=[4,6]")
     assert (run.epochs, run.options) == (8, (*schedule, "train_dataloader.dataset.images_per_class=100"))
-    segmentor = cell("table4", "frskd", Column.of("voc/effdet_d0/mIoU"), Scale(epochs=6))
+    segmentor = cell("table4", "frskd", EFFDET, Scale(epochs=6))
     assert (segmentor.config, segmentor.method) == ("frskd_voc_effdet_d0", None)
     schedule = ("train_cfg.max_epochs=6", "param_scheduler.milestones=[4]")
     assert segmentor.options == (*schedule, "custom_hooks.2.begin=4", "custom_hooks.2.end=6")
@@ -231,7 +235,7 @@ def test_command_line_of_a_run(store: Store, tmp_path: Path) -> None:
         *("teacher.model_name=resnet34_cifar", f"teacher.checkpoint={teacher}"),
         *("--compile", "--cfg-options", "train_cfg.max_epochs=8", "param_scheduler.milestones=[4,6]"),
     ]
-    segmentor = cell("table4", "baseline", Column.of("voc/effdet_d0/mIoU"))
+    segmentor = cell("table4", "baseline", EFFDET)
     where = ["--data-root", str(tmp_path / "VOCdevkit"), "--work-dir", str(store.folder(segmentor))]
     assert training_arguments(segmentor, store, tmp_path)[1:] == [*where, "--seed", "0", "--resume"]
     python, *words, work = training_process([run, segmentor], store, tmp_path, deadline=7.0)
@@ -245,14 +249,13 @@ def test_command_line_of_a_run(store: Store, tmp_path: Path) -> None:
 
 def test_processes_share_the_devices_and_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    several = Trainer(Store(Path(), Path()), list, ["cuda:0", "cuda:3"], jobs=3, threads=2)
+    several = Trainer(Store(Path(), Path()), Path(), ["cuda:0", "cuda:3"], jobs=3, threads=2)
     assert [several.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "3", "0"]
     assert several.environment(0)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,GPU-7")  # of those that a scheduler has given
     assert [several.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4", "GPU-7"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     several.devices = ["cpu", "cuda"]
-    assert several.environment(0)["CUDA_VISIBLE_DEVICES"] == "" and "CUDA_VISIBLE_DEVICES" not in several.environment(1)
+    assert [several.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["", "4,5,6,GPU-7"]
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [threads_for(jobs) for jobs in (1, 2, 3, 16)] == [None, 4, 2, 1]
@@ -289,7 +292,7 @@ def test_done_runs_are_skipped_and_recorded(trainer: Trainer, fake: FakeTraining
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(
-    trainer: Trainer, fake: FakeTraining, store: Store, said: list[str]
+    trainer: Trainer, fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer.side_by_side, trainer.jobs = 2, 1
     fake.stops[0] = 2
@@ -300,6 +303,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(
     reason = failures["Baseline, CIFAR-100, WRN-16-2, seed 0"]
     assert reason.startswith("it ended before epoch 3 was scored; ")
     assert reason.splitlines()[-1].strip() == "out of memory"
+    said = capsys.readouterr().out.splitlines()
     assert said[0] == f"started  {small_run(0).label}: {store.log(small_run(0))}"
     assert f"finished {small_run(1).label}: epoch 3, top1 74.00, top5 90.00" in said
 
@@ -310,11 +314,11 @@ def test_a_failed_run_is_reported_and_the_others_go_on(
 
 
 def test_runs_that_the_clock_stops_are_no_failures(
-    trainer: Trainer, fake: FakeTraining, store: Store, said: list[str]
+    trainer: Trainer, fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer.jobs, fake.stops, fake.last_words = 1, {0: 1}, PAUSED
     assert trainer.train([small_run(0), small_run(1)]) == {}
-    assert said[-2:] == [
+    assert capsys.readouterr().out.splitlines()[-2:] == [
         f"paused   {small_run(0).label}",
         "the time is up; 2 runs are left, the same command goes on with them",
     ]
@@ -325,27 +329,28 @@ def test_runs_that_the_clock_stops_are_no_failures(
 
 
 def test_progress_is_told(
-    trainer: Trainer, fake: FakeTraining, said: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, fake: FakeTraining, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduce_runs, "TELL_SECONDS", 0.0)
     trainer.jobs, fake.stops, fake.last_words = 1, {1: 2}, PAUSED
     trainer.train([small_run(1), small_run(0)])
-    (line,) = (line for line in said if line.startswith("         "))
-    assert line.startswith(f"         {small_run(1).label}: epoch 2, top1 73.00, top5 90.00 (of 3 epochs); all of them")
+    told = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]
+    assert told[0] == f"{small_run(1).label}: epoch 2, top1 73.00, top5 90.00 (of 3 epochs)"
+    assert told[1].startswith("all of them: about ") and len(told) == 2
 
 
-def test_stopping_ends_the_processes(store: Store) -> None:
-    def stop(run: Run) -> None:
+def test_stopping_ends_the_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
         raise KeyboardInterrupt
 
     quick, number = FakeTraining(store), store.work_dir / "number"
     code = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     slow = [sys.executable, "-S", "-c", code]
-    make = lambda runs: slow if runs[0].seed else quick(runs)  # noqa: E731
-    trainer = Trainer(store, make, ["cpu"], 2, on_done=stop, say=lambda line: None)
+    make = lambda runs, *_: slow if runs[0].seed else quick(runs)  # noqa: E731
+    monkeypatch.setattr(reproduce_runs, "training_process", make)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt, match="the same command goes on from here"):
-        trainer.train([small_run(1), small_run(0)])
+        Trainer(store, Path(), ["cpu"], 2, on_done=stop).train([small_run(1), small_run(0)])
     assert time.monotonic() - started < 50
     assert not number.exists() or not Path(f"/proc/{number.read_text()}").exists()
 
@@ -399,8 +404,7 @@ def test_markdown(store: Store) -> None:
         write_record(store, cell(table, "baseline", table.columns[0], PAPER, seed), top1=top1, top5=89.0)
     write_record(store, cell(table, "baseline", table.columns[0], Scale(epochs=9), 2), top1=10.0, top5=20.0)
     write_record(store, cell(table, "baseline", table.columns[0], Scale(device="cuda"), 2), top1=10.0, top5=20.0)
-    costs = {"resnet18": StepCost(batch=8, plain=0.5, forward=0.1, ratios={"baseline": 1.0, "frskd": 2.0})}
-    text = markdown(table, PAPER, scores_of(table, PAPER, store), costs)
+    text = session(table, store).write({"resnet18": cost(8, 0.5, baseline=1.0, frskd=2.0)})
     assert text.startswith("# Table 3: ImageNet\n\nThe paper's schedule: 90 epochs, all training images.\n\n")
     assert (
         "| method | ImageNet, ResNet18 | paper | ImageNet, ResNet18, top-5 accuracy | paper | step, ResNet18 |\n"
@@ -412,43 +416,46 @@ def test_markdown(store: Store) -> None:
 
 
 def test_a_reduced_table_cannot_be_taken_for_the_papers(store: Store) -> None:
-    table = TABLES["table1"].chosen(["cifar100"], ["wrn_16_2"], ["frskd"])
+    table = TABLES["table1"].chosen(["cifar100"], ["wrn_16_2"])
     scale = Scale(8, 100, ("train_dataloader.batch_size=64",), ("--amp-dtype", "bf16"))
     write_record(store, cell(table, "frskd", WRN, scale), top1=30.0)
-    title, _, conditions, *rest = markdown(table, scale, scores_of(table, scale, store), {}).splitlines()
+    title, _, conditions, *rest = session(table, store, scale).write({}).splitlines()
     assert title == "# Table 1: self-distillation on CIFAR-100 and TinyImageNet (reduced runs)"
     assert conditions.startswith(
         "**Not the paper's conditions:** 8 of 200 epochs (learning rate / 10 after 4,6); the first 100 training images "
         "of each class; `train_dataloader.batch_size=64`; `--amp-dtype bf16`. "
     )
     assert "| FRSKD | 30.00 (1) | 73.27 ± 0.45 |" in rest and "paper (full runs)" in "".join(rest)
-    assert "30.00" not in markdown(table, PAPER, scores_of(table, PAPER, store), {})
+    assert "30.00" not in session(table, store).write({})
 
 
 def test_each_file_keeps_the_columns_of_other_calls_and_has_one_scale(store: Store) -> None:
+    def columns(session: Session) -> list[str]:
+        return list(dict.fromkeys(column.data for _, column in session.records()))
+
     whole = TABLES["table5"]
     write_record(store, cell(whole, "baseline", Column("dogs", "resnet18")), top1=60.0)
     write_record(store, cell(whole, "baseline", RESNET18, REDUCED), top1=20.0)
-    shown = session(whole.chosen(datasets=["mit67"], methods=["frskd"]), store).shown
-    assert [column.data for column in shown.columns] == ["mit67", "dogs"] and shown.rows == whole.rows
-    reduced = session(whole.chosen(datasets=["cifar100"]), store, REDUCED)
-    assert [column.data for column in reduced.shown.columns] == ["cifar100"]
+    assert columns(session(whole.chosen(datasets=["mit67"], methods=["frskd"]), store)) == ["mit67", "dogs"]
+    assert columns(session(whole.chosen(datasets=["cifar100"]), store, REDUCED)) == ["cifar100"]
     scales = [PAPER, REDUCED, Scale(8), Scale(8, None, ("a=1",)), Scale(8, None, ("a=2",)), Scale(8, 100, ("a=1",))]
     stems = [session("table1", store, scale).file_stem for scale in scales]
     assert stems[:3] == ["table1", "table1_8_epochs_100_images", "table1_8_epochs"]
     assert len(set(stems)) == len(stems) and stems[3].startswith("table1_8_epochs_changed_")
 
 
-def test_figure_4(tmp_path: Path) -> None:
+def test_figure_4(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr("matplotlib.axes.Axes.errorbar", lambda axis, *line, label, **_: lines.append((label, *line)))
     table = TABLES["fig4"].chosen(datasets=["cifar100"])
     assert sorted((row.settings["alpha"], row.settings["beta"]) for row in table.rows) == [
         (float(a), float(b)) for a in (1, 2, 3) for b in (50, 100, 200, 500)
     ]
-    measured = {("alpha2_beta50", 0): [70.0, 72.0], ("alpha2_beta500", 0): [71.0]}
-    scores = {(row.key, 0): [] for row in table.rows} | measured
-    assert points_of(table, scores, 0) == {2.0: [(50.0, 71.0, pytest.approx(2**0.5)), (500.0, 71.0, 0.0)]}
-    draw(table, scores, "three seeds", tmp_path / "plots" / "fig4.png")
-    assert (tmp_path / "plots" / "fig4.png").read_bytes().startswith(b"\x89PNG")
+    for key, seed, top1 in (("alpha2_beta50", 0, 70.0), ("alpha2_beta50", 1, 72.0), ("alpha2_beta500", 0, 71.0)):
+        write_record(store, cell(table, key, WRN, PAPER, seed), top1=top1)
+    assert "![Figure 4: sensitivity to alpha and beta](fig4.png)" in session(table, store).write({})
+    assert lines == [("alpha 2", [50.0, 500.0], [71.0, 71.0], [pytest.approx(2**0.5), 0.0])]
+    assert (store.out / "fig4.png").read_bytes().startswith(b"\x89PNG")
 
 
 # --- Table 6, cost and estimate ---
@@ -480,19 +487,19 @@ def test_steps_of_equal_cost_are_timed_once_and_costs_are_kept(store: Store, mon
     """Methods with data of their own, on real networks; the clock is not."""
     timed: list[int] = []
 
-    def medians(turns: Sequence[Any], repeat: int, warmup: int, what: str) -> list[float]:
+    def medians(turns: Sequence[Any], *_: Any) -> list[float]:
         timed.append(len(turns))
         assert all(turn() > 0 for turn in turns)
-        return [1.0, 0.3, *(1.0 + index for index in range(len(turns) - 2))]
+        return [0.5, *(1.0 + index for index in range(len(turns) - 1))]
 
     monkeypatch.setattr(reproduce_cost, "CPU_BATCH_SMALL", 2)
     monkeypatch.setattr(reproduce_cost, "interleaved_medians", medians)
     rows = [row for row in TABLES["table1"].rows if row.key in ("ddgsd", "cs_kd")]
     small = dataclasses.replace(TABLES["table1"], rows=rows)
     monkeypatch.setitem(TABLES, "table1", small)
-    first, again = (session(small.chosen(["cifar100"], ["wrn_16_2"]), store).costs(repeat=1) for _ in range(2))
-    assert first == again and timed == [4] and first["wrn_16_2"] == StepCost(2, 1.0, 0.3, {"ddgsd": 1.0, "cs_kd": 2.0})
-    assert session("table1", store, device="cuda").costs(repeat=0) == {}
+    first, again = (session(small.chosen(["cifar100"], ["wrn_16_2"]), store).costs(True) for _ in range(2))
+    assert first == again == {"wrn_16_2": cost(2, 0.5, ddgsd=2.0, cs_kd=4.0)} and timed == [3]
+    assert session("table1", store, device="cuda").costs(False) == {}
     fig4 = {reproduce_cost.step_signature(run) for run in plan_table(TABLES["fig4"], PAPER, (0,))}
     assert len(fig4) == 1  # the weights change nothing but to 0
     cub = Column("cub200", "resnet18")
@@ -500,13 +507,12 @@ def test_steps_of_equal_cost_are_timed_once_and_costs_are_kept(store: Store, mon
 
 
 def test_estimate() -> None:
-    costs = {"resnet18_cifar": StepCost(batch=10, plain=2.0, forward=0.5, ratios={"baseline": 1.0, "frskd": 3.0})}
-    # 8 epochs of 100 x 100 images at 3 x 0.2 s, and of 10000 scored at 0.05 s
+    costs = {"resnet18_cifar": cost(batch=10, plain=2.0, baseline=1.0, frskd=3.0)}
+    # 8 epochs of 100 x 100 images at 3 x 0.2 s
     estimate, run = reproduce_cost.estimate_seconds, cell("table1", "frskd", RESNET18, REDUCED)
-    assert estimate(run, costs) == pytest.approx(8 * (10000 * 0.6 + 10000 * 0.05))
-    teacher = Run("baseline_cifar100_resnet18_cifar", "cifar100", "resnet34_cifar", "baseline", epochs=1)
-    assert estimate(teacher, costs) == pytest.approx(2 * (50000 * 0.2 + 10000 * 0.05))
-    assert estimate(small_run(), costs) is None
+    assert estimate(run, REDUCED, costs) == pytest.approx(8 * 10000 * 0.6)
+    assert estimate(cell("table1", "baseline", RESNET18), PAPER, costs) == pytest.approx(200 * 50000 * 0.2)
+    assert estimate(small_run(), PAPER, costs) is None
 
 
 # --- the command line ---
@@ -532,10 +538,8 @@ def test_tool_writes_the_table_and_says_what_failed(
 
 def test_only_publish_writes_outside_the_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(Path("work_dirs/reproduce"), Path("work_dirs/reproduce/results"))
-    monkeypatch.setattr(command, "training_process", FakeTraining(store))
-    monkeypatch.setattr(
-        command, "measure", lambda runs, repeat, device: StepCost(8, 1.0, 0.3, dict.fromkeys(runs, 1.0))
-    )
+    monkeypatch.setattr(reproduce_runs, "training_process", FakeTraining(store))
+    monkeypatch.setattr(command, "measure", lambda runs, device: cost(**dict.fromkeys(runs, 1.0)))
     monkeypatch.chdir(tmp_path)
     published = Path("docs/results")
     old = {k: v for k, v in cell("table1", "baseline", WRN, Scale(4), 1).identity.items() if k != "device"}
@@ -558,10 +562,8 @@ def test_only_publish_writes_outside_the_work_folder(tmp_path: Path, monkeypatch
 
 
 def test_dry_run_lists_and_trains_nothing(
-    tool: Callable[..., int], fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(command, "measure", lambda runs, repeat, device: StepCost(1, 0.01, 0.0, dict.fromkeys(runs, 1)))
+    tool: Callable[..., int], fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [*SMALL[:-1], "--methods", "baseline", "frskd", "--seeds", "0", "--dry-run", "--side-by-side", "2"]
     assert tool(*options, "--epochs", "36", "--images-per-class", "10") == 0
     first, _, counts, total = capsys.readouterr().out.splitlines()
