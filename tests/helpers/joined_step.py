@@ -1,12 +1,11 @@
 """One training step of the tiny FRSKD segmentor on a rank's part of a batch; rank 0 writes the loss and the gradients.
 
-Run by torch.distributed.run with a file to write as argument; without a launcher it takes the whole batch.
+Outside of a process group it takes the whole batch.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from tests.helpers.tiny_mmseg import MODELS, tiny_config
 BATCH = 4
 
 
-def main(out: str) -> None:
+def joined_step(out: Path) -> None:
     """Write ``{'loss': scalar, 'grads': {name: tensor}}`` to ``out``."""
     parallel = "RANK" in os.environ
     init_distributed("pytorch" if parallel else "none")
@@ -50,7 +49,3 @@ def main(out: str) -> None:
     if rank == 0:
         torch.save({"loss": loss / world_size, "grads": grads}, out)
     end_distributed()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

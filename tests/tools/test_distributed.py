@@ -1,9 +1,7 @@
-"""Several processes: tools/dist_train.sh with gloo, two nodes on loopback, and the step against the joined batch."""
+"""Several processes: a run of two, what tools/dist_train.sh starts, and the step against the joined batch."""
 
 from __future__ import annotations
 
-import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,36 +9,27 @@ import torch
 from torch import nn
 
 from frskd_plugin.mmengine.distributed import SyncBNDataParallel, init_distributed, prepare_distributed
-from tests.helpers.real_runs import run_tool, write_config
+from tests.helpers.joined_step import joined_step
+from tests.helpers.real_runs import in_two_processes, load_tool, run_tool, write_config
 from tests.helpers.tiny_mmseg import tiny_config
 
 DIST_TRAIN = "tools/dist_train.sh"
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture
 def config_file(data_root: Path, tmp_path: Path) -> Path:
     """FRSKD, with DDP's check that every parameter gets a gradient (`find_unused_parameters` is off)."""
-    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=2, workers=0, frskd=True))
-
-
-def assert_ranks_agree(work_dir: Path) -> None:
-    first, second = (torch.load(work_dir / f"rank_{rank}.pth", weights_only=True) for rank in range(2))
-    assert first.keys() == second.keys()
-    assert any(key.startswith("self_teacher.") for key in first)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=1, workers=0, frskd=True))
 
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(config_file: Path, tmp_path: Path) -> None:
-    done = run_tool(DIST_TRAIN, config_file, 2, "--work-dir", tmp_path / "run", PORT=str(free_port()))
-    assert "self_teacher.loss_feat" in done.stdout
-    assert_ranks_agree(tmp_path / "run")
+    arguments = [str(config_file), "--launcher", "pytorch", "--work-dir", str(tmp_path / "run")]
+    in_two_processes(load_tool("train").main, arguments)
+    first, second = (torch.load(tmp_path / f"run/rank_{rank}.pth", weights_only=True) for rank in range(2))
+    assert first.keys() == second.keys()
+    assert any(key.startswith("self_teacher.") for key in first)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_node_of_several_is_launched(config_file: Path) -> None:
@@ -52,11 +41,9 @@ def test_a_node_of_several_is_launched(config_file: Path) -> None:
     assert words[-5:] == [str(config_file), "--launcher", "pytorch", "--seed", "3"]
 
 
-@pytest.mark.slow
 def test_step_equals_the_joined_batch(tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    run_tool(sys.executable, *launcher, "tests/helpers/joined_step.py", tmp_path / "two.pth")
-    run_tool(sys.executable, "tests/helpers/joined_step.py", tmp_path / "one.pth")
+    in_two_processes(joined_step, tmp_path / "two.pth")
+    joined_step(tmp_path / "one.pth")
     two, one = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("two", "one"))
     # not closer: mmseg adds an epsilon to the number of valid pixels, on each rank
     torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-9, atol=0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from frskd_plugin import commands
 from frskd_plugin.mmengine.resume import load_checkpoint
 from tests.helpers.real_runs import command, final_weights, load_tool, train, write_config
 from tests.helpers.tiny_mmseg import tiny_config
@@ -30,7 +30,13 @@ randomness = dict(seed=1)
 
 @pytest.fixture
 def config_file(data_root: Path, tmp_path: Path) -> Path:
-    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=3, frskd=True))
+    return write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=2, frskd=True))
+
+
+@pytest.fixture(scope="module")
+def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """An FRSKD run of two epochs of 4 iterations."""
+    return train(tiny_config(data_root, epochs=2, frskd=True), tmp_path_factory.mktemp("whole"))
 
 
 def built(config_file: Path, *options: object) -> Config:
@@ -40,49 +46,40 @@ def built(config_file: Path, *options: object) -> Config:
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
-    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_stopped_refused_resumed_and_overwritten(
+    whole: Runner, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(data_root, epochs=2, frskd=True)
-    options = (write_config(tmp_path / "tiny.py", config), "--work-dir", tmp_path / "stopped", "--seed", 3)
-    monkeypatch.setenv("TINY_STOP_AT_ITER", "6")  # in the second of two epochs of 4 iterations
-    assert command("train", *options).returncode == 130
-    monkeypatch.delenv("TINY_STOP_AT_ITER")
-    assert command("train", *options, "--resume").returncode == 0
-    train(config, tmp_path / "whole")
-    expected, weights = final_weights(tmp_path / "whole", 2), final_weights(tmp_path / "stopped", 2)
-    assert expected.keys() == weights.keys()
-    assert all(torch.equal(expected[key], weights[key]) for key in expected)
-
-
-def test_stopped_refused_and_overwritten(
-    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = write_config(tmp_path / "tiny.py", tiny_config(data_root, epochs=2, workers=0))
-    work_dir = tmp_path / "w"
-    options = [str(file), "--work-dir", str(work_dir)]
-    monkeypatch.setenv("TINY_STOP_AT_ITER", "6")  # in the second of two epochs of 4 iterations
-    assert commands.run("train", options) == 130
-    first = work_dir / "epoch_1.pth"
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"frskd train: stopped by Ctrl-C: --resume goes on from {first} (epoch 1, iteration 4); 1 ")
+    options = (config_file, "--work-dir", tmp_path / "w")
+    first = tmp_path / "w" / "epoch_1.pth"
+    monkeypatch.setenv("TINY_STOP_AT_ITER", "6")  # in the second epoch
+    stopped = command("train", *options)
+    line = f"frskd train: stopped by Ctrl-C: --resume goes on from {first} (epoch 1, iteration 4); 1 "
+    assert stopped.returncode == 130 and stopped.stderr.splitlines()[-1].startswith(line)
     monkeypatch.delenv("TINY_STOP_AT_ITER")
 
     before = first.read_bytes()
-    assert commands.run("train", options) == 2
-    assert "newest is epoch_1.pth, epoch 1): give --resume to go on" in capsys.readouterr().err
-    other = ["--resume", "--cfg-options", "model.decode_head.channels=4"]
-    assert commands.run("train", [*options, *other]) == 2
-    shown = capsys.readouterr().err
-    assert "epoch_1.pth does not fit the model of this config: shape decode_head.conv_seg.weight" in shown
-    assert commands.run("test", [str(file), str(first), "--work-dir", str(tmp_path / "t"), *other[1:]]) == 2
-    assert "or --partial-load to test" in capsys.readouterr().err
+    other = ("--cfg-options", "model.decode_head.channels=4")
+    for refused, message in (
+        (command("train", *options), r"newest is epoch_1.pth, epoch 1\): give --resume to go on"),
+        (
+            command("train", *options, "--resume", *other),
+            "epoch_1.pth does not fit the model of this config: shape decode_head.conv_seg.weight",
+        ),
+        (command("test", config_file, first, "--work-dir", tmp_path / "t", *other), "or --partial-load to test"),
+        (command("train", *options, "--overwrite", "--resume"), "give one of them"),
+    ):
+        assert refused.returncode == 2 and re.search(message, refused.stderr), refused.stderr
     assert first.read_bytes() == before
 
-    assert commands.run("train", [*options, "--overwrite", "--cfg-options", "train_cfg.max_epochs=1"]) == 0
-    run_ids = {load_checkpoint(path)["meta"]["run_id"] for path in work_dir.glob("*_1.pth")}
+    assert command("train", *options, "--resume").returncode == 0
+    expected, weights = final_weights(Path(whole.work_dir), 2), final_weights(tmp_path / "w", 2)
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
+
+    shorter = ("--overwrite", "--cfg-options", "train_cfg.max_epochs=1", "train_dataloader.num_workers=0")
+    assert command("train", *options, *shorter, "train_dataloader.persistent_workers=False").returncode == 0
+    run_ids = {load_checkpoint(path)["meta"]["run_id"] for path in (tmp_path / "w").glob("*epoch_1.pth")}
     assert len(run_ids) == 1 and first.read_bytes() != before
-    assert commands.run("train", [*options, "--overwrite", "--resume"]) == 2
 
 
 def test_options_reach_the_config(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,20 +220,14 @@ def test_config_of_a_later_version(config_file: Path) -> None:
     ("option", "message"),
     [
         ("default_hooks.checkpoint.new_key=1", "unexpected keyword argument 'new_key'. Check the spelling"),
+        ("optim_wrapper.optimizer.nesterow=1", "unexpected keyword argument 'nesterow'.*spelling"),  # built last
         ("model.backbone.type=BackboneOfTomorrow", "BackboneOfTomorrow is not in the .* registry.*Check the spelling"),
     ],
 )
-def test_keys_and_types_of_a_later_version(
-    config_file: Path, tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert commands.run("train", [str(config_file), "--work-dir", str(tmp_path / "w"), "--cfg-options", option]) == 2
-    assert re.search(f"error: config .*tiny.py: .*{message}", capsys.readouterr().err.splitlines()[-1])
-
-
-def test_spelling_of_what_is_built_when_the_training_starts(config_file: Path, tmp_path: Path) -> None:
-    option = "optim_wrapper.optimizer.nesterow=1"
-    with pytest.raises(ValueError, match="(?s)config .*tiny.py: .*unexpected keyword argument 'nesterow'.*spelling"):
-        load_tool("train").main([str(config_file), "--work-dir", str(tmp_path / "w"), "--cfg-options", option])
+def test_misspelled_keys_and_types(config_file: Path, tmp_path: Path, option: str, message: str) -> None:
+    done = command("train", config_file, "--work-dir", tmp_path / "w", "--cfg-options", option)
+    assert done.returncode == 2
+    assert re.search(f"error: config .*tiny.py: .*{message}", done.stderr.splitlines()[-1])
 
 
 def test_options_for_a_config_without_model_and_data(tmp_path: Path) -> None:
@@ -247,15 +238,11 @@ def test_options_for_a_config_without_model_and_data(tmp_path: Path) -> None:
         built(tmp_path / "empty.py", "--data-root", tmp_path)
 
 
-def test_test_tool_reports_the_score_of_the_last_validation(
-    config_file: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runner = train(tiny_config(data_root, epochs=1, workers=0), tmp_path / "run")
-    validated = runner.message_hub.get_scalar("val/mIoU").current()
-    tool, options = load_tool("test"), ["--work-dir", str(tmp_path / "test"), "--out", str(tmp_path / "maps")]
-    tool.main([str(config_file), str(tmp_path / "run" / "epoch_1.pth"), *options])
+def test_test_tool_reports_the_score_of_the_last_validation(whole: Runner, config_file: Path, tmp_path: Path) -> None:
+    options = ["--work-dir", str(tmp_path / "test"), "--out", str(tmp_path / "maps")]
+    load_tool("test").main([str(config_file), str(Path(whole.work_dir) / "epoch_2.pth"), *options])
     (scores,) = (tmp_path / "test").glob("*/*.json")
-    assert Config.fromfile(scores).mIoU == pytest.approx(validated)
+    assert Config.fromfile(scores).mIoU == pytest.approx(whole.message_hub.get_scalar("val/mIoU").current())
     assert len(list((tmp_path / "maps").glob("*.png"))) == 8
 
 

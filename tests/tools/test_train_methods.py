@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,16 @@ import timm
 import torch
 
 import frskd_plugin.timm  # noqa: F401
-from frskd_plugin import commands
 from frskd_plugin.methods import method_names
-from tests.helpers.real_runs import REPOSITORY, environment, final_weights, load_tool, write_config
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
+from tests.helpers.real_runs import command, final_weights, in_two_processes, load_tool, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
-from tests.tools.test_distributed import free_port
 
 TEACHER = dict(model_name="wrn_16_2", num_classes=100, depth=10, k=2)
 OPTIONS = {"frskd": ["width=1"], "frskd_sla": ["width=1", "single_pass=True"], "one": ["rampup_epochs=2"]}
 # They keep something from one epoch to the next, follow a schedule, or need a sampler of their own.
 WITH_STATE = ["cs_kd", "dlb", "one", "ps_kd"]
+TOGETHER = ["cs_kd", "dlb", "ps_kd"]
 IMAGES = 28  # of training, 8 of them a step
 
 
@@ -40,18 +39,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def run(cifar: Path, work_dir: Path, method: str, *options: object, epochs: int = 1) -> None:
-    """tools/train.py in this process."""
-    config = tiny_config(cifar, "baseline_cifar100_wrn_16_2", epochs=epochs, train_dataloader__batch_size=8)
-    # drawing takes longer than such a training
-    config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != "ClassifierAttentionPictureHook"]
-    config.visualizer.vis_backends = [dict(type="LocalVisBackend")]
+def write_tiny(cifar: Path, folder: Path, epochs: int = 1, batch_size: int = 8) -> Path:
+    config = tiny_config(cifar, "baseline_cifar100_wrn_16_2", epochs=epochs, train_dataloader__batch_size=batch_size)
     # mmengine shares logger, message hub and visualizer between runs of one name
     config.experiment_name = config.visualizer.name = f"tiny_{uuid.uuid4().hex}"
-    work_dir.mkdir(exist_ok=True)
-    file = write_config(work_dir.parent / "tiny.py", config)
-    arguments = [file, "--work-dir", work_dir, "--method", method, *options]
-    load_tool("train").main(list(map(str, arguments)))
+    return write_config(folder / "tiny.py", config)
+
+
+def run(cifar: Path, work_dir: Path, method: str, *options: object, epochs: int = 1) -> None:
+    """tools/train.py in this process."""
+    file = write_tiny(cifar, work_dir.parent, epochs)
+    load_tool("train").main([str(file), "--work-dir", str(work_dir), "--method", method, *map(str, options)])
 
 
 def options_of(method: str, teacher: Path) -> list[str]:
@@ -94,19 +92,13 @@ def test_resumed_method_equals_the_uninterrupted_one(
     assert_equal(weights, final_weights(tmp_path / "resumed", 2))
     assert history(tmp_path / "whole") == history(tmp_path / "resumed")
     assert len(history(tmp_path / "whole")) == 2
-    if method == "ps_kd":
+    if method == "ps_kd":  # a network for the images of its run, which the test tool builds from the run's config
+        files = [str(tmp_path / "whole" / name) for name in ("tiny.py", "epoch_2.pth")]
+        load_tool("test").main([*files, "--work-dir", str(tmp_path / "test")])
+        (scores,) = (tmp_path / "test").glob("*/*.json")
+        assert json.loads(scores.read_text())["top1"] == history(tmp_path / "whole")[1]["top1"]
         table = weights["network.method.predictions.bits"].view(torch.float16)
         torch.testing.assert_close(table.float().sum(1), torch.ones(IMAGES), rtol=0, atol=0.01)
-
-
-def test_checkpoint_of_a_method_is_tested_with_the_config_of_its_run(cifar: Path, tmp_path: Path) -> None:
-    work_dir = tmp_path / "w"
-    run(cifar, work_dir, "ps_kd")
-    load_tool("test").main(
-        [str(work_dir / "tiny.py"), str(work_dir / "epoch_1.pth"), "--work-dir", str(tmp_path / "t")]
-    )
-    (scores,) = (tmp_path / "t").glob("*/*.json")
-    assert json.loads(scores.read_text())["top1"] == history(work_dir)[0]["top1"]
 
 
 @pytest.mark.parametrize(
@@ -121,43 +113,31 @@ def test_checkpoint_of_a_method_is_tested_with_the_config_of_its_run(cifar: Path
         ),
     ],
 )
-def test_mistakes_end_in_one_line(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = "configs/baseline_cifar100_wrn_16_2.py"
-    assert commands.run("train", [config, "--work-dir", str(tmp_path), *options]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+def test_mistakes_end_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:
+    done = command("train", "configs/baseline_cifar100_wrn_16_2.py", "--work-dir", tmp_path, *options)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
     assert re.search(message, line)
+
+
+def train_each(file: Path, methods: Sequence[str]) -> None:
+    """One process of two that train an epoch with each method."""
+    tool = load_tool("train")
+    init_distributed("pytorch")
+    for method in methods:
+        names = ["--cfg-options", f"experiment_name={method}", f"visualizer.name={method}"]
+        options = ["--method", method, "--work-dir", str(file.parent / method), "--launcher", "pytorch", *names]
+        args = tool.parse_args([str(file), *options])
+        tool.train(tool.build_config(args), args)
+    end_distributed()
 
 
 @pytest.fixture(scope="module")
 def two_processes(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Work folders of methods, each trained for an epoch by two processes: one launch for all of them."""
-    folder, port = tmp_path_factory.mktemp("two"), str(free_port())
-    command = [sys.executable, "tests/helpers/train_methods.py", folder, cifar, *TOGETHER]
-    settings = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, CUDA_VISIBLE_DEVICES="-1")
-    ranks = [
-        subprocess.Popen(
-            list(map(str, command)),
-            cwd=REPOSITORY,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **settings),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=240)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    """The work folders of these methods' runs, by name."""
+    folder = tmp_path_factory.mktemp("two")
+    in_two_processes(train_each, write_tiny(cifar, folder, batch_size=4), TOGETHER)
     return folder
-
-
-TOGETHER = ["cs_kd", "dlb", "ps_kd"]
 
 
 @pytest.mark.slow
