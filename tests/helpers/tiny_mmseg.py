@@ -85,6 +85,7 @@ def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: 
         return dict(
             type="BaseSegDataset",
             **dict(img_suffix=".jpg", seg_map_suffix=".png", reduce_zero_label=False, data_root=str(data_root)),
+            serialize_data=False,  # which collects garbage first
             data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
             ann_file=f"ImageSets/Segmentation/{split}.txt",
             metainfo=dict(classes=CLASSES, palette=PALETTE),

@@ -55,24 +55,21 @@ def run_folder(finished_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_two_checkpoints_are_kept_and_no_temporary_file(finished_run: Path) -> None:
+def test_what_a_run_leaves(finished_run: Path) -> None:
     names = {path.name for path in finished_run.glob("*.pth")} | {path.name for path in finished_run.glob(".*")}
     assert {name for name in names if not name.startswith("best_")} == {"epoch_3.pth", "epoch_4.pth"}
     assert sum(name.startswith("best_top1") for name in names) == 1
     assert (finished_run / "last_checkpoint").read_text() == str(finished_run / "epoch_4.pth")
+    checkpoint = load_checkpoint(finished_run / "epoch_4.pth")
+    assert checkpoint["meta"]["epoch"] == 4 and checkpoint["meta"]["seed"] == 3
+    assert type(checkpoint["message_hub"]["runtime_info"]["best_score"]) is float
+    assert isinstance(checkpoint["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
 
 
 @pytest.mark.parametrize("keep", [0, 1, -2])
 def test_keeping_fewer_than_two_is_refused(keep: int) -> None:
     with pytest.raises(ValueError, match=f"at least 2.*or -1 to keep all; got {keep}. Set .*max_keep_ckpts=2"):
         AtomicCheckpointHook(interval=1, max_keep_ckpts=keep)
-
-
-def test_checkpoints_are_read_with_weights_only(finished_run: Path) -> None:
-    checkpoint = load_checkpoint(finished_run / "epoch_4.pth")
-    assert checkpoint["meta"]["epoch"] == 4 and checkpoint["meta"]["seed"] == 3
-    assert type(checkpoint["message_hub"]["runtime_info"]["best_score"]) is float
-    assert isinstance(checkpoint["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
 
 
 class Evil:
@@ -94,35 +91,35 @@ def test_mmengines_loaders_run_no_code_either(tmp_path: Path, monkeypatch: pytes
     before = CheckpointLoader._schemes
     with safe_loading(), pytest.raises(BrokenCheckpointError, match="evil.pth was not read"):
         CheckpointLoader.load_checkpoint(f"{scheme or f'{hub}/'}evil.pth", map_location="cpu")
-    assert not mark.exists()
     assert CheckpointLoader._schemes is before
-
-
-def test_the_hook_makes_any_runner_read_safely(tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "x": Evil(tmp_path / "touched")}, tmp_path / "evil.pth")
-    config = toy_config(epochs=1)
-    config.load_from = str(tmp_path / "evil.pth")
+    config = toy_config(epochs=1)  # whoever has built its runner
+    config.load_from = str(hub / "evil.pth")
     with pytest.raises(BrokenCheckpointError, match="evil.pth was not read"):
         train(config, tmp_path / "run")
-    assert not (tmp_path / "touched").exists()
-
-
-def test_text_that_mmengines_resume_would_execute_is_left_out(tmp_path: Path) -> None:
+    assert not mark.exists()
+    # text that mmengine's `resume` would execute
     torch.save({"state_dict": {}, "meta": {"config": "raise SystemExit", "cfg": "a = 1"}}, tmp_path / "a.pth")
     with safe_loading():
         assert CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"))["meta"] == {"cfg": "a = 1"}
 
 
-def test_newest_whole_checkpoint_is_found_in_a_moved_folder(run_folder: Path) -> None:
-    (run_folder / "last_checkpoint").write_text("/gone/epoch_4.pth")
-    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
-    state = resume_state(run_folder)
-    assert state is not None and state[1]["seed"] == 3
+LAST_CHECKPOINTS = {
+    "empty": b"",
+    "blank": b" \n",
+    "nul": b"\0" * 40,
+    "binary": bytes(range(128, 256)),
+    "long": b"x" * 5000,
+    "gone": b"/nowhere/epoch_9.pth",
+    "moved": b"/nowhere/epoch_4.pth",
+    "relative": b"epoch_4.pth",
+    "best": b"best_top1_epoch_3.pth",
+    "other": b"/nowhere/iter_7.pth",
+}
 
 
-def make_last_checkpoint(file: Path, kind: str) -> None:
-    texts = {"empty": b"", "blank": b" \n", "nul": b"\0" * 40, "binary": bytes(range(128, 256)), "long": b"x" * 5000}
-    texts |= {"gone": b"/nowhere/epoch_9.pth", "best": b"best_top1_epoch_3.pth", "other": b"/nowhere/iter_7.pth"}
+@pytest.mark.parametrize("kind", [*LAST_CHECKPOINTS, "folder", "loop", "pipe"])
+def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_folder: Path, kind: str) -> None:
+    file = run_folder / "last_checkpoint"
     file.unlink()
     if kind == "folder":
         file.mkdir()
@@ -131,20 +128,11 @@ def make_last_checkpoint(file: Path, kind: str) -> None:
     elif kind == "pipe":
         os.mkfifo(file)
     else:
-        file.write_bytes(texts[kind])
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["empty", "blank", "nul", "binary", "long", "gone", "best", "other", "folder", "loop", "pipe", "relative"],
-)
-def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_folder: Path, kind: str) -> None:
-    if kind == "relative":
-        (run_folder / "last_checkpoint").write_text("epoch_4.pth")
-    else:
-        make_last_checkpoint(run_folder / "last_checkpoint", kind)
+        file.write_bytes(LAST_CHECKPOINTS[kind])
+    if kind not in ("moved", "relative"):  # times tell where the file does not
         os.utime(run_folder / "epoch_3.pth", ns=(0, 0))
-    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
+    state = resume_state(run_folder)
+    assert state is not None and state[0] == run_folder / "epoch_4.pth" and state[1]["seed"] == 3
 
 
 @pytest.mark.parametrize("text", ["[]", '{"run_id": [1]}', '{"validated": "two"}', "[" * 100_000])
@@ -269,12 +257,9 @@ def test_damaged_newest_is_reported_and_the_one_before_used(
     run_folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = run_folder / "epoch_4.pth"
-    (run_folder / "last_checkpoint").write_text(str(newest))
     data = bytearray(newest.read_bytes())
-    if damage == "truncated":
-        data = data[: len(data) // 2]
-    elif damage == "empty":
-        data = bytearray()
+    if damage != "middle":
+        data = data[: {"truncated": len(data) // 2, "empty": 0}[damage]]
     else:  # flip bytes of a stored tensor: its checksum disagrees then
         weight = load_checkpoint(newest)["state_dict"]["stem.weight"]
         start = data.index(weight.numpy().tobytes())
@@ -288,16 +273,18 @@ def test_damaged_newest_is_reported_and_the_one_before_used(
     assert level == logging.WARNING and instead == "Resuming from epoch_3.pth instead."
 
 
-def test_no_whole_checkpoint_is_an_error(run_folder: Path) -> None:
+def test_no_whole_checkpoint_is_an_error_and_an_empty_folder_starts_from_the_beginning(
+    run_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     (run_folder / "epoch_4.pth").write_bytes(b"no checkpoint")
     torch.save({"state_dict": {}, "meta": {}}, run_folder / "epoch_3.pth")
     with pytest.raises(BrokenCheckpointError, match="none of the 2 .* epoch_4.pth.*3.pth holds weights only"):
         find_resume_checkpoint(run_folder)
-
-
-def test_empty_folder_starts_from_the_beginning(tmp_path: Path) -> None:
-    assert find_resume_checkpoint(tmp_path) is None
-    assert find_resume_checkpoint(tmp_path / "missing") is None
+    torch.save({"a": 1}, run_folder / "other.pth")
+    with pytest.raises(BrokenCheckpointError, match="other.pth is not a checkpoint of mmengine"):
+        load_checkpoint(run_folder / "other.pth")
+    empty = tmp_path_factory.mktemp("empty")
+    assert find_resume_checkpoint(empty) is None and find_resume_checkpoint(empty / "missing") is None
 
 
 def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) -> None:
@@ -322,12 +309,6 @@ def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:
     # Newer than the file that last_checkpoint names: written right before the process was killed.
     os.utime(stale, ns=(last.stat().st_mtime_ns + 10**9,) * 2)
     assert find_resume_checkpoint(run_folder) == stale
-
-
-def test_foreign_file(tmp_path: Path) -> None:
-    torch.save({"a": 1}, tmp_path / "other.pth")
-    with pytest.raises(BrokenCheckpointError, match="other.pth is not a checkpoint of mmengine"):
-        load_checkpoint(tmp_path / "other.pth")
 
 
 class FullDisk(io.FileIO):

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 import frskd_plugin
 from frskd_plugin.commands.config import check_classes
-from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages
@@ -44,9 +43,11 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work folder of an FRSKD run of three epochs."""
+    """The work folder of an FRSKD run of three epochs, the first of which does not distil."""
     work_dir = tmp_path_factory.mktemp("finished")
-    train(tiny_config(cifar), work_dir)
+    config = tiny_config(cifar)
+    config.custom_hooks = [*config.custom_hooks, dict(type="DistillWarmupHook", begin=1)]
+    train(config, work_dir)
     return work_dir
 
 
@@ -159,6 +160,9 @@ def test_result_names_last_and_best_epoch(finished: Path) -> None:
     assert len(steps) == 9 and all("train_top1" in line and "top1" not in line for line in steps)
     total = [sum(line[f"loss_{part}"] for part in ("ce", "teacher_ce", "kd", "feat")) for line in steps]
     assert [line["loss"] for line in steps] == pytest.approx(total, rel=1e-5)
+    factors = [distill_factor(line["epoch"] - 1, 1, 3) for line in steps]
+    assert [line["distill_factor"] for line in steps] == pytest.approx(factors)
+    assert all((line["loss_feat"] > 0) == (line["epoch"] > 1) for line in steps)
 
 
 def test_epoch_that_was_killed_before_its_validation_is_validated_on_resume(
@@ -203,25 +207,15 @@ def test_loss_is_the_total_of_wrap(cifar: Path) -> None:
     assert terms["train_top1"].item() == pytest.approx(100 * correct.float().mean().item())
 
 
-def test_criterion_of_the_config() -> None:
-    model = classifier(
-        method=dict(name="baseline"), criterion=dict(type=torch.nn.CrossEntropyLoss, label_smoothing=0.2)
-    )
-    data = model.data_preprocessor(batch())
-    terms = model(**data, mode="loss")
-    logits = model.train()(data["inputs"])
-    expected = F.cross_entropy(logits, data["targets"], label_smoothing=0.2)
-    assert terms["loss_ce"].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_mixed_batch_has_the_loss_of_both_labels() -> None:
-    model = classifier(method=dict(name="baseline"), mix=CUTMIX)
+def test_criterion_of_the_config_and_a_mixed_batch() -> None:
+    smoothing = dict(type=torch.nn.CrossEntropyLoss, label_smoothing=0.2)
+    model = classifier(method=dict(name="baseline"), criterion=smoothing, mix=CUTMIX)
     data = model.data_preprocessor(batch())
     torch.manual_seed(7)
     terms = model(**data, mode="loss")
     torch.manual_seed(7)
     images, soft = model.mix(data["inputs"], data["targets"], 5)
-    expected = -(soft * model.train().network.student(images).log_softmax(1)).sum(1).mean()
+    expected = F.cross_entropy(model.train().network.student(images), soft, label_smoothing=0.2)
     assert terms["loss_ce"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -271,19 +265,14 @@ def test_a_teachers_checkpoint_says_how_its_images_were_normalised(tmp_path: Pat
     assert found[2] == (CIFAR_MEAN, CIFAR_STD)
 
 
-def test_student_starts_alike_with_every_method() -> None:
+def test_student_starts_alike_with_every_method_and_takes_plain_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = timm.create_model(**STUDENT).state_dict()
+    torch.save(plain, tmp_path / "plain.pth")
     for method in (None, FRSKD):
         model = classifier(method=method)
         model.init_weights()  # as the runner does
         assert_equal(model.network.student.state_dict(), plain)
-
-
-def test_plain_weights_load_into_the_student(tmp_path: Path) -> None:
-    plain = timm.create_model(**STUDENT).state_dict()
-    torch.save(plain, tmp_path / "plain.pth")
-    for method in (FRSKD, None):
         model = classifier(seed=5, method=method)
         load_checkpoint(model, str(tmp_path / "plain.pth"), strict=method is None)
         assert_equal(model.network.student.state_dict(), plain)
@@ -301,19 +290,6 @@ def test_channels_last_and_compile_change_neither_values_nor_names() -> None:
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
     weight = classifier(channels_last=True).network.student.group1.block0.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_warm_up_drives_the_method(cifar: Path, tmp_path: Path) -> None:
-    config = tiny_config(cifar)
-    config.custom_hooks = [*config.custom_hooks, dict(type="DistillWarmupHook", begin=1)]
-    runner = train(config, tmp_path)
-    steps = [line for line in scalars(tmp_path) if "loss" in line]
-    assert [line["distill_factor"] for line in steps] == pytest.approx(
-        [distill_factor(line["epoch"] - 1, 1, 3) for line in steps]
-    )
-    assert all((line["loss_feat"] > 0) == (line["epoch"] > 1) for line in steps)
-    (loss,) = [module for module in runner.model.modules() if isinstance(module, FRSKDLoss)]
-    assert loss.factor == 1.0
 
 
 @pytest.mark.parametrize(
@@ -361,22 +337,13 @@ def test_preprocessor_normalises_bytes() -> None:
     views = torch.randint(256, (2, 2, 3, 4, 4), dtype=torch.uint8)
     expected = torch.stack([preprocessor(dict(inputs=views[:, view]))["inputs"] for view in range(2)], dim=1)
     assert torch.equal(preprocessor(dict(inputs=views))["inputs"], expected)
-
-
-def test_preprocessor_refuses_what_it_would_normalise_twice() -> None:
-    preprocessor = ImagePreprocessor(mean=[0.0] * 3, std=[1.0] * 3)
     with pytest.raises(ValueError, match=r"expects uint8 images \[B, 3, H, W\], got \[2, 3, 4, 4\] of torch.float32"):
         preprocessor(dict(inputs=torch.zeros(2, 3, 4, 4)))
     with pytest.raises(ValueError, match="as one tensor .* got list; set collate_fn=dict.type='default_collate'"):
         preprocessor(dict(inputs=[torch.zeros(3, 4, 4)]))
-    with pytest.raises(ValueError, match="mean and std must have a number for each channel"):
-        ImagePreprocessor(mean=[0.0] * 3, std=[1.0, 1.0])
-    with pytest.raises(ValueError, match="std above 0"):
-        ImagePreprocessor(mean=[0.0], std=[0.0])
-
-
-def samples(logits: torch.Tensor, targets: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    return [dict(logits=row, target=target) for row, target in zip(logits, targets, strict=True)]
+    for std in ([1.0, 1.0], [1.0, 1.0, 0.0]):
+        with pytest.raises(ValueError, match="mean and std must have a number for each channel, std above 0"):
+            ImagePreprocessor(mean=[0.0] * 3, std=std)
 
 
 def test_a_method_without_logits_is_named() -> None:
@@ -386,17 +353,22 @@ def test_a_method_without_logits_is_named() -> None:
         model.train()(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), mode="loss")
 
 
-def test_one_logit_is_right_on_its_side_of_zero() -> None:
-    logits = torch.tensor([[2.0], [-2.0], [3.0], [-3.0]])
-    expected = [[True, True], [True, True], [False, False], [False, False]]
-    for targets in (torch.tensor([1, 0, 0, 1]), torch.tensor([[1.0], [0.0], [0.0], [1.0]])):
-        assert top_k_hits(logits, targets, (1, 5)).tolist() == expected
-
-
-def test_any_of_several_labels_is_a_hit() -> None:
-    targets = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.7, 0.0]])
-    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
-    assert top_k_hits(logits, targets, (1, 2)).tolist() == [[True, True], [False, True], [False, False], [False, True]]
+@pytest.mark.parametrize(
+    ("logits", "targets", "expected"),
+    [
+        *(  # one logit is right on its side of zero
+            ([[2.0], [-2.0], [3.0], [-3.0]], targets, [[True, True], [True, True], [False, False], [False, False]])
+            for targets in ([1, 0, 0, 1], [[1.0], [0.0], [0.0], [1.0]])
+        ),
+        (  # any of several labels is a hit
+            [[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]],
+            [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.7, 0.0]],
+            [[True, True], [False, True], [False, False], [False, True]],
+        ),
+    ],
+)
+def test_hits(logits: list, targets: list, expected: list) -> None:
+    assert top_k_hits(torch.tensor(logits), torch.tensor(targets), (1, 2)).tolist() == expected
 
 
 def test_top_k_agrees_with_sorting() -> None:
@@ -408,10 +380,10 @@ def test_top_k_agrees_with_sorting() -> None:
 
 
 def test_metric_counts_each_image_once() -> None:
-    metric = TopKAccuracyMetric()
-    logits = torch.eye(6)
-    metric.process(None, samples(logits, torch.tensor([0, 1, 2, 3, 0, 5])))
-    metric.process(None, samples(logits[:2], torch.tensor([5, 5])))  # repeated by a sampler
+    metric, logits = TopKAccuracyMetric(), torch.eye(6)
+    for targets in ([0, 1, 2, 3, 0, 5], [5, 5]):  # the last two are repeated by a sampler
+        pairs = zip(logits, torch.tensor(targets), strict=False)
+        metric.process(None, [dict(logits=row, target=target) for row, target in pairs])
     assert metric.evaluate(6) == pytest.approx({"top1": 500 / 6, "top5": 100.0})
     for top_k in ((), (0, 5)):
         with pytest.raises(ValueError, match="top_k must be numbers of 1 or more, got"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.frskd_loss import FRSKDLoss
 from frskd_plugin.core.schedule import distill_factor
+from frskd_plugin.methods import Method
 from frskd_plugin.mmengine.attention import ClassifierAttentionPictureHook, attention_panels, picture_of
 from frskd_plugin.mmengine.hooks import CompileHook, DistillWarmupHook, MethodProgressHook
 from frskd_plugin.mmengine.optim import AutocastOptimWrapper
@@ -101,9 +102,16 @@ def test_warm_up_that_has_nothing_to_count_or_to_weight(data_root: Path, frskd: 
         train(with_hooks(frskd, warm_up), tmp_path)
 
 
-def test_progress_reaches_a_schedule_by_epoch_and_in_a_loop_of_iterations() -> None:
+def test_progress_reaches_a_schedule_and_a_method_by_epoch_and_in_a_loop_of_iterations() -> None:
+    told: list[tuple[float, float]] = []
+
+    class Told(Method):
+        def set_progress(self, epoch: float, max_epochs: float) -> None:
+            told.append((epoch, max_epochs))
+
     loss, scalars = FRSKDLoss(schedule="linear", warmup=0.5), {}
-    runner = SimpleNamespace(model=nn.Sequential(loss), message_hub=SimpleNamespace(update_scalar=scalars.__setitem__))
+    hub = SimpleNamespace(update_scalar=scalars.__setitem__)
+    runner = SimpleNamespace(model=nn.Sequential(loss, Told(student=None)), message_hub=hub)
     vars(runner).update(train_loop=EpochBasedTrainLoop.__new__(EpochBasedTrainLoop), epoch=3, max_epochs=4)
     hook = MethodProgressHook()
     hook.before_train_iter(runner, 0)  # not at each step of an epoch
@@ -113,7 +121,7 @@ def test_progress_reaches_a_schedule_by_epoch_and_in_a_loop_of_iterations() -> N
     vars(runner).update(train_loop=None, train_dataloader=range(10), iter=35, max_iters=40)
     hook.before_train_epoch(runner)
     hook.before_train_iter(runner, 0)
-    assert loss.factor == 0.75
+    assert loss.factor == 0.75 and told == [(3, 4), (3.5, 4)]
 
 
 # Pictures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mmengine.dataset.sampler
@@ -12,13 +11,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from PIL import Image
 from torch.nn import functional as F
 
-from frskd_plugin.methods import DataNeeds, Method, registry
+from frskd_plugin.methods import DataNeeds, registry
 from frskd_plugin.methods.baseline import Baseline
-from frskd_plugin.mmengine.hooks import MethodProgressHook
 from frskd_plugin.mmengine.method_data import (
     ClassPairBatchSampler,
     MethodDataset,
@@ -291,22 +289,3 @@ def test_index_reaches_the_method_that_asks_for_it_only() -> None:
     assert model.network.method.predictions.table.sum(1).nonzero().flatten().tolist() == [2, 4]
     with pytest.raises(ValueError, match="PS-KD needs the place of each of the 2 samples"):
         model(data["inputs"], data["targets"], mode="loss")
-
-
-def test_progress_is_counted_in_epochs_by_every_loop() -> None:
-    told: list[tuple[float, float]] = []
-
-    class Told(Method):
-        def set_progress(self, epoch: float, max_epochs: float) -> None:
-            told.append((epoch, max_epochs))
-
-    model = torch.nn.Sequential(Told(student=None))
-    by_epoch = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
-    hook = MethodProgressHook()
-    for loop in (by_epoch, object()):
-        runner = SimpleNamespace(
-            model=model, train_loop=loop, epoch=2, max_epochs=5, iter=15, max_iters=50, train_dataloader=range(10)
-        )
-        hook.before_train_epoch(runner)
-        hook.before_train_iter(runner, 0)
-    assert told == [(2, 5), (1.5, 5)]

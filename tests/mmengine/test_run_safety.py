@@ -54,7 +54,9 @@ def losses(feat: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_training(runner: SimpleNamespace, value: float) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(
+    runner: SimpleNamespace, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
     hook = FiniteLossHook()
     hook.after_train_iter(runner, 0, outputs={**losses(0.25), "train_top1": torch.tensor(float("nan"))})
     with pytest.raises(
@@ -62,40 +64,32 @@ def test_a_loss_that_is_not_finite_stops_the_training(runner: SimpleNamespace, v
         match=rf"iteration 7, epoch 3, learning rate 0\.1: loss_ce 0\.5, loss_feat {value}\. .*good .* w/epoch_2\.pth",
     ):
         hook.after_train_iter(runner, 1, outputs=losses(value))
-
-
-def test_going_on_with_such_a_loss_is_an_option(runner: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
-    hook = FiniteLossHook(stop=False)
-    hook.after_train_iter(runner, 0, outputs=losses(float("nan")))
+    FiniteLossHook(stop=False).after_train_iter(runner, 0, outputs=losses(value))
     assert "loss is not finite at iteration 7" in caplog.text
+
+
+def test_the_guards_of_a_training() -> None:
     guarded = SimpleNamespace(hooks=[FiniteLossHook()])
     guarded.register_hook = guarded.hooks.append
     guard_training(guarded, allow_nan=True)
     assert [type(hook) for hook in guarded.hooks] == [FiniteLossHook, WeightsFitHook]
     assert not guarded.hooks[0].stop
+    with pytest.raises(ValueError, match="interval must be at least 1, got 0"):
+        FiniteLossHook(interval=0)
 
 
 @pytest.mark.parametrize("event", ["after_train_epoch", "before_save_checkpoint"])
-def test_losses_not_yet_looked_at_are_before_a_checkpoint(runner: SimpleNamespace, event: str) -> None:
+def test_losses_and_weights_are_looked_at_before_a_checkpoint(runner: SimpleNamespace, event: str) -> None:
     hook = FiniteLossHook()
     hook._steps = [(4, 0.2, losses(0.1)), (5, 0.2, losses(float("nan"))), (6, 0.2, losses(float("nan")))]
     arguments = [{"state_dict": {}}] if event == "before_save_checkpoint" else []
     with pytest.raises(FloatingPointError, match="at iteration 6, .*learning rate 0.2"):  # the first of the two
         getattr(hook, event)(runner, *arguments)
-
-
-def test_weights_that_are_not_finite_are_not_saved(runner: SimpleNamespace) -> None:
-    hook = FiniteLossHook()
     weights = runner.model.state_dict()
     hook.before_save_checkpoint(runner, {"state_dict": weights})
     weights["decode_head.bias"] = torch.tensor([0.0, float("nan")])
     with pytest.raises(FloatingPointError, match="weights are not finite after iteration 6: decode_head.bias"):
         hook.before_save_checkpoint(runner, {"state_dict": weights})
-
-
-def test_interval_is_checked() -> None:
-    with pytest.raises(ValueError, match="interval must be at least 1, got 0"):
-        FiniteLossHook(interval=0)
 
 
 @pytest.mark.parametrize(

@@ -65,19 +65,14 @@ def draws(epochs: list[int], workers: int, seed: int = 5, persistent: bool = Fal
     return seen
 
 
-def test_samples_depend_neither_on_workers_nor_on_a_resume() -> None:
+def test_samples_depend_on_seed_epoch_and_index_and_neither_on_workers_nor_on_a_resume() -> None:
     alone = draws([0, 1, 2], workers=0)
     assert draws([0, 1, 2], workers=2, persistent=True) == alone
     assert draws([2], workers=2) == alone[2:]
-
-
-def test_epochs_and_seeds_draw_differently() -> None:
-    first, second = draws([0, 1], workers=0)
-    other_seed = draws([0], workers=0, seed=6)[0]
-    by_index = {sample[0]: sample[1:] for sample in first}
-    for sample in [*second, *other_seed]:
+    by_index = {sample[0]: sample[1:] for sample in alone[0]}
+    for sample in [*alone[1], *draws([0], workers=0, seed=6)[0]]:
         assert all(a != b for a, b in zip(by_index[sample[0]], sample[1:], strict=True))
-    assert len({tuple(sample[1:]) for sample in first}) == len(first)
+    assert len({tuple(drawn) for drawn in by_index.values()}) == len(by_index) == 6
 
 
 def test_outer_random_states_are_restored() -> None:
@@ -132,15 +127,6 @@ def test_skip_of_the_infinite_sampler_keeps_the_epoch() -> None:
     assert [(int(i), i.epoch) for _, i in zip(range(4), sampler, strict=False)] == expected[5:]
 
 
-def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="empty dataset; check data_root"):
-        SeededInfiniteSampler([], seed=1)
-    with pytest.raises(ValueError, match="must not be negative"):
-        derive_seeds(-1, 2)
-    with pytest.raises(ValueError, match="StepSeedHook: seed must be None or an int >= 0, got -1"):
-        StepSeedHook(seed=-1)
-
-
 def step_draw(hook: StepSeedHook, **runner: int) -> tuple[float, float, float]:
     hook.before_train_iter(SimpleNamespace(**{"seed": 0, "iter": 0, "rank": 0, **runner}), batch_idx=0)
     return random.random(), float(np.random.rand()), torch.rand(1).item()
@@ -154,7 +140,13 @@ def test_step_seed_depends_on_seed_iteration_and_rank() -> None:
         assert all(a != b for a, b in zip(base, step_draw(StepSeedHook(), **other), strict=True))
 
 
-def test_seeded_dataset_without_its_sampler_is_refused() -> None:
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match="empty dataset; check data_root"):
+        SeededInfiniteSampler([], seed=1)
+    with pytest.raises(ValueError, match="must not be negative"):
+        derive_seeds(-1, 2)
+    with pytest.raises(ValueError, match="StepSeedHook: seed must be None or an int >= 0, got -1"):
+        StepSeedHook(seed=-1)
     runner = SimpleNamespace(train_dataloader=DataLoader(SeededDataset(DrawingDataset())))
     with pytest.raises(ValueError, match="needs train_dataloader.sampler of type SeededSampler .* got SequentialSampl"):
         StepSeedHook().before_train(runner)
@@ -171,7 +163,7 @@ def test_training_is_the_same_with_any_number_of_workers(data_root: Path, tmp_pa
     assert all(torch.equal(alone[key], others[key]) for key in alone)
 
 
-def iteration_based(data_root: Path) -> Any:
+def test_iteration_based_resume_is_exact(data_root: Path, tmp_path: Path) -> None:
     config = tiny_config(data_root, workers=0)
     config.train_dataloader.sampler.type = "SeededInfiniteSampler"
     config.train_cfg = dict(type="IterBasedTrainLoop", max_iters=8, val_interval=8)
@@ -179,11 +171,6 @@ def iteration_based(data_root: Path) -> Any:
     config.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=3)
     config.default_hooks.logger.log_metric_by_epoch = False
     config.log_processor = dict(by_epoch=False)
-    return config
-
-
-def test_iteration_based_resume_is_exact(data_root: Path, tmp_path: Path) -> None:
-    config = iteration_based(data_root)
     whole = weights(train(config, tmp_path / "whole"))
     runner = train(config, tmp_path / "resumed", resume=True, load_from=str(tmp_path / "whole" / "iter_3.pth"))
     assert runner.iter == 8

@@ -68,6 +68,11 @@ def test_text_that_is_no_config(text: str) -> None:
         parse_config(text, "it")
 
 
+def test_lists_of_lists_of_one_list_take_no_more_memory_than_it() -> None:
+    lines = ["a0 = [1]", *(f"a{i} = [{', '.join([f'a{i - 1}'] * 10)}]" for i in range(1, 30))]
+    assert len(parse_config("\n".join(lines), "it")["a29"]) == 10
+
+
 @pytest.mark.parametrize("meta", [5, [1], {"cfg": 3}])
 def test_meta_of_another_kind(meta: Any) -> None:
     with pytest.raises(ValueError, match="a.pth: its 'meta' is not that of a checkpoint of mmengine"):
