@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_plugin.commands.console import progress
-from frskd_plugin.commands.report_charts import DARK, LIGHT, charts_of, draw
+from frskd_plugin.commands.report_charts import COLOURS, charts_of, draw
 from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures, read_config_of
 from frskd_plugin.commands.report_logs import (
     NOT_SCORES,
@@ -24,9 +24,8 @@ from frskd_plugin.commands.report_logs import (
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.stored_config import add_allow_imports
 
-MAX_RUNS = len(LIGHT)  # as many as can be told apart
 PAGE_NAME = "report.html"
-BACKGROUND = {"light": "#ffffff", "dark": "#14171c"}
+MAX_RUNS = len(COLOURS)  # as many as can be told apart
 EPILOG = """\
 It reads what a run has logged so far; a run under way is served too, and nothing of it is executed or changed.
 exit status: 0 the page is written, 2 a folder is no run, or a file is damaged
@@ -111,10 +110,8 @@ def write_report(
         for i, (d, name) in enumerate(zip(work_dirs, names, strict=True))
     ]
     sections = charts_of([run["logs"] for run in runs], names)
-    charts = [(section, chart) for section, charts in sections.items() for chart in charts]
-    drawn: dict[str, list[tuple[Any, str]]] = {section: [] for section in sections}
-    for number, (section, chart) in enumerate(progress(charts, "drawing", "charts", len(charts))):
-        drawn[section].append((chart, jinja2.utils.markupsafe.Markup(draw(chart, f"chart{number}"))))
+    charts = [chart for charts in sections.values() for chart in charts]
+    drawn = {id(chart): draw(chart) for chart in progress(charts, "drawing", "charts", len(charts))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("frskd_plugin", "commands"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -128,11 +125,9 @@ def write_report(
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         runs=runs,
         facts=list(dict.fromkeys(fact for run in runs for fact in run["facts"])),
-        sections=drawn,
+        sections={section: [(chart, drawn[id(chart)]) for chart in charts] for section, charts in sections.items()},
         teacher_of=teacher_of,
-        light=LIGHT,
-        dark=DARK,
-        back=BACKGROUND,
+        colours=COLOURS,
     )
     atomic_write(out, page.encode(errors="replace"))
 

@@ -1,12 +1,11 @@
-"""The charts of a report: which curves stand together, and their drawing as inline SVG."""
+"""The charts of a report: which curves stand together, and their drawing by matplotlib."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,13 +34,17 @@ TITLES = {
 MAX_POINTS = 400  # of a curve, about as many as the chart has pixels
 LARGEST = 1e100  # beyond it a value is drawn as what it stands for, a loss that has gone to infinity
 MAX_MARKERS = 30  # longer curves have a few, which tell the runs apart without colours
-# Of the runs, on a light and on a dark page: each has a contrast of 4.5 or more to its background.
-LIGHT = ("#0b5cad", "#b4430a", "#13723a", "#8e2a8b", "#0b6b7a", "#7a5200", "#b3123f", "#4b5563")
-DARK = ("#6fb1ff", "#ff9e64", "#5fd38d", "#e58bf0", "#5cd3e8", "#e3c15a", "#ff8fa3", "#b6bec9")
+# Of the runs: each has a contrast of 4.5 or more to white.
+COLOURS = ("#0b5cad", "#b4430a", "#13723a", "#8e2a8b", "#0b6b7a", "#7a5200", "#b3123f", "#4b5563")
 # matplotlib's marker, and the same for the legend: filled for the student, hollow for the self-teacher
 MARKERS = (("o", "●○"), ("s", "■□"), ("D", "◆◇"), ("^", "▲△"), ("v", "▼▽"), ("p", "⬟⬠"), ("h", "⬢⬡"), ("*", "★☆"))
-# stand-ins that matplotlib draws with and the page's style sheet colours
-_TEXT, _GRID, _BACK = "#010203", "#010204", "#010205"
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+}
 
 
 class Curve(NamedTuple):
@@ -113,7 +116,6 @@ def charts_of(runs: Sequence[RunLogs], names: Sequence[str]) -> dict[str, list[C
     """Collect the charts of each section from runs and their names; sections without any are left out."""
     # (section, key, unit) -> curves; runs that count in other units get charts of their own
     curves: dict[tuple[str, str, str], list[Curve]] = {}
-
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         scores = {key: series for key, series in run.validation.items() if key not in NOT_SCORES}
         of_teachers = {student_key(key) for key in scores if is_teacher(key)}
@@ -181,52 +183,38 @@ def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def draw(chart: Chart, name: str) -> str:
-    """Draw a chart as SVG for an HTML page, whose style sheet gives the colours --text, --line, --back, --c0 ... --c7.
-
-    Its ``name``, letters and digits, is unlike that of the others on the page.
-    """
+def draw(chart: Chart) -> bytes:
+    """Draw a chart as an SVG file."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
-    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}
-    style |= {"font.size": 13, "figure.facecolor": "none", "axes.facecolor": "none", "axes.formatter.useoffset": False}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _TEXT)
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(440 / 72, 250 / 72), dpi=72, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(440 / 72, 250 / 72), layout="constrained")
         axes = figure.add_subplot(xlabel=chart.unit, xlim=(0, chart.end or 1))
-        axes.grid(axis="y", color=_GRID)
+        axes.grid(axis="y", color="#d5d9de")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=chart.end >= 2))
         if chart.log_scale:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(base=10))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.minorticks_off()
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         for number, curve in enumerate(chart.curves):
-            settings: dict[str, Any] = {"mfc": _BACK, "linestyle": (0, (4, 3))} if curve.dashed else {}
-            settings |= {"color": LIGHT[curve.run], "marker": MARKERS[curve.run][0], "gid": f"curve{number}"}
-            shown = np.count_nonzero(~np.isnan(curve.drawn))
-            every = None if shown <= MAX_MARKERS else math.ceil(len(curve.drawn) / 8)
-            axes.plot(curve.points.positions, curve.drawn, markevery=every, clip_on=False, **settings)
+            line, fill = ((0, (4, 3)), "white") if curve.dashed else ("-", COLOURS[curve.run])
+            few = np.count_nonzero(~np.isnan(curve.drawn)) <= MAX_MARKERS
+            axes.plot(
+                curve.points.positions,
+                curve.drawn,
+                linestyle=line,
+                color=COLOURS[curve.run],
+                marker=MARKERS[curve.run][0],
+                markerfacecolor=fill,
+                markevery=None if few else math.ceil(len(curve.drawn) / 8),
+                clip_on=False,
+                gid=f"curve{number}",
+            )
         if all(np.isnan(curve.drawn).all() for curve in chart.curves):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _for_page(buffer.getvalue(), name)
-
-
-def _for_page(svg: str, name: str) -> str:
-    """Take the SVG element out of a file: colours by the page, ids of its own, no address and no fixed size."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"| xmlns(?::\w+)?="[^"]*"| version="[^"]*"', "", svg, count=5)
-    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    variables = {_TEXT: "text", _GRID: "line", _BACK: "back"} | {c: f"c{i}" for i, c in enumerate(LIGHT)}
-    for colour, variable in variables.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import re
 from collections.abc import Sequence
@@ -15,14 +14,8 @@ from PIL import Image
 from frskd_plugin.commands.attention_maps import attention_picture, in_order, labels_of, open_checkpoint
 from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.report_logs import RunLogs, position_text
-from frskd_plugin.core.frskd_loss import FRSKDLoss
-from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
-from frskd_plugin.methods.registry import method_class, method_names
 from frskd_plugin.mmengine.stored_config import parse_config
 
-Facts = dict[str, str]
-# a method's settings that are told also where the config leaves them at their default
-_SETTINGS = ("alpha", "beta", "temperature", "width")
 # of AttentionPictureHook, and of tools/attention_maps.py where it was told to draw into the work folder
 _FOLDERS = ("attention", "attention_maps")
 _EPOCH = re.compile(r"(epoch|iter)_(\d+)")
@@ -36,11 +29,7 @@ class Picture(NamedTuple):
 
 
 def read_config_of(run: RunLogs) -> tuple[str | None, dict[str, Any]]:
-    """Read the config of the last start, which mmengine writes beside the JSON log, as data: nothing in it is run.
-
-    Returns:
-        Its text and its settings; None and nothing where there is no such file.
-    """
+    """Read text and settings of the config that mmengine writes beside the last JSON log; nothing in it is run."""
     file = run.folders[-1] / "vis_data" / "config.py"
     if not file.is_file():
         return None, {}
@@ -59,31 +48,28 @@ def part(settings: Any, *keys: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def facts_of(run: RunLogs, config: dict[str, Any]) -> Facts:
+def facts_of(run: RunLogs, config: dict[str, Any]) -> dict[str, str]:
     """Collect title -> text from logs and config; what is not known is left out."""
     log = run.text_logs[-1]
     copies = sorted(run.work_dir.glob("*.py"), key=lambda file: file.stat().st_mtime)  # by tools/train.py
     length = part(config, "train_cfg").get({"epoch": "max_epochs", "iteration": "max_iters"}[run.unit])
     length = length if isinstance(length, int) else None
-    optimizer = part(config, "optim_wrapper", "optimizer")
-    settings = [f"{str(key).replace('_', ' ')} {value}" for key, value in optimizer.items() if key != "type"]
-    facts: Facts = {
+    seconds = run.training["time"].values if "time" in run.training else np.empty(0)
+    seconds = seconds[np.isfinite(seconds)]
+    median = f"{np.median(seconds):.3g} s (median of {len(seconds)} logged values)" if len(seconds) else ""
+    facts = {
         "state": state_of(run, length),
         "config": copies[-1].stem if copies else "",
         **_model_facts(part(config, "model")),
-        "optimizer": ", ".join([str(optimizer["type"]), *settings]) if "type" in optimizer else "",
+        "optimizer": _settings_text(part(config, "optim_wrapper", "optimizer")),
         "batch size per process": str(part(config, "train_dataloader").get("batch_size") or ""),
         "seed": log.facts.get("seed", ""),
         f"{run.unit}s": position_text(run.reached) + (f" of {length}" if length else ""),
         "started": run.text_logs[0].begin or "",
         "last log entry": log.end or "",
+        "starts": f"{len(run.folders)}, the last in {run.folders[-1].name}" if len(run.folders) > 1 else "",
+        "time per training step": median,
     }
-    if len(run.folders) > 1:
-        facts["starts"] = f"{len(run.folders)}, the last in {run.folders[-1].name}"
-    seconds = run.training["time"].values if "time" in run.training else np.empty(0)
-    seconds = seconds[np.isfinite(seconds)]
-    if len(seconds):
-        facts["time per training step"] = f"{np.median(seconds):.3g} s (median of {len(seconds)} logged values)"
     return {key: text for key, text in (facts | log.facts).items() if text}
 
 
@@ -100,32 +86,26 @@ def state_of(run: RunLogs, length: int | None) -> str:
     return f"done, {length} {unit}s"
 
 
-def _model_facts(model: dict[str, Any]) -> Facts:
+def _settings_text(settings: dict[str, Any]) -> str:
+    words = [f"{str(key).replace('_', ' ')} {value}" for key, value in settings.items() if key != "type"]
+    return ", ".join([str(settings["type"]), *words]) if "type" in settings else ""
+
+
+def _model_facts(model: dict[str, Any]) -> dict[str, str]:
     if not model:
         return {}
     if model.get("type") == "TimmClassifier":
-        student, method = str(part(model, "student").get("model_name")), dict(part(model, "method"))
-        name = str(method.pop("name", "baseline"))
-        defaults = _defaults(method_class(name)) if name in method_names() else {}
+        student, settings = part(model, "student").get("model_name"), part(model, "method")
+        name = settings.get("name", "baseline")
     else:
         parts = [model.get("backbone"), model.get("decode_head")]
         parts = [p[0] if isinstance(p, (list, tuple)) and p else p for p in parts]  # a cascade has several heads
         networks = [str(p.get("model_name") or p.get("type")) for p in parts if isinstance(p, dict)]
-        student, teacher = ", ".join(networks) or str(model.get("type")), part(model, "self_teacher")
-        name, neck = "frskd" if teacher else "baseline", part(teacher, "neck")
-        method = {key: value for key, value in part(teacher, "loss_distill").items() if key != "type"}
-        defaults = _defaults(FRSKDLoss) if teacher else {}
-        if neck.get("type") == SelfTeacherNeck.__name__:
-            key = "width" if neck.get("channels", "scaled") == "scaled" else "channels"
-            method[key] = neck.get(key, _defaults(SelfTeacherNeck)[key])
-    settings = {key: defaults[key] for key in _SETTINGS if key in defaults} | method
-    texts = {str(key): "default" if value is None else str(value) for key, value in settings.items()}
-    return {"student": student, "method": name, **texts}
-
-
-def _defaults(component: type) -> dict[str, Any]:
-    parameters = inspect.signature(component).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+        teacher, neck = part(model, "self_teacher"), part(model, "self_teacher", "neck")
+        student, name = ", ".join(networks) or model.get("type"), "frskd" if teacher else "baseline"
+        settings = part(teacher, "loss_distill") | {key: neck[key] for key in ("width", "channels") if key in neck}
+    texts = {str(key): str(value) for key, value in settings.items() if key not in ("name", "type")}
+    return {"student": str(student), "method": str(name), **texts}
 
 
 def found_pictures(work_dir: Path) -> tuple[list[Picture], list[str]]:
@@ -153,8 +133,6 @@ def found_pictures(work_dir: Path) -> tuple[list[Picture], list[str]]:
 
 def drawn_pictures(work_dir: Path, images: Sequence[Path], allow_imports: bool = False) -> list[Picture]:
     """Draw each image with all checkpoints that are still in the work folder, epochs ascending."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     files = sorted(work_dir.glob("*.pth"), key=lambda file: (file.stem.startswith("best_"), file.name))
     opened = [open_checkpoint(file, allow_imports) for file in files if _EPOCH.search(file.stem)]
     # one an epoch: the best one is often one of the last, too
@@ -169,6 +147,6 @@ def drawn_pictures(work_dir: Path, images: Sequence[Path], allow_imports: bool =
         if not image.is_file():
             raise FileNotFoundError(f"image {image} not found; expected an image file behind --images")
         buffer = io.BytesIO()
-        FigureCanvasAgg(attention_picture(networks, image)).print_png(buffer)
+        attention_picture(networks, image).savefig(buffer, format="png")
         pictures.append(Picture(f"{image.name}: {', '.join(labels_of(networks))}", buffer.getvalue()))
     return pictures

@@ -43,9 +43,8 @@ class TextLog:
     steps_per_epoch: int | None = None
     begin: str | None = None  # of the log, 'YYYY-MM-DD hh:mm:ss'
     end: str | None = None  # of the last entry so far
-    # class -> IoU of the student and, where it predicts, of the self-teacher, in the last validation, and its epoch
-    class_iou: dict[str, list[str]] = field(default_factory=dict)
-    class_epoch: int | None = None
+    class_iou: dict[str, list[str]] = field(default_factory=dict)  # class -> student's, self-teacher's; last validation
+    class_epoch: int | None = None  # of that validation
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,16 @@ class Scores(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A line of a JSON log."""
+    """A line of a JSON log, which a start that begins at the place of an earlier one replaces."""
 
     start: int
     step: float
     epoch: float  # NaN where steps are not counted in epochs
     values: dict[str, float]
 
-    def is_before(self, other: _Entry) -> bool:
-        """Tell whether this training step was there when the start began whose first step is the other."""
-        return self.step < other.step if math.isnan(self.epoch + other.epoch) else self.epoch < other.epoch
+    @property
+    def place(self) -> float:
+        return self.step if math.isnan(self.epoch) else self.epoch
 
 
 def read_run(work_dir: str | Path) -> RunLogs:
@@ -116,18 +115,14 @@ def read_run(work_dir: str | Path) -> RunLogs:
         values = {sys.intern(k): float(v) for k, v in line.items() if k not in PLACES and is_number(v)}
         entry = _Entry(start, line["step"], line.get("epoch", math.nan), values)
         if "iter" not in line:
-            while validations and validations[-1].step >= entry.step:
-                validations.pop()
+            _drop_from(validations, entry.place)
             validations.append(entry)
             continue
         # two starts in one second share a folder, so a step back begins a new one too
         if steps and (start != steps[-1].start or entry.step <= steps[-1].step):
-            while steps and not steps[-1].is_before(entry):
-                steps.pop()
+            _drop_from(steps, entry.place)
             # what a start validates before its first step belongs to the epoch that it goes on from
-            first = entry.step if math.isnan(entry.epoch) else entry.epoch
-            while validations and validations[-1].step >= first:
-                validations.pop()
+            _drop_from(validations, entry.place)
         steps.append(entry)
     if not steps and not validations:
         raise ValueError(
@@ -138,23 +133,22 @@ def read_run(work_dir: str | Path) -> RunLogs:
     text_logs = tuple(read_text_log(folder) for folder in folders)
     counts_epochs = not any(math.isnan(entry.epoch) for entry in steps)
     per_epoch = [text_logs[entry.start].steps_per_epoch for entry in steps]  # which the text logs alone say
-    has_steps = counts_epochs and all(per_epoch)
-    positions = [entry.step for entry in steps]
-    if has_steps:
+    unit, positions = "iteration", [entry.step for entry in steps]
+    if counts_epochs and all(per_epoch):
+        unit = "epoch"
         # at the end of the step; counted within its epoch, as a start may have other batches than the last
         positions = [
             max(entry.epoch, 1) - 1 + ((entry.step - 1) % (count or 1) + 1) / (count or 1)
             for entry, count in zip(steps, per_epoch, strict=True)
         ]
-    return RunLogs(
-        work_dir,
-        folders,
-        text_logs,
-        _series(steps, positions),
-        "epoch" if has_steps else "iteration",
-        _series(validations, [entry.step for entry in validations]),
-        "epoch" if counts_epochs else "iteration",
-    )
+    scores = _series(validations, [entry.step for entry in validations])
+    validation_unit = "epoch" if counts_epochs else "iteration"
+    return RunLogs(work_dir, folders, text_logs, _series(steps, positions), unit, scores, validation_unit)
+
+
+def _drop_from(entries: list[_Entry], place: float) -> None:
+    while entries and entries[-1].place >= place:
+        entries.pop()
 
 
 def _series(entries: Sequence[_Entry], positions: Sequence[float]) -> dict[str, Series]:
@@ -212,15 +206,6 @@ def student_key(key: str) -> str:
     return key
 
 
-def metric_of(work_dir: Path) -> str | None:
-    """Return the metric by which `BestAndLastHook` chose; None before it has written a whole result."""
-    try:
-        result = parse_json((work_dir / RESULT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result.get("metric") if isinstance(result, dict) else None
-
-
 def scores_of(run: RunLogs) -> Scores | None:
     """Return the last and the best validation; None before the first."""
     scores = {
@@ -231,7 +216,12 @@ def scores_of(run: RunLogs) -> Scores | None:
     keys = [key for key in scores if not is_teacher(key)]
     if not keys:
         return None
-    metric = next((key for key in (metric_of(run.work_dir), *MAIN_METRICS) if key in keys), keys[0])
+    try:
+        result = parse_json((run.work_dir / RESULT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        result = None  # `BestAndLastHook` has not written it yet
+    chosen = result.get("metric") if isinstance(result, dict) else None
+    metric = next((key for key in (chosen, *MAIN_METRICS) if key in keys), keys[0])
     last = max(position for by_position in scores.values() for position in by_position)
     finite = {position: value for position, value in scores[metric].items() if math.isfinite(value)}
     best = max(finite, key=lambda position: finite[position], default=last)
