@@ -27,14 +27,15 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Further options are pytest's, such as -n 2 for two processes. Exit status: 0 all pass that can be "
         "tried, 1 at least one does not, 2 nothing can be tried.",
     )
-    parser.add_argument("library", choices=["timm", "mmseg"])
-    parser.add_argument("--only", "--modules", "--families", nargs="+", default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--classifier", action="store_true", help="timm: as classifiers (default)")
-    parser.add_argument("--segmentor", action="store_true", help="timm: as backbones of a segmentor; needs mmseg")
-    parser.add_argument("--write", "--markdown", metavar="FILE", help="write the tables and what they mean")
-    parser.add_argument("--json", metavar="FILE", help="write the rows as a list of objects")
-    parser.add_argument("--timeout", default="600", metavar="S", help="limit for each model (600 s)")
-    parser.add_argument("--in-process", action="store_true", help="no worker process: a crash ends the run")
+    add = parser.add_argument
+    add("library", choices=["timm", "mmseg"])
+    add("--only", "--modules", "--families", nargs="+", default=[], metavar="NAME", help="default: all")
+    add("--classifier", action="store_true", help="timm: as classifiers (default)")
+    add("--segmentor", action="store_true", help="timm: as backbones of a segmentor; needs mmseg")
+    add("--write", "--markdown", metavar="FILE", help="write the tables and what they mean")
+    add("--json", metavar="FILE", help="write the rows as a list of objects")
+    add("--timeout", default="600", metavar="S", help="limit for each model (600 s)")
+    add("--in-process", action="store_true", help="no worker process: a crash ends the run")
     return parser
 
 
@@ -52,14 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = names(args.library)
     if unknown := sorted({*args.only} - {*known}):
         raise ValueError(f"{args.library} has no {', '.join(unknown)}: expected names out of {', '.join(known)}.")
-    test = f"tests/support/test_{args.library}.py"
-    chosen = [f"{test}::test_{kind}[{name}]" for kind in kinds for name in args.only or known]
+    chosen = [
+        f"tests/support/test_{args.library}.py::test_{kind}[{name}]" for kind in kinds for name in args.only or known
+    ]
     files = {f"--{args.library}-table": args.write, "--support-json": args.json}
     options = [f"{option}={Path(file).absolute()}" for option, file in files.items() if file]
-    processes = ["-n0"] if args.in_process else ["-n1", "--max-worker-restart=1000"]
-    command = f"--support-command=frskd support {shlex.join(argv)}"
-    pytest = [sys.executable, "-m", "pytest", "-m", "support", "-p", "no:cacheprovider", "--timeout", args.timeout]
-    return subprocess.call([*pytest, *processes, command, *options, *of_pytest, *chosen], cwd=SOURCES)
+    for file in filter(None, files.values()):  # one that cannot be written is an error before the work, not after it
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).open("a").close()
+    options += ["-n0"] if args.in_process else ["-n1", "--max-worker-restart=1000"]
+    options += ["--timeout", args.timeout, f"--support-command=frskd support {shlex.join(argv)}"]
+    pytest = [sys.executable, "-m", "pytest", "-m", "support", "-p", "no:cacheprovider"]
+    return subprocess.call([*pytest, *options, *of_pytest, *chosen], cwd=SOURCES)
 
 
 def names(library: str) -> list[str]:
@@ -75,8 +80,5 @@ def mmseg_configs() -> Path:
     """Return the folder in which the installed mmsegmentation keeps its configs."""
     folder = Path(importlib.import_module("mmseg").__path__[0]) / ".mim" / "configs"
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is missing: mmsegmentation was installed without its configs. Install its wheel (not a link to "
-            "its sources)."
-        )
+        raise FileNotFoundError(f"{folder} is missing; install mmsegmentation's wheel, not a link to its sources.")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -69,12 +70,6 @@ class Tables:
             for name in ("timm_table", "mmseg_table", "support_json")
             if (file := config.getoption(name, None))
         }
-        for file in self.files.values():  # one that cannot be written is an error before the work, not after it
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.open("a").close()
-            except OSError as error:
-                raise pytest.UsageError(str(error)) from error
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep a row for each test, and write the JSON after each: all of them take half an hour."""
@@ -112,24 +107,16 @@ class Tables:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Count what passed, and what could not be tried.
-
-    >>> summary([{"kind": "classifier", "result": "ok"}, {"kind": "classifier", "result": "no gradient"}])
-    'classifier: 1 of 2 modules ok'
-    >>> summary(
-    ...     [{"kind": "family", "plain": "ok", "result": "ok"}, {"kind": "family", "plain": "no ops", "result": "-"}]
-    ... )
-    '2 families: 1 ok, 1 whose plain config does not run, 0 that remain'
-    """
+    """Count what passed, and what could not be tried."""
     counts = []
     for kind in COLUMNS:
         of_kind = [row for row in rows if row["kind"] == kind]
         passed = sum(row["result"] == OK for row in of_kind)
         if of_kind and kind == "family":
             not_run = sum(row["plain"] != OK for row in of_kind)
-            remain = len(of_kind) - passed - not_run
             counts.append(
-                f"{len(of_kind)} families: {passed} ok, {not_run} whose plain config does not run, {remain} that remain"
+                f"{len(of_kind)} families: {passed} ok, {not_run} whose plain config does not run, "
+                f"{len(of_kind) - passed - not_run} that remain"
             )
         elif of_kind:
             counts.append(f"{kind}: {passed} of {len(of_kind)} modules ok")
@@ -143,39 +130,25 @@ def page(library: str, rows: Sequence[Row], command: str) -> str:
         for row in rows
         if "module" in row and row["result"] != OK
     ]
-    return (
-        (Path(__file__).parent / f"{library}.md")
-        .read_text("utf-8")
-        .format(
-            command=command,
-            date=date.today().isoformat(),
-            versions=versions(),
-            machine=f"{platform.system()}, {platform.machine()}",
-            summary=summary(rows),
-            failures="\n".join(["Rows that are not ok:\n", *bad]) if bad else "Every row is ok.",
-            tables="\n\n".join(
-                TITLES[kind] + table(COLUMNS[kind], trained)
-                for kind in LIBRARIES[library]
-                if (trained := [row for row in rows if row["kind"] == kind and row["plain"] == OK])
-            ),
-            not_run=table(
-                ("family", "config", "plain"),
-                [row for row in rows if row["plain"] != OK],
-                ("family", "config", "error"),
-            ),
-        )
+    not_run = [row for row in rows if row["plain"] != OK]
+    trained = {kind: [row for row in rows if row["kind"] == kind and row["plain"] == OK] for kind in LIBRARIES[library]}
+    text = (Path(__file__).parent / f"{library}.md").read_text("utf-8")
+    return text.format(
+        command=command,
+        date=date.today().isoformat(),
+        versions=versions(),
+        machine=f"{platform.system()}, {platform.machine()}",
+        summary=summary(rows),
+        failures="\n".join(["Rows that are not ok:\n", *bad]) if bad else "Every row is ok.",
+        tables="\n\n".join(
+            TITLES[kind] + table(COLUMNS[kind], of_kind) for kind, of_kind in trained.items() if of_kind
+        ),
+        not_run=table(("family", "config", "plain"), not_run, ("family", "config", "error")),
     )
 
 
 def table(columns: Sequence[str], rows: Sequence[Row], titles: Sequence[str] = ()) -> str:
-    """Return a Markdown table.
-
-    >>> print(table(["model", "levels"], [{"model": "a|b", "levels": [0, 1]}, {"model": "c"}]))
-    | model | levels |
-    | --- | --- |
-    | a\\|b | 0 1 |
-    | c |  |
-    """
+    """Return a Markdown table."""
 
     def cell(value: object) -> str:
         text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
@@ -190,8 +163,6 @@ def versions() -> str:
     """Return the versions of Python and of those `PACKAGES` that are installed."""
     found = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return ", ".join(found)

@@ -44,13 +44,12 @@ def check_finite(losses: dict[str, Any]) -> None:
 
 def check_gradients(model: nn.Module, idle: Collection[str] = ()) -> None:
     """Refuse a trained parameter without a finite gradient; those named in ``idle`` may go without one."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    without = [name for name, parameter in trained if parameter.grad is None and name not in idle]
-    if without:
-        raise Unsupported(f"{len(without)} parameters get no gradient: {', '.join(without[:NAMES_SHOWN])}")
-    wild = [name for name, parameter in trained if parameter.grad is not None and not parameter.grad.isfinite().all()]
-    if wild:
-        raise Unsupported(f"{len(wild)} parameters get a gradient that is not finite: {', '.join(wild[:NAMES_SHOWN])}")
+    trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    without = [name for name, grad in trained if grad is None and name not in idle]
+    wild = [name for name, grad in trained if grad is not None and not grad.isfinite().all()]
+    for bad, what in ((without, "get no gradient"), (wild, "get a gradient that is not finite")):
+        if bad:
+            raise Unsupported(f"{len(bad)} parameters {what}: {', '.join(bad[:NAMES_SHOWN])}")
 
 
 def check_same_logits(logits: Tensor, expected: Tensor) -> None:

