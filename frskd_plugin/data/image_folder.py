@@ -25,20 +25,13 @@ from torchvision.transforms.v2 import functional as F
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Complete set as it lies on disk: the number of its classes, and of the images of each split (a folder's name).
-
-    Attributes:
-        per_class: images of each class, for the splits in which all classes have as many.
-        sources: file as published -> what it unpacks to (where that lies beside it, the archive is left alone), or None
-            if it is not an archive.
-        url: the page of the authors.
-    """
+    """Complete set as it lies on disk."""
 
     num_classes: int
-    images: dict[str, int]
-    per_class: dict[str, int]
-    sources: dict[str, str | None]
-    url: str
+    images: dict[str, int]  # of each split, whose name is that of a folder
+    per_class: dict[str, int]  # images of each class, for the splits in which all classes have as many
+    sources: dict[str, str | None]  # published file -> what it unpacks to; None if it is not an archive
+    url: str  # the page of the authors
 
 
 IMAGE_SETS = {

@@ -1,7 +1,6 @@
 """Small images as one tensor on the device that trains: a batch is one gather, its random crops and flips included.
 
-One like CIFAR-100 fits whole into the memory of any device, where a batch of random crops is a single indexing
-operation on a view of it::
+A batch of random crops is a single indexing operation on a view of it::
 
     dataset = TensorImages(images, targets, augment=True, device="cuda")
     loader = DataLoader(dataset, batch_size=128, sampler=sampler, num_workers=0, collate_fn=take_batch)
@@ -22,9 +21,6 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from frskd_plugin.data.cifar100 import load_cifar100
-
-# (seed, epoch, draw): what a table of crops belongs to
-Pass = tuple[int, int, int]
 
 
 def draw_crops(count: int, padding: int, seed: int, epoch: int, draw: int = 0) -> Tensor:
@@ -51,11 +47,8 @@ def mirrored_canvas(images: Tensor, padding: int) -> Tensor:
 def crop_windows(canvas: Tensor, index: Tensor, crops: Tensor, size: Sequence[int]) -> Tensor:
     """Cut the crops of a batch: equal to torchvision's `crop` of the padded image at (top, left), and `hflip` after it.
 
-    Args:
-        canvas: [N, C, H + 2p, 2W + 3p] of `mirrored_canvas`.
-        index: of the images, int64 [B].
-        crops: (top, left, flip) of each, int64 [B, 3].
-        size: (H, W).
+    They are windows of ``size`` (H, W) of a `mirrored_canvas`; ``index`` [B] names the images, ``crops`` [B, 3] are
+    (top, left, flip).
     """
     height, width = size
     windows = canvas.unfold(2, height, 1).unfold(3, width, 1)  # a view [N, C, tops, lefts, H, W]
@@ -89,7 +82,19 @@ class TensorImages:
         classes: Sequence[str] = (),
     ) -> None:
         images, targets = torch.as_tensor(images), torch.as_tensor(targets)
-        _check_images(images, targets, padding)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 (0..255, not normalised), got {images.dtype}.")
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            raise TypeError(f"targets must be integers, got {targets.dtype}.")
+        if images.ndim != 4 or targets.shape != images.shape[:1] or not len(images):
+            raise ValueError(
+                f"images must be [N, C, H, W] and targets [N] with N >= 1, got {list(images.shape)} and "
+                f"{list(targets.shape)}."
+            )
+        if padding < 0:
+            raise ValueError(
+                f"`padding` must not be negative, got {padding}. Use augment=False to switch the crop off."
+            )
         self.augment = augment
         self.padding = padding
         self.device = torch.device(device)
@@ -98,7 +103,7 @@ class TensorImages:
         images = images.to(self.device)
         self._images = mirrored_canvas(images, padding) if augment else images.clone()
         self.targets = targets.to(self.device, torch.int64, copy=True)
-        self._crops: dict[Pass, Tensor] = {}  # tables [N, 3]: the last four
+        self._crops: dict[tuple[int, int, int], Tensor] = {}  # (seed, epoch, draw) -> table [N, 3]: the last four
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -143,8 +148,7 @@ class TensorImages:
             crops[places] = self._table(key)[index[places]]
         return crops
 
-    def _table(self, key: Pass) -> Tensor:
-        """Return crops [N, 3] of all images; a batch may lie in two epochs, with two draws of each."""
+    def _table(self, key: tuple[int, int, int]) -> Tensor:
         if key not in self._crops:
             latest = dict(list(self._crops.items())[-3:])
             self._crops = {**latest, key: draw_crops(len(self), self.padding, *key)}
@@ -181,17 +185,3 @@ class TensorCifar100(TensorImages):
 def take_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Collate for a loader whose data set hands out whole batches: nothing is left to do."""
     return batch
-
-
-def _check_images(images: Tensor, targets: Tensor, padding: int) -> None:
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8 (0..255, not normalised), got {images.dtype}.")
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise TypeError(f"targets must be integers, got {targets.dtype}.")
-    if images.ndim != 4 or targets.shape != images.shape[:1] or not len(images):
-        raise ValueError(
-            f"images must be [N, C, H, W] and targets [N] with N >= 1, got {list(images.shape)} and "
-            f"{list(targets.shape)}."
-        )
-    if padding < 0:
-        raise ValueError(f"`padding` must not be negative, got {padding}. Use augment=False to switch the crop off.")

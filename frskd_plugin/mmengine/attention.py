@@ -19,9 +19,6 @@ from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.core.feature_losses import attention_map
 from frskd_plugin.mmengine.hooks import unwrap_model
 
-INCH = 2.0  # height of an image
-TITLE_LINE = 0.15  # height of a line of its title, of an image's
-OPACITY = 0.55  # of an attention map over its image
 # A map that varies by less than this part of its maximum is flat: stretched, it would show rounding errors.
 MIN_SPREAD = 1e-4
 
@@ -76,8 +73,8 @@ def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
     columns = max(map(len, rows))
     panels = [panel for row in rows for panel in row if panel is not None]
     height, width = panels[0].image.shape[:2]
-    row_height = 1 + TITLE_LINE * max(len(panel.title.splitlines()) for panel in panels)
-    figure = Figure(figsize=(INCH * columns * width / height, INCH * row_height * len(rows)), layout="tight")
+    row_height = 1 + 0.15 * max(len(panel.title.splitlines()) for panel in panels)
+    figure = Figure(figsize=(2 * columns * width / height, 2 * row_height * len(rows)), layout="tight")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -88,7 +85,7 @@ def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
             axis.set_title(panel.title, fontsize=7)
             axis.imshow(panel.image)
             if panel.attention is not None:
-                axis.imshow(panel.attention, cmap="jet", alpha=OPACITY, vmin=0, vmax=1)
+                axis.imshow(panel.attention, cmap="jet", alpha=0.55, vmin=0, vmax=1)
     return figure
 
 

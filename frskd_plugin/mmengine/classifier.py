@@ -52,8 +52,8 @@ class TimmClassifier(BaseModel):
             `SelfTeacherValidationHook` switches it on while validating.
 
     Raises:
-        ValueError: timm does not know the model, or it cannot be wrapped; `method` or `student` lack their name; a
-            `mix` with a method that compares the images of a batch.
+        ValueError: timm does not know the model, or it cannot be wrapped; a name is missing; ``mix`` with a method that
+            compares the images of a batch.
         TypeError: the method has no such setting.
     """
 
@@ -109,14 +109,9 @@ class TimmClassifier(BaseModel):
         index: Tensor | None = None,
         drawn: dict[str, Tensor] | None = None,
     ) -> Any:
-        """Run `loss`, `predict` or, with ``mode='tensor'``, the plain network, whose logits are [B, K].
+        """Run `loss`, `predict` or, with ``mode='tensor'``, the plain network on normalised images: logits [B, K].
 
-        Args:
-            inputs: normalised images [B, 3, H, W]; for 'loss' of a method with views, [B, V, 3, H, W].
-            targets: labels [B], for 'loss' and 'predict'.
-            mode: 'loss', 'predict' or 'tensor'.
-            index: place of each sample in the data set [B], for 'loss' of a method that asks for it.
-            drawn: of the ``draw`` of ``mix``, for 'loss'; None draws now.
+        ``drawn`` comes from the ``draw`` of ``mix``; None draws now.
         """
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=self.memory_format)
@@ -205,10 +200,7 @@ def _create_student(model_name: str | None = None, pretrained: bool = False, **k
 class ImagePreprocessor(BaseDataPreprocessor):
     """Move a batch ``dict(inputs, targets)`` to the device, and make its uint8 images normalised floats there.
 
-    Args:
-        mean: of each channel, in 0..255.
-        std: of each channel, in 0..255.
-        non_blocking: do not wait for copies from pinned memory.
+    ``mean`` and ``std`` of each channel are in 0..255; ``non_blocking`` does not wait for copies from pinned memory.
     """
 
     mean: Tensor

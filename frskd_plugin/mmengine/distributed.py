@@ -47,10 +47,8 @@ class SyncBNDataParallel(MMDistributedDataParallel):
 def init_distributed(launcher: str) -> None:
     """Join the process group where that is left to do: gloo on CPUs, which mmengine would send to CUDA.
 
-    On CUDA mmengine does it itself when the Runner is built (NCCL).
-
-    Raises:
-        ValueError: the launcher's environment variables are missing, or there are fewer GPUs than processes.
+    On CUDA mmengine does it itself when the Runner is built (NCCL). Missing variables of the launcher and processes
+    without a GPU are ValueErrors.
     """
     if launcher == "none" or distributed.is_initialized():
         return

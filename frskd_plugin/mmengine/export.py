@@ -45,19 +45,12 @@ _EXTRA_SETTINGS = {
 
 
 class ExportedStudent(NamedTuple):
-    """Files that `export_student` wrote.
+    """Files that `export_student` wrote."""
 
-    Attributes:
-        path: the file with the weights.
-        config: the plain config of a segmentor; None for a classifier.
-        entry: where in the training checkpoint the weights were.
-        create: the Python that builds the network with the weights; None for a segmentor.
-    """
-
-    path: Path
-    config: Path | None
-    entry: str
-    create: str | None = None
+    path: Path  # with the weights
+    config: Path | None  # the plain config of a segmentor
+    entry: str  # where in the training checkpoint the weights were
+    create: str | None = None  # the Python that builds a classifier with the weights
 
 
 def export_student(source: str | Path, target: str | Path, allow_imports: bool = False) -> ExportedStudent:

@@ -37,16 +37,11 @@ class GraphTrainLoop(EpochBasedTrainLoop):
     same loop calls the step itself.
 
     The graph is captured anew where something changes that it holds as a constant: a learning rate (unless the
-    optimizer is ``fused`` or ``capturable``, which read it from the device), another number, switch or tensor of a
-    module.
+    optimizer is ``fused`` or ``capturable``, which read it from the device), a number, switch or tensor of a module.
 
     Args:
-        runner: of mmengine.
-        dataloader: the loader or its config.
-        max_epochs: epochs in all.
         graph: 'on' refuses what cannot be captured (ValueError, when the training begins); 'auto' says so in one line
-            and trains as `EpochBasedTrainLoop`.
-        settings: further settings of `EpochBasedTrainLoop`.
+            and trains as `EpochBasedTrainLoop`, whose arguments the others are.
     """
 
     def __init__(
@@ -163,8 +158,20 @@ class GraphStep:
             self._replay = None
 
     def _find_constants(self) -> list[Any]:
+        """Return what the graph holds as constants: numbers, switches, places of tensors."""
+        found: list[Any] = []
+        for name, module in self.model.named_modules():
+            for key, value in vars(module).items():
+                on_device = isinstance(module, ScheduledWeight) and key == "value"
+                if isinstance(value, bool | int | float | str) and not on_device:
+                    found.append((name, key, value))
+        tensors = (*self.model.parameters(), *self.model.buffers())
         state = [value for state in self.optim_wrapper.optimizer.state.values() for value in state.values()]
-        return [*_constants_of(self.model), *(value.data_ptr() for value in state if isinstance(value, Tensor))]
+        return [
+            *found,
+            *((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors),
+            *(value.data_ptr() for value in state if isinstance(value, Tensor)),
+        ]
 
     def __call__(self, plan: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Train on a batch; return its losses as mmengine's ``train_step`` does, on the device."""
@@ -233,16 +240,6 @@ class GraphStep:
         return torch.stack([value.detach() for value in outputs.values()])
 
 
-def _constants_of(model: torch.nn.Module) -> Iterator[Any]:
-    """Yield what a graph of the step holds as constants: numbers, switches, places of tensors."""
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            on_device = isinstance(module, ScheduledWeight) and key == "value"
-            if isinstance(value, bool | int | float | str) and not on_device:
-                yield name, key, value
-    yield from ((tensor.data_ptr(), tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers()))
-
-
 def _images(dataset: Any) -> Any:
     return dataset.dataset if isinstance(dataset, MethodDataset) else dataset
 
@@ -253,13 +250,16 @@ def _reads_rates(optimizer: torch.optim.Optimizer) -> bool:
 
 def obstacles(runner: Any, loader: DataLoader) -> list[str]:
     """Return what keeps a run's training step from being captured, by name; nothing where it can be."""
-    model = runner.model
-    if not isinstance(model, TimmClassifier):
-        return [f"the model is {type(model).__name__} and no TimmClassifier in one process"]
-    found = [*_obstacles_of_data(loader, model), *_obstacles_of_optimizer(runner), *_obstacles_of_hooks(runner.hooks)]
-    if not model.network.method.capturable:
-        found.append(f"the method {type(model.network.method).__name__} keeps state on the host (`capturable`)")
-    return found
+    if not isinstance(runner.model, TimmClassifier):
+        return [f"the model is {type(runner.model).__name__} and no TimmClassifier in one process"]
+    method = runner.model.network.method
+    kept = [] if method.capturable else [f"the method {type(method).__name__} keeps state on the host (`capturable`)"]
+    return [
+        *_obstacles_of_data(loader, runner.model),
+        *_obstacles_of_optimizer(runner),
+        *_obstacles_of_hooks(runner),
+        *kept,
+    ]
 
 
 def _obstacles_of_data(loader: DataLoader, model: TimmClassifier) -> Iterator[str]:
@@ -275,7 +275,7 @@ def _obstacles_of_data(loader: DataLoader, model: TimmClassifier) -> Iterator[st
 
 
 def _obstacles_of_optimizer(runner: Any) -> Iterator[str]:
-    wrapper = runner.optim_wrapper
+    wrapper, optimizer = runner.optim_wrapper, runner.optim_wrapper.optimizer
     if isinstance(wrapper, AmpOptimWrapper):
         yield "optim_wrapper.type='AmpOptimWrapper' scales the loss on the host (`--amp-dtype bf16` does not)"
     if type(wrapper) not in (OptimWrapper, AmpOptimWrapper, AutocastOptimWrapper):
@@ -285,7 +285,6 @@ def _obstacles_of_optimizer(runner: Any) -> Iterator[str]:
         yield f"optim_wrapper.accumulative_counts={wrapper._accumulative_counts}"
     if (wrapper.clip_grad_kwargs or {}).get("error_if_nonfinite"):
         yield "optim_wrapper.clip_grad.error_if_nonfinite waits for the device"
-    optimizer = wrapper.optimizer
     if type(optimizer) is not torch.optim.SGD and not all(group.get("capturable") for group in optimizer.param_groups):
         yield f"the optimizer {type(optimizer).__name__} is not `capturable` (optim_wrapper.optimizer.capturable=True)"
     for scheduler in runner.param_schedulers or []:
@@ -294,14 +293,13 @@ def _obstacles_of_optimizer(runner: Any) -> Iterator[str]:
             yield f"{kind} changes {name!r} at each step (a fused optimizer reads it from the device)"
 
 
-def _obstacles_of_hooks(hooks: Sequence[Any]) -> Iterator[str]:
-    for hook in hooks:
+def _obstacles_of_hooks(runner: Any) -> Iterator[str]:
+    for hook in runner.hooks:
         name, stages = type(hook).__name__, {"before_train_iter", "after_train_iter"} & set(hook.get_triggered_stages())
+        ours = type(hook).__module__.partition(".")[0] in ("mmengine", "frskd_plugin")
         if isinstance(hook, EMAHook):
             yield f"{name} waits for the device at each step"
         elif isinstance(hook, DistillWarmupHook) and not hook.by_epoch:
             yield f"{name} counts iterations"
-        elif type(hook).__module__.partition(".")[0] in ("mmengine", "frskd_plugin"):
-            continue
-        elif stages and not getattr(hook, "works_with_cuda_graph", False):
+        elif stages and not ours and not getattr(hook, "works_with_cuda_graph", False):
             yield f"the hook {name} works at each iteration and does not say `works_with_cuda_graph = True`"

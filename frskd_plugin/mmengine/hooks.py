@@ -151,8 +151,7 @@ class BestAndLastHook(Hook):
     The file is written atomically and holds ``config``, ``seed``, ``metric``, ``last``, ``best`` and ``history``: an
     entry ``{'epoch': .., 'top1': .., ...}`` for each validation, without a gap where a run was killed and went on.
 
-    Args:
-        metric: the score that decides which epoch is best, the higher the better.
+    ``metric`` is the score that decides which epoch is best, the higher the better.
     """
 
     priority = "LOWEST"  # after the hooks that log the scores and keep the best checkpoint
@@ -255,9 +254,6 @@ class CompileHook(Hook):
         parts: names of modules in the model; None: those of backbone, neck, decode head and self-teacher that it has.
         any_size: run every size compiled, not only that of the first batch.
         options: of ``torch.compile``, such as ``mode='max-autotune'``.
-
-    Raises:
-        ValueError: when the training begins, if the model has no such part.
     """
 
     def __init__(self, parts: Sequence[str] | None = None, any_size: bool = False, **options: Any) -> None:

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from frskd_plugin.mmengine.deferred_log import fetch, is_logged
 from frskd_plugin.mmengine.hooks import unwrap_model
 
-# Parts of a model that only training uses.
-AUXILIARY = ("self_teacher.", "network.method.", "auxiliary_head.")
-_BACKBONES = ("backbone.", "network.student.")
-_SHOWN = 3
+AUXILIARY = ("self_teacher.", "network.method.", "auxiliary_head.")  # parts that only training uses
 
 
 class FiniteLossHook(Hook):
@@ -126,7 +123,7 @@ class WeightsFitHook(Hook):
                 f"place of what does not fit"
             )
         names = model.state_dict().keys()
-        backbone = {name for name in names if name.startswith(_BACKBONES)} or set(names)
+        backbone = {name for name in names if name.startswith(("backbone.", "network.student."))} or set(names)
         if not backbone - found["missing"].keys() - found["shape"].keys():
             raise ValueError(f"{what}. Nothing of it fits the backbone; give a checkpoint of the same network")
         runner.logger.warning("Left out: %s", what)
@@ -168,6 +165,6 @@ def misfits(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, dict[str,
 def _listed(found: dict[str, dict[str, str]]) -> str:
     parts = []
     for kind, keys in found.items():
-        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-        parts += [f"{kind} {', '.join(list(keys.values())[:_SHOWN])}{more}"] if keys else []
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        parts += [f"{kind} {', '.join(list(keys.values())[:3])}{more}"] if keys else []
     return "; ".join(parts)
