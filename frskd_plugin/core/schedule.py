@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,18 @@ def scheduled_factor(schedule: str, warmup: float, progress: float) -> float:
     if schedule == "rampup":
         return sigmoid_rampup(progress - warmup, 1 - warmup)
     return (progress - warmup) / (1 - warmup) if schedule == "linear" and warmup < 1 else 1.0
+
+
+def scale_gradient(tensors: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+    """Return the same values, whose gradient is multiplied by a scalar ``weight`` on its way back.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> (same,) = scale_gradient([3 * x], torch.tensor(0.25))
+    >>> same.sum().backward()
+    >>> same, x.grad
+    (tensor([3., 3.], grad_fn=<LerpBackward1>), tensor([0.7500, 0.7500]))
+    """
+    return [torch.lerp(tensor.detach(), tensor, weight.to(tensor.dtype)) for tensor in tensors]
 
 
 class ScheduledWeight(nn.Module):

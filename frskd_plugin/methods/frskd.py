@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frskd_plugin.core.checks import check_bool, check_one_of, check_positive_int
+from frskd_plugin.core.checks import check_bool, check_number, check_one_of, check_positive_int
 from frskd_plugin.core.feature_losses import REDUCTIONS, AttentionTransferLoss, HintLoss, OverhaulLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.preactivations import forward_with_preactivations
+from frskd_plugin.core.schedule import ScheduledWeight, scale_gradient
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
@@ -108,7 +109,8 @@ def width_within(
 
 # For users who give none of the three: found on fine-tuning and short trainings (docs/choosing.md). The paper's for
 # CIFAR-100 are alpha=2, beta=100, schedule='constant'; its configs name their own.
-DEFAULTS: dict[str, Any] = {"alpha": 1.0, "beta": "auto", "schedule": "gate"}
+DEFAULTS: dict[str, Any] = {"alpha": 1.0, "beta": "auto", "schedule": "gate", "trunk_gradient": "linear"}
+UNTOLD_SHARE = 0.3  # of `trunk_gradient='linear'`, in a loop that never tells the progress
 # feature losses by name, and the beta that goes with the scale of each: the reference's own examples
 FEATURE_BETAS = {"attention": 100.0, "hint": 100.0, "overhaul": 0.01}
 PAPER_POSITIONS = 8 * 8  # of WRN-16-2's deepest map on CIFAR, which the paper's beta of 100 was tuned for
@@ -145,6 +147,10 @@ class FRSKD(Method):
         schedule: of both terms: 'constant' (the default where alpha or beta is given), 'linear' or 'rampup', which grow
             to 1 at the end of the training and need `set_progress`, or 'gate', see `FRSKDLoss`.
         warmup: share of the training, 0..1, without distillation; needs `set_progress`.
+        trunk_gradient: share of the gradient of the self-teacher's cross-entropy that goes on into the student, 0..1;
+            1 is the paper's, and the default where alpha or beta is given. Early in a training it takes the student's
+            layers for the self-teacher, so by default it is 'linear', an extension of the paper: it grows from 0 to 1
+            with what `set_progress` tells, and is 0.3 where that is never called.
         width: the self-teacher's channels are ``width`` times the student's, at each level (the paper: 2). 'auto' takes
             2, 1, or 1 with a limit to the channels, whatever keeps its MACs within ``max_share`` of the student's.
         max_share: for ``width='auto'``, the limit of self-teacher's MACs / student's MACs; None is 0.75, and 8 channels
@@ -193,13 +199,19 @@ class FRSKD(Method):
         soft_label: str = "auto",
         schedule: str | None = None,
         warmup: float = 0.0,
+        trunk_gradient: float | str | None = None,
     ) -> None:
         super().__init__(student)
         if not isinstance(feature_loss, nn.Module):
             check_one_of("feature_loss", feature_loss, [*FEATURE_BETAS])
         _check_reduction(feature_reduction, feature_loss)
+        chosen_here = alpha is None and beta is None
         if schedule is None:
-            schedule = DEFAULTS["schedule"] if alpha is None and beta is None else "constant"
+            schedule = DEFAULTS["schedule"] if chosen_here else "constant"
+        if trunk_gradient is None:
+            trunk_gradient = DEFAULTS["trunk_gradient"] if chosen_here else 1.0
+        self.trunk_gradient = _check_trunk_gradient(trunk_gradient)
+        self._trunk_share = ScheduledWeight(UNTOLD_SHARE if isinstance(trunk_gradient, str) else trunk_gradient)
         alpha = DEFAULTS["alpha"] if alpha is None else alpha
         weight: Any = DEFAULTS["beta"] if beta is None else beta
         if weight == "auto" and feature_loss == "attention":
@@ -238,14 +250,16 @@ class FRSKD(Method):
         _log_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """See `Method.set_progress`; for `schedule` and `warmup`."""
+        """See `Method.set_progress`; for `schedule`, `warmup` and `trunk_gradient`."""
         super().set_progress(epoch, max_epochs)
         self.loss_distill.set_progress(epoch, max_epochs)
+        if self.trunk_gradient == "linear":
+            self._trunk_share.set(min(epoch / max_epochs, 1.0))
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output``."""
         feats, logits, maps = self.run_student(student, images)
-        refined_feats, teacher_logits = self.self_teacher(feats)  # not detached: its loss trains the trunk too
+        refined_feats, teacher_logits = self.run_self_teacher(feats)
         if logits.shape != teacher_logits.shape:
             raise ValueError(
                 f"The student has {logits.shape[1]} classes and its self-teacher {teacher_logits.shape[1]}: after "
@@ -268,6 +282,13 @@ class FRSKD(Method):
         feats, logits = student(images)
         return feats, logits, feats
 
+    def run_self_teacher(self, feats: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return refined maps and logits, whose loss trains the student's trunk too (`trunk_gradient`)."""
+        if self.trunk_gradient == 1:
+            return self.self_teacher(feats)
+        share = self._trunk_share
+        return self.self_teacher(scale_gradient(feats, share.tensor) if share.on else [feat.detach() for feat in feats])
+
     def reset_classifier(self, num_classes: int) -> None:
         """Give the self-teacher a new classifier of ``num_classes``."""
         self.self_teacher.reset_classifier(num_classes)
@@ -287,6 +308,17 @@ def _make_feature_loss(
     if feature_loss == "overhaul":
         return OverhaulLoss(in_channels, teacher.neck.output_norms())
     return AttentionTransferLoss(variant, reduction)
+
+
+def _check_trunk_gradient(share: float | str) -> float | str:
+    if share == "linear":
+        return share
+    if isinstance(share, str):
+        raise ValueError(f"`trunk_gradient` must be a share in 0..1 or 'linear', got {share!r}.")
+    check_number("trunk_gradient", share)
+    if not 0 <= share <= 1:
+        raise ValueError(f"`trunk_gradient` is a share of a gradient and must be in 0..1, or 'linear', got {share}.")
+    return float(share)
 
 
 def _check_reduction(reduction: str, feature_loss: str | nn.Module) -> None:

@@ -107,7 +107,7 @@ class FRSKDSLA(FRSKD):
     ) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, ...], Tensor]:
         """Return the student's maps, logits and maps for the feature loss, refined maps, the self-teacher's logits."""
         feats, logits, maps = self.run_student(student, images)
-        return feats, logits, maps, *self.self_teacher(feats)
+        return feats, logits, maps, *self.run_self_teacher(feats)
 
 
 def _join(maps: list[Tensor] | tuple[Tensor, ...], others: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
