@@ -52,7 +52,7 @@ def run(work_dir: Path, network: str, method: str, options: tuple[str, ...], dat
     arguments = [f"configs/{method}_cifar100_{network}.py", "--work-dir", work_dir, "--data-root", data, "--seed", 0]
     precision = ["--amp-dtype", "bf16", "--channels-last"]
     settings["visualizer.name"] = (
-        f"run_{work_dir.name}"  # a visualizer of another name: mmengine keeps one of each in a process
+        f"run_{work_dir.name}"  # mmengine keeps one of each name
     )
     changes = [f"{name}={value}" for name, value in settings.items()]
     train([str(word) for word in (*arguments, *precision, *options, "--cfg-options", *changes)])
