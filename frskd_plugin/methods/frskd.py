@@ -284,10 +284,8 @@ class FRSKD(Method):
 
     def run_self_teacher(self, feats: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return refined maps and logits, whose loss trains the student's trunk too (`trunk_gradient`)."""
-        if self.trunk_gradient == 1:
-            return self.self_teacher(feats)
-        share = self._trunk_share
-        return self.self_teacher(scale_gradient(feats, share.tensor) if share.on else [feat.detach() for feat in feats])
+        paper = self.trunk_gradient == 1
+        return self.self_teacher(feats if paper else scale_gradient(feats, self._trunk_share.tensor))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Give the self-teacher a new classifier of ``num_classes``."""
