@@ -51,9 +51,7 @@ def run(work_dir: Path, network: str, method: str, options: tuple[str, ...], dat
     """Train, and return the lines of the log."""
     arguments = [f"configs/{method}_cifar100_{network}.py", "--work-dir", work_dir, "--data-root", data, "--seed", 0]
     precision = ["--amp-dtype", "bf16", "--channels-last"]
-    settings["visualizer.name"] = (
-        f"run_{work_dir.name}"  # mmengine keeps one of each name
-    )
+    settings["visualizer.name"] = f"run_{work_dir.name}"  # mmengine keeps one of each name
     changes = [f"{name}={value}" for name, value in settings.items()]
     train([str(word) for word in (*arguments, *precision, *options, "--cfg-options", *changes)])
     (log,) = work_dir.glob("*/vis_data/scalars.json")
