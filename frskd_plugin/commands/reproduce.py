@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer = Trainer(
             session.store,
             args.data.resolve(),
-            args.device,
-            args.jobs,
-            args.side_by_side,
-            args.threads or threads_for(args.jobs),
-            started + 60 * args.minutes if args.minutes else None,
+            devices=args.device,
+            jobs=args.jobs,
+            side_by_side=args.side_by_side,
+            threads=args.threads or threads_for(args.jobs),
+            deadline=started + 60 * args.minutes if args.minutes else None,
             on_done=lambda: session.write(costs),
         )
         failures = trainer.train(plan_table(session.table, session.scale, session.seeds))
@@ -203,10 +202,12 @@ class Session:
         """Read the records of all rows, in the chosen columns and in those of which another call has run some."""
         found = {}
         for column in self.whole.columns:
-            with suppress(ValueError if column not in self.table.columns else ()):  # the scale may not fit its data
+            try:
                 runs = {row.key: plan_cell(self.whole, row, column, self.scale) for row in self.whole.rows}
-                cells = {(key, column): self.store.records_of(run) for key, run in runs.items()}
-                found |= cells if column in self.table.columns or any(cells.values()) else {}
+            except ValueError:  # the scale does not fit this data set
+                continue
+            cells = {(key, column): self.store.records_of(run) for key, run in runs.items()}
+            found |= cells if column in self.table.columns or any(cells.values()) else {}
         return found
 
     def write(self, costs: Mapping[str, StepCost], out: Path | None = None) -> str:
@@ -259,8 +260,8 @@ class Session:
             done = self.store.read(run) is not None
             seconds = estimate_seconds(run, self.scale, costs)
             hours += [seconds / 3600] if seconds is not None and not done else []
-            time = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
-            lines.append(f"{'done' if done else 'to do'}  {run.label}{time}  {self.store.log(run)}")
+            about = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
+            lines.append(f"{'done' if done else 'to do'}  {run.label}{about}  {self.store.log(run)}")
         count = sum(line.startswith("to do") for line in lines)
         lines.append(f"{len(lines) - count} of {len(lines)} runs are done, {count} to go")
         if hours:

@@ -27,9 +27,7 @@ from frskd_plugin.core.blocks import FusionNode, Resize
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.data.image_folder import IMAGE_SETS
 
-# images in a step on a CPU: so many that the ratio is that of the recipe's batch, in bearable time
-CPU_BATCH_SMALL, CPU_BATCH = 32, 8
-SMALL_IMAGE = 64  # pixels of a side
+CPU_BATCHES, SMALL_IMAGE = (32, 8), 64  # images in a step, of small and of larger images; pixels of a side
 VOC_IMAGES = 3335  # of VOC 2007 and 2012 trainval with a segmentation
 WARMUP, REPEAT = 2, 5  # steps of each kind; the second are timed
 WEIGHTS = ("alpha", "beta")  # settings that do not change what a step computes, unless they are 0
@@ -51,10 +49,9 @@ def measure(runs: Mapping[str, Run], device: str) -> StepCost:
         plain, frskd = training_steps(first.model, StepSettings(device=device))
         steps = {signatures["baseline"]: plain, signatures["frskd"]: frskd}
     else:
-        leaf, small = read_leaf(first.config), timm.get_pretrained_cfg(first.model).input_size[-1] <= SMALL_IMAGE
-        batch = CPU_BATCH_SMALL if small else CPU_BATCH
-        if device.startswith("cuda"):
-            batch = leaf.train_dataloader.batch_size
+        leaf, pixels = read_leaf(first.config), timm.get_pretrained_cfg(first.model).input_size[-1]
+        # on a CPU so many that the ratio is that of the recipe's batch, in bearable time
+        batch = leaf.train_dataloader.batch_size if "cuda" in device else CPU_BATCHES[pixels > SMALL_IMAGE]
         settings, classes = StepSettings(batch, device=device), leaf.model.student.num_classes
         plain, steps = classifier_step(first.model, "baseline", settings, classes), {}
         for run in {signatures[key]: run for key, run in runs.items()}.values():
@@ -131,7 +128,7 @@ def count(network: nn.Module, inputs: Any) -> Count:
 
 
 def authors_self_teacher(*args: Any, **settings: Any) -> SelfTeacher:
-    """Build a self-teacher that computes as the authors' does: it up-samples before it projects."""
+    """Build a self-teacher that up-samples before it projects, as the authors' does."""
     teacher = SelfTeacher(*args, rectify_input=False, **settings)
     for module in teacher.modules():
         if isinstance(module, Resize):

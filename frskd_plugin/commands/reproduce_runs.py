@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.hooks import RESULT_NAME, Entry, best_entry
 from frskd_plugin.mmengine.hooks import read_history as read_result
+from frskd_plugin.mmengine.registration import installed_versions
 from frskd_plugin.mmengine.resume import newest_checkpoint
 from frskd_plugin.version import __version__
 
 LOG_NAME = "train.log"
 SEGMENTATION_SCORE = "mIoU"
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "onedl-mmengine", "mmengine", "onedl-mmsegmentation")
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
 DATA_FOLDERS = {"voc": "VOCdevkit"}  # of the others: their name
 TAIL_LINES = 3
 POLL_SECONDS, TELL_SECONDS = 0.1, 30.0
@@ -77,12 +77,7 @@ class Store:
         return next((record for record in self.records_of(run).values() if record["seed"] == run.seed), None)
 
     def is_done(self, run: Run, teaches: bool = False) -> bool:
-        """Tell whether its record is there; of a run that ended without one (the tool was killed) it is made now.
-
-        Args:
-            run: the run.
-            teaches: its network is needed too.
-        """
+        """Tell whether its record is there, and its network where it ``teaches``; a run that ended gets them now."""
         if self.read(run) is None and not self._finish(run):
             return False
         return not teaches or self.teacher_file(run).is_file() or self._keep_teacher(run)
@@ -102,7 +97,7 @@ class Store:
             "best": best_entry(history, metric),
             "history": history,
             "seconds": round(training_seconds(self.folder(run)), 1),
-            "versions": versions(),
+            "versions": {"frskd_plugin": __version__, **{n: version(n) for n in PACKAGES}, **installed_versions()},
         }
         write_json(self.record_file(run), record)
         return True
@@ -157,15 +152,6 @@ def read_json(file: Path) -> dict[str, Any]:
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write an object, whole or not at all."""
     atomic_write(file, json.dumps(content, indent=1).encode())
-
-
-def versions() -> dict[str, str]:
-    """Return those of this package and of the ones that decide what a training does."""
-    found = {"frskd_plugin": __version__}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def training_arguments(run: Run, store: Store, data: Path) -> list[str]:
@@ -321,21 +307,20 @@ class Progress:
     def __init__(self, store: Store, runs: Sequence[Run]) -> None:
         self._store, self._runs = store, runs
         self._began = self._told = time.monotonic()
-        self._done = {run.name: self._last(run)["epoch"] for run in runs}
-        self._first = sum(self._done.values())
+        self._epochs = [self._last(run)["epoch"] for run in runs]
+        self._first = sum(self._epochs)
 
     def tell(self) -> None:
         """Write a line for each run that has got on, at most every `TELL_SECONDS`."""
-        now, before = time.monotonic(), sum(self._done.values())
+        now, before = time.monotonic(), sum(self._epochs)
         if now - self._told < TELL_SECONDS:
             return
         self._told = now
-        for run in (run for run in self._runs if self._done[run.name] < run.epochs):
-            last = self._last(run)
-            if last["epoch"] > self._done[run.name]:
-                self._done[run.name] = last["epoch"]
+        for index, run in enumerate(self._runs):
+            if self._epochs[index] < run.epochs and (last := self._last(run))["epoch"] > self._epochs[index]:
+                self._epochs[index] = last["epoch"]
                 say(f"         {run.label}: {scores_text(last)} (of {run.epochs} epochs)")
-        if (done := sum(self._done.values())) > before:
+        if (done := sum(self._epochs)) > before:
             left = sum(run.epochs for run in self._runs) - done
             hours = (now - self._began) / (done - self._first) * left / 3600
             say(f"         all of them: about {hours:.1f} h to go")

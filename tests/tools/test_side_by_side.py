@@ -86,8 +86,9 @@ def test_a_signal_stops_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ended == [True, True] and all(isinstance(turn.error, Terminated) for turn in turns)
 
 
-def test_runs_side_by_side_are_the_runs_alone(tmp_path: Path) -> None:
+def test_runs_side_by_side_are_the_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and scores are those of the runs alone, also when the clock stops them and another call goes on."""
+    monkeypatch.setattr("frskd_plugin.mmengine.attention.AttentionHook._draw", lambda *_: None)  # it is slow
     data = tmp_path / "data"
     write_cifar(data / "cifar100", train=20, test=10)
     table = TABLES["table1"].chosen(["cifar100"], ["wrn_16_2"], ["frskd", "baseline"])
