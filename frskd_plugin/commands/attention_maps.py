@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -54,19 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; ``checkpoints`` and ``images`` are told apart by their suffix."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    args.checkpoints = [path for path in args.files if path.suffix == ".pth"]
-    args.images = [path for path in args.files if path.suffix != ".pth"]
-    if not args.checkpoints:
-        parser.error("no checkpoint: give one or more .pth files of tools/train.py, then the images")
-    if not args.images:
-        parser.error("no image: give one or more image files after the checkpoints")
-    return args
-
-
 def targets_of(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """Map each image to its picture, named like the image; like its folder too where images share a name."""
     stems = Counter(image.stem for image in dict.fromkeys(images))
@@ -85,71 +71,85 @@ def targets_of(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw, and say what was written."""
-    args = parse_args(argv)
-    targets = targets_of(args.images, args.out)
-    networks = in_order([open_checkpoint(path, args.allow_imports) for path in args.checkpoints])
+    """Draw, and say what was written; checkpoints and images are told apart by their suffix."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    checkpoints = [path for path in args.files if path.suffix == ".pth"]
+    images = [path for path in args.files if path.suffix != ".pth"]
+    if not checkpoints:
+        parser.error("no checkpoint: give one or more .pth files of tools/train.py, then the images")
+    if not images:
+        parser.error("no image: give one or more image files after the checkpoints")
+    targets = targets_of(images, args.out)
+    networks = in_order([TrainedNetwork(path, args.allow_imports) for path in checkpoints])
     args.out.mkdir(parents=True, exist_ok=True)
     for image, target in progress(targets.items(), "drawing", "images", len(targets)):
         save_figure(attention_picture(networks, image), target)
         print(f"picture: {target}")
 
 
-CLASSIFIER_TEACHER_PREFIX = "network.method.self_teacher."
-
-
 class ImageMaps(NamedTuple):
-    """Image as a network sees it, and its feature maps.
+    """Image as a network sees it, and its feature maps, level 0 = highest resolution."""
 
-    Attributes:
-        image: RGB [H, W, 3], uint8, as the config prepares it for a test.
-        padded_size: height and width that the maps cover; the image lies in the upper left corner.
-        feats: the student's maps [1, C_i, H_i, W_i], level 0 = highest resolution.
-        refined_feats: the self-teacher's maps [1, D_i, H_i, W_i]; None where there is no self-teacher.
-    """
-
-    image: np.ndarray
-    padded_size: tuple[int, int]
-    feats: list[Tensor]
-    refined_feats: list[Tensor] | None
+    image: np.ndarray  # RGB [H, W, 3], uint8, as the config prepares it for a test
+    padded_size: tuple[int, int]  # that the maps cover; the image lies in the upper left corner
+    feats: list[Tensor]  # the student's maps [1, C_i, H_i, W_i]
+    refined_feats: list[Tensor] | None  # the self-teacher's maps [1, D_i, H_i, W_i]; None where there is none
 
 
 class TrainedNetwork:
-    """Classifier or segmentor with the weights of a checkpoint, in eval mode, that shows its maps of an image file.
+    """Classifier or segmentor of a checkpoint that tools/train.py wrote, built from the config in it, in eval mode.
 
     A segmentor's maps are those that its decode head gets. Of a classifier's method without a self-teacher, only the
-    student is built.
+    student is built. Nothing is downloaded.
 
     Args:
         path: of the checkpoint.
-        meta: of the checkpoint.
-        config: that it was trained with.
-        weights: the model's state_dict.
+        allow_imports: trust the config in it, see `stored_config`.
 
     Attributes:
         run: name of the folder that holds the checkpoint.
         step: number of epochs that it was trained, or of iterations where those are counted.
         label: that number with its unit, such as 'epoch 50'.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: what the config needs (mmsegmentation, for a segmentor) is not installed.
+        ValueError: the file is damaged, or no checkpoint of a classifier or segmentor of this package.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], config: Config, weights: dict[str, Tensor]) -> None:
-        self.config = config
-        self.run = path.resolve().parent.name
-        unit, key = ("iteration", "iter") if _counts_iterations(config) else ("epoch", "epoch")
-        self.step = int(meta.get(key, 0))
-        self.label = f"{unit} {self.step}" if key in meta else path.stem
+    def __init__(self, path: str | Path, allow_imports: bool = False) -> None:
+        path = Path(path)
+        checkpoint = load_checkpoint(path)
+        with imports_held():
+            self.config = config = stored_config(checkpoint, str(path), allow_imports)
+        check_version(config, str(path))
         self.is_classifier = is_classifier(config)
-        prefix = CLASSIFIER_TEACHER_PREFIX if self.is_classifier else TEACHER_PREFIX
+        model = config.get("model") or {}
+        if not self.is_classifier and "decode_head" not in model:
+            raise ValueError(
+                f"{path} is of a model of type {model.get('type')!r}; expected a checkpoint of a TimmClassifier, or of "
+                "a segmentor of mmseg (FRSKDEncoderDecoder, EncoderDecoder)"
+            )
+        self.run = path.resolve().parent.name
+        loop = config.get("train_cfg") or {}
+        by_iterations = loop.get("type") == "IterBasedTrainLoop" or loop.get("by_epoch") is False
+        unit, key = ("iteration", "iter") if by_iterations else ("epoch", "epoch")
+        self.step = int(checkpoint["meta"].get(key, 0))
+        self.label = f"{unit} {self.step}" if key in checkpoint["meta"] else path.stem
+
+        weights = checkpoint["state_dict"]
+        prefix = f"network.method.{TEACHER_PREFIX}" if self.is_classifier else TEACHER_PREFIX
         has_teacher = any(name.startswith(prefix) for name in weights)
-        settings = without_pretrained(config.model)[0]
+        settings = without_pretrained(model)[0]
         if self.is_classifier:
             settings["compile"], settings["mix"] = False, None
             if not has_teacher:
                 settings["method"] = dict(name="baseline")  # `update` would keep the other method's settings
                 weights = {name: value for name, value in weights.items() if name.startswith(STUDENT_PREFIX)}
         with self._scope(), explained_build(f"in {path}"), imports_held():
-            model = MODELS.build(settings)
-            self.model = (model if self.is_classifier else revert_sync_batchnorm(model)).eval()
+            built = MODELS.build(settings)
+            self.model = (built if self.is_classifier else revert_sync_batchnorm(built)).eval()
             load_strictly(self.model, weights, path)
         owner = self.model.network.method if self.is_classifier else self.model
         self.neck = owner.self_teacher.neck if has_teacher else None
@@ -203,45 +203,10 @@ class TrainedNetwork:
         return DefaultScope.overwrite_default_scope(self.config.get("default_scope") or "mmengine")
 
 
-def open_checkpoint(path: str | Path, allow_imports: bool = False) -> TrainedNetwork:
-    """Build the network of a checkpoint that tools/train.py wrote from the config in it; nothing is downloaded.
-
-    Args:
-        path: of the checkpoint.
-        allow_imports: trust the config in it, see `stored_config`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: what the config needs (mmsegmentation, for a segmentor) is not installed.
-        ValueError: the file is damaged, or no checkpoint of a classifier or segmentor of this package.
-    """
-    path = Path(path)
-    checkpoint = load_checkpoint(path)
-    with imports_held():
-        config = stored_config(checkpoint, str(path), allow_imports)
-    check_version(config, str(path))
-    model = config.get("model") or {}
-    if not is_classifier(config) and "decode_head" not in model:
-        raise ValueError(
-            f"{path} is of a model of type {model.get('type')!r}; expected a checkpoint of a TimmClassifier, or of a "
-            f"segmentor of mmseg (FRSKDEncoderDecoder, EncoderDecoder)"
-        )
-    return TrainedNetwork(path, checkpoint["meta"], config, checkpoint["state_dict"])
-
-
-def _counts_iterations(config: Config) -> bool:
-    train_cfg = config.get("train_cfg") or {}
-    return train_cfg.get("type") == "IterBasedTrainLoop" or train_cfg.get("by_epoch") is False
-
-
 def attention_picture(networks: Sequence[TrainedNetwork], path: Path) -> Figure:
     """Draw an image, then for each network a column a level: the student's attention above the self-teacher's.
 
     A network without a self-teacher leaves the lower fields empty; where none has one, the lower row is left out.
-
-    Args:
-        networks: as they shall stand from left to right.
-        path: image file.
     """
     upper: list[Panel | None] = []
     lower: list[Panel | None] = []

@@ -117,13 +117,12 @@ def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
         raise ValueError(f"--data-root: {args.config} has no data_root to set; set the paths with --cfg-options")
     override(config, args.cfg_options or {})
     named = [Path(args.config).stem]
-    if training and args.recipe:
-        named.append(args.recipe)
-    if training and is_classifier(config):
-        config.recipe = args.recipe or locate_config(args.config)[1]  # `_set_resume` compares it
-    if training and (args.method is not None or args.method_options is not None):
-        if set_method(config, args.method, args.method_options or {}):
-            named.append(args.method)
+    if training:
+        named += [args.recipe] if args.recipe else []
+        if is_classifier(config):
+            config.recipe = args.recipe or locate_config(args.config)[1]  # `_set_resume` compares it
+        if args.method is not None or args.method_options is not None:
+            named += [args.method] if set_method(config, args.method, args.method_options or {}) else []
     # Command line, then config, then the name of the config: the order that mmseg's users know.
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{'_'.join(named)}"
     _check_values(config)
@@ -134,7 +133,9 @@ def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
         _set_randomness(config, args)
         if args.resume:
             _set_resume(config, explicit="load_from" in (args.cfg_options or {}))
-        _check_load_from(config)
+        source = config.get("load_from")
+        if source is not None and "://" not in str(source) and not Path(str(source)).is_file():
+            raise FileNotFoundError(f"load_from: {source} not found; expected a checkpoint file")
     if args.launcher != "none":
         prepare_distributed(config)
     return config
@@ -153,11 +154,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def load_config(path: str | Path, recipe: str | None = None) -> Config:
-    """Read a config, one of the package's own wherever this is called, with a recipe laid over it.
-
-    Args:
-        path: file; see `locate_config`.
-        recipe: out of `RECIPES`; None takes the one that the name of the file asks for, if any.
+    """Read a config, found by `locate_config`, with a recipe laid over it; None takes what the file's name asks for.
 
     Raises:
         FileNotFoundError: there is no such config.
@@ -232,15 +229,9 @@ def _check_values(config: Config) -> None:
         steps = scheduler.get("milestones", ())
         if not isinstance(steps, (list, tuple)) or not all(isinstance(step, int) for step in steps):
             raise ValueError(f"param_scheduler.milestones must be a list of ints, such as [100,150], got {steps!r}")
-    _check_optimizer(config)
-
-
-def _check_optimizer(config: Config) -> None:
     name = _setting(config, "optim_wrapper.optimizer.type")
-    if not isinstance(name, str):
-        return
     with OPTIMIZERS.switch_scope_and_registry(config.get("default_scope")) as registry:
-        if registry.get(name) is None:
+        if isinstance(name, str) and registry.get(name) is None:
             near = difflib.get_close_matches(name, OPTIMIZERS.module_dict, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"optim_wrapper.optimizer.type: there is no optimizer {name!r}{hint}")
@@ -267,32 +258,27 @@ def _set_speed(config: Config, args: argparse.Namespace) -> None:
 
 
 def enable_cuda_graph(config: Config, choice: str) -> None:
-    """Take `GraphTrainLoop` for a classifier that trains by epochs on CUDA, with an optimizer that it can hold.
+    """Let a classifier that trains by epochs on CUDA train by `GraphTrainLoop`, with an optimizer that it can hold.
 
-    Args:
-        config: is changed.
-        choice: 'auto' leaves any other config as it is, and the loop captures where it can; 'on' refuses.
-
-    Raises:
-        ValueError: see above.
+    'auto' leaves any other config as it is, and the loop captures where it can; 'on' raises a ValueError.
     """
     loop = config.get("train_cfg") or {}
     kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
-    reasons = [
-        *(["CUDA is not available here"] if not torch.cuda.is_available() else []),
-        *(["the config's model is no TimmClassifier"] if not is_classifier(config) else []),
-        *([f"train_cfg.type={kind!r} does not count epochs"] if kind not in GRAPH_LOOPS else []),
-    ]
-    if reasons and choice == "on":
-        raise ValueError(f"--cuda-graph on: {'; '.join(reasons)}. Leave it out")
-    if reasons:
+    reasons = {
+        "CUDA is not available here": not torch.cuda.is_available(),
+        "the config's model is no TimmClassifier": not is_classifier(config),
+        f"train_cfg.type={kind!r} does not count epochs": kind not in GRAPH_LOOPS,
+    }
+    if any(reasons.values()):
+        if choice == "on":
+            found = "; ".join(reason for reason, holds in reasons.items() if holds)
+            raise ValueError(f"--cuda-graph on: {found}. Leave it out")
         return
     loop.pop("by_epoch", None)
     loop.update(type="GraphTrainLoop", graph=choice)
     optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
-    settings = FUSED_OPTIMIZERS.get(str(optimizer.get("type")), {})
     if not optimizer.keys() & {"fused", "foreach", "capturable", "differentiable"}:
-        optimizer.update(settings)
+        optimizer.update(FUSED_OPTIMIZERS.get(str(optimizer.get("type")), {}))
 
 
 def _enable_amp(config: Config, dtype: str | None) -> None:
@@ -301,16 +287,15 @@ def _enable_amp(config: Config, dtype: str | None) -> None:
     if not isinstance(wrapper, dict):
         raise ValueError("--amp needs an optim_wrapper in the config, which has none")
     kind = wrapper.get("type", "OptimWrapper")
-    cuda = torch.cuda.is_available()
-    dtype = dtype or ("fp16" if cuda else "bf16")
     if kind in ("AmpOptimWrapper", "AutocastOptimWrapper"):
         print_log(f"--amp: the config already trains with {kind}.", logger="current", level=logging.WARNING)
         return
     if kind != "OptimWrapper":
         raise ValueError(f"--amp needs optim_wrapper.type='OptimWrapper' in the config, got {kind!r}")
+    cuda = torch.cuda.is_available()
     if dtype == "fp16" and not cuda:
         raise ValueError("--amp-dtype fp16 needs CUDA, which is not available here; use --amp-dtype bf16")
-    if dtype == "fp16":
+    if dtype == "fp16" or (dtype is None and cuda):
         wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     else:
         wrapper.update(type="AutocastOptimWrapper", dtype="bfloat16")
@@ -328,17 +313,13 @@ def _set_randomness(config: Config, args: argparse.Namespace) -> None:
 
 
 def _set_resume(config: Config, explicit: bool) -> None:
-    """Choose the checkpoint to go on from; one of another method or recipe is refused.
-
-    It is `explicit` where ``--cfg-options load_from=FILE`` names it, as in mmseg. A `load_from` of the config itself
-    is what the run started from, and is used where there is no checkpoint yet.
-    """
+    """Choose the checkpoint to go on from; one of another method or recipe is refused."""
     config.resume = True
-    if explicit:
+    if explicit:  # --cfg-options load_from=FILE names it, as in mmseg
         return
     state = resume_state(config.work_dir)
     if state is None:
-        config.resume = False
+        config.resume = False  # the config's own load_from is what the run starts from
         return
     path, meta = state
     if is_classifier(config) and isinstance(meta.get("cfg"), str):
@@ -356,12 +337,6 @@ def _set_resume(config: Config, explicit: bool) -> None:
     # The data order is made before mmengine reads the seed from the checkpoint.
     if config.randomness["seed"] is None:
         config.randomness["seed"] = meta.get("seed")
-
-
-def _check_load_from(config: Config) -> None:
-    path = config.get("load_from")
-    if path is not None and "://" not in str(path) and not Path(str(path)).is_file():
-        raise FileNotFoundError(f"load_from: {path} not found; expected a checkpoint file")
 
 
 class _QuietRunner(Runner):
@@ -391,12 +366,12 @@ def open_data(runner: Runner, *loops: str) -> None:
 
 
 def check_classes(name: str, dataset: Any, model: nn.Module) -> None:
-    """Compare the labels of a data set, or the number of its classes, with those that a model predicts.
+    """Compare the labels of a data set with the classes of a model; one that says nothing of them is not checked.
 
     Args:
         name: of the data set in the config, for messages.
         dataset: with ``targets`` (of our classification data sets) or ``metainfo['classes']``, also inside of others.
-        model: a classifier, segmentor or detector; what says nothing of its classes is not checked.
+        model: a classifier, segmentor or detector.
 
     Raises:
         ValueError: the data set has labels that the model has no class for.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from frskd_plugin.commands.attention_maps import attention_picture, in_order, labels_of, open_checkpoint
+from frskd_plugin.commands.attention_maps import TrainedNetwork, attention_picture, in_order, labels_of
 from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.report_logs import RunLogs, position_text
 from frskd_plugin.mmengine.stored_config import parse_config
@@ -134,7 +134,7 @@ def found_pictures(work_dir: Path) -> tuple[list[Picture], list[str]]:
 def drawn_pictures(work_dir: Path, images: Sequence[Path], allow_imports: bool = False) -> list[Picture]:
     """Draw each image with all checkpoints that are still in the work folder, epochs ascending."""
     files = sorted(work_dir.glob("*.pth"), key=lambda file: (file.stem.startswith("best_"), file.name))
-    opened = [open_checkpoint(file, allow_imports) for file in files if _EPOCH.search(file.stem)]
+    opened = [TrainedNetwork(file, allow_imports) for file in files if _EPOCH.search(file.stem)]
     # one an epoch: the best one is often one of the last, too
     networks = in_order(list({network.step: network for network in reversed(opened)}.values()))
     if not networks:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from frskd_plugin.commands.attention_maps import open_checkpoint
+from frskd_plugin.commands.attention_maps import TrainedNetwork
 from frskd_plugin.mmengine.export import export_student
 from frskd_plugin.mmengine.stored_config import parse_config, stored_config, stored_text
 
@@ -127,5 +127,5 @@ def test_a_network_is_not_built_of_any_function(tmp_path: Path, monkeypatch: pyt
     cfg = "model = dict(type='TimmClassifier', student=dict(type='subprocess.call', args=['touch']))"
     torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"cfg": cfg}}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="would import or fetch subprocess.call: give --allow-imports"):
-        open_checkpoint(tmp_path / "a.pth")
+        TrainedNetwork(tmp_path / "a.pth")
     assert not called

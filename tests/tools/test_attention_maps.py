@@ -16,7 +16,7 @@ from PIL import Image
 
 import frskd_plugin.mmengine  # noqa: F401
 from frskd_plugin import commands
-from frskd_plugin.commands.attention_maps import attention_picture, in_order, open_checkpoint
+from frskd_plugin.commands.attention_maps import TrainedNetwork, attention_picture, in_order
 from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid
 from tests.helpers.real_runs import load_tool
 from tests.helpers.tiny_classification import tiny_config, write_image_folder
@@ -114,7 +114,7 @@ def test_grid_lays_maps_over_images_row_by_row() -> None:
 
 
 def test_two_epochs_stand_side_by_side(frskd: list[Path], images: Path) -> None:
-    networks = in_order([open_checkpoint(path) for path in frskd])
+    networks = in_order([TrainedNetwork(path) for path in frskd])
     image = images / "class_1" / "0.png"
     figure = attention_picture(networks, image)
     assert grid(figure) == (2, 7)
@@ -147,7 +147,7 @@ def test_test_transforms_prepare_the_image(images: Path, tmp_path: Path) -> None
     config.merge_from_dict({"model.student": dict(_delete_=True, model_name="wrn_16_2", depth=10, k=1)})
     config.merge_from_dict({"model.out_indices": [0, 1, 2], "test_dataloader.dataset.transforms": transforms})
     path = images / "class_1" / "0.png"
-    maps = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1)).maps_of(path)
+    maps = TrainedNetwork(save_checkpoint(config, tmp_path / "epoch_1.pth", 1)).maps_of(path)
     resized = Image.open(path).resize((28, 24), Image.Resampling.BILINEAR)  # it is 48x40
     assert np.array_equal(maps.image, np.asarray(resized)[4:20, 6:22])
     assert [tuple(feat.shape[-2:]) for feat in maps.feats] == [(16, 16), (8, 8), (4, 4)]
@@ -156,12 +156,12 @@ def test_test_transforms_prepare_the_image(images: Path, tmp_path: Path) -> None
 def test_baseline_has_the_students_row_alone(frskd: list[Path], images: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "baseline_cifar100_wrn_16_2")
     config.model.method = dict(name="byot")  # with weights of its own that only training needs
-    baseline = open_checkpoint(save_checkpoint(config, tmp_path / "byot" / "epoch_1.pth", 1))
+    baseline = TrainedNetwork(save_checkpoint(config, tmp_path / "byot" / "epoch_1.pth", 1))
     image = images / "class_0" / "0.png"
     figure = attention_picture([baseline], image)
     assert grid(figure) == (1, 4) and titles(figure)[1] == "epoch 1, block 1, student"
 
-    figure = attention_picture([baseline, open_checkpoint(frskd[0])], image)
+    figure = attention_picture([baseline, TrainedNetwork(frskd[0])], image)
     assert grid(figure) == (2, 7)
     assert titles(figure)[1] == "byot, epoch 1, block 1, student"
     assert titles(figure)[7:] == ["", "", "", "", *(f"frskd, epoch 10, block {i}, self-teacher" for i in (1, 2, 3))]
@@ -176,13 +176,13 @@ def test_nothing_is_loaded_but_the_checkpoint(images: Path, tmp_path: Path) -> N
     config.model.student.pretrained = True  # timm has no weights to load for it, and raises where it is asked to
     checkpoint["meta"]["cfg"] = config.pretty_text
     torch.save(checkpoint, path)
-    assert open_checkpoint(path).maps_of(images / "class_0" / "0.png").refined_feats is None
+    assert TrainedNetwork(path).maps_of(images / "class_0" / "0.png").refined_feats is None
 
 
 def test_preactivation_maps_are_drawn_behind_their_relu(images: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.model.method.update(feature_loss="overhaul", beta=0.01)
-    maps = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1)).maps_of(images / "class_0" / "0.png")
+    maps = TrainedNetwork(save_checkpoint(config, tmp_path / "epoch_1.pth", 1)).maps_of(images / "class_0" / "0.png")
     assert maps.refined_feats is not None
     assert all(feat.min() == 0 and feat.max() > 0 for feat in maps.refined_feats)
 
@@ -192,7 +192,7 @@ def test_segmentor_of_four_bands(data_root: Path, tmp_path: Path) -> None:
     config.model.backbone.in_channels = 4
     config.model.data_preprocessor.update(mean=None, std=None, bgr_to_rgb=False)
     config.test_dataloader.dataset.pipeline[0] = dict(type="LoadImageFromFile", color_type="unchanged")
-    network = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
+    network = TrainedNetwork(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     Image.fromarray(pixels, "RGBA").save(tmp_path / "bands.png")
     shown = attention_picture([network], tmp_path / "bands.png").axes[0].images[0].get_array()
@@ -208,7 +208,7 @@ def test_segmentor(data_root: Path, tmp_path: Path, kind: str) -> None:
     load_tool("attention_maps").main([str(checkpoint), str(image), "-o", str(tmp_path)])
     assert Image.open(tmp_path / "image_0.png").size == (3 * 200, (2 if kind == "frskd" else 1) * 260)
 
-    network = open_checkpoint(checkpoint)
+    network = TrainedNetwork(checkpoint)
     figure = attention_picture([network], image)
     names = ["student", "self-teacher"] if kind == "frskd" else ["student"]
     assert [title for title in titles(figure) if title] == [
@@ -291,6 +291,6 @@ def test_image_of_a_size_that_the_network_cannot_take_is_refused(images: Path, t
     student = dict(_delete_=True, model_name="vit_tiny_patch16_224", img_size=32, num_classes=4, depth=4)
     config.merge_from_dict({"model.student": student, "model.input_size": [3, 32, 32]})
     config.model.out_indices = None
-    network = open_checkpoint(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
+    network = TrainedNetwork(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
     with pytest.raises(ValueError, match="0.png, prepared to 40x48 pixels, does not fit the network: Input height"):
         network.maps_of(images / "class_0" / "0.png")
