@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,19 @@ from PIL import Image
 from frskd_plugin.data.image_folder import has_deep_pixels
 
 
-def require_files(name: str, data_root: str | None, paths: Iterable[str], hint: str) -> None:
-    """Check that each path (relative to ``data_root``) exists; a `FileNotFoundError` names the first that does not."""
-    for path in paths:
+def checked_folders(
+    name: str, hint: str, ann_file: str, data_root: str | None, data_prefix: dict[str, str] | None
+) -> dict[str, str]:
+    """Return the folders of images and labels; a `FileNotFoundError` names what is missing."""
+    data_prefix = data_prefix or dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
+    for path in [*data_prefix.values(), ann_file]:
         expected = Path(data_root or "") / path
         if not expected.exists():
             raise FileNotFoundError(
                 f"{name}: {expected} is missing (data_root={data_root!r}; tools/train.py --data-root DIR sets it). "
                 f"{hint}"
             )
+    return data_prefix
 
 
 class CheckedPascalVOCDataset(PascalVOCDataset):
@@ -40,14 +44,11 @@ class CheckedPascalVOCDataset(PascalVOCDataset):
     def __init__(
         self, ann_file: str, data_root: str | None = None, data_prefix: dict[str, str] | None = None, **kwargs: Any
     ) -> None:
-        data_prefix = data_prefix or dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
-        require_files(
-            "PASCAL VOC",
-            data_root,
-            [*data_prefix.values(), ann_file],
+        hint = (
             "data_root is the folder that holds VOC2007 and VOC2012, and `python tools/prepare_voc.py DATA_ROOT` "
-            "writes the training lists (with --paper-protocol those of the paper)",
+            "writes the training lists (with --paper-protocol those of the paper)"
         )
+        data_prefix = checked_folders("PASCAL VOC", hint, ann_file, data_root, data_prefix)
         super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs)
 
 
@@ -95,13 +96,8 @@ class CamVidDataset(BaseSegDataset):
         if data_root is not None and not osp.isdir(osp.join(data_root, "JPEGImages")):
             inner = osp.join(data_root, "CamVid")
             data_root = inner if osp.isdir(inner) else data_root
-        data_prefix = data_prefix or dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
-        require_files(
-            "CamVid",
-            data_root,
-            [*data_prefix.values(), ann_file],
-            "data_root is the folder that holds JPEGImages, SegmentationClass and ImageSets/Segmentation",
-        )
+        hint = "data_root is the folder that holds JPEGImages, SegmentationClass and ImageSets/Segmentation"
+        data_prefix = checked_folders("CamVid", hint, ann_file, data_root, data_prefix)
         super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs)
 
 

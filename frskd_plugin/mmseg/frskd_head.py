@@ -19,8 +19,8 @@ from frskd_plugin.core.checks import check_bool, check_in_channels, check_one_of
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import criterion_soft_label
-from frskd_plugin.mmseg.student_outputs import early_losses, flat_maps, level_of, select_maps, semantic_logits
-from frskd_plugin.mmseg.teacher_head import check_servable, fitted, maps_read, reading_part
+from frskd_plugin.mmseg.student_outputs import early_losses, flat_maps, select_maps, semantic_logits
+from frskd_plugin.mmseg.teacher_head import check_servable, fitted, maps_read
 
 _logger = logging.getLogger(__name__)
 
@@ -78,16 +78,15 @@ class FRSKDHead(BaseModule):
         self.kd_resolution = check_one_of("kd_resolution", kd_resolution, KD_RESOLUTIONS)
         self.early_gradients = early_gradients
         self.ignore_in_soft_label = check_bool("ignore_in_soft_label", ignore_in_soft_label)
-        reading = reading_part(head)
-        reading["in_index"] = self._levels_read(neck, maps_read(head))
-        self.neck = _build_neck(neck, reading["in_index"])
-        self.head = MODELS.build(fitted(head, self.neck.out_channels))
+        levels = self._levels_of(maps_read(head), neck)
+        self.neck = _build_neck(neck, max(levels))
+        self.head = MODELS.build(fitted(head, levels, self.neck.out_channels))
         self.loss_distill = MODELS.build(_with_soft_label(loss_distill, self.head))
 
-    def _levels_read(self, neck: dict[str, Any], in_index: int | list[int]) -> int | list[int]:
-        """Return the self-teacher's levels that hold the maps which the head reads."""
+    def _levels_of(self, maps: list[int], neck: dict[str, Any]) -> list[int]:
+        """Return the self-teacher's levels that hold these maps of the student."""
         if "in_channels" not in neck:  # another kind of neck, whose levels are the student's
-            return in_index
+            return maps
         num_levels = neck.get("num_levels") or len(check_in_channels(neck["in_channels"]))
         indices = range(num_levels - self.extra_levels) if self.feat_indices is None else self.feat_indices
         if len(indices) + self.extra_levels != num_levels:
@@ -95,7 +94,15 @@ class FRSKDHead(BaseModule):
                 f"The self-teacher receives {len(indices)} maps (feat_indices={indices}) and makes "
                 f"{self.extra_levels} more, but its neck has {num_levels} levels. Let `in_channels` list them all."
             )
-        return level_of(in_index, indices) if isinstance(in_index, int) else [level_of(i, indices) for i in in_index]
+        count = max(len(indices), max(indices) + 1)
+        places = [index + count if index < 0 else index for index in maps]  # from the end of the maps, as in mmseg
+        if not set(places) <= set(indices):
+            raise ValueError(
+                f"`in_index` must be a level in 0..{count - 1} that the self-teacher receives (indices "
+                f"{list(indices)}), got {maps}. Name it in `feat_indices`, with its channels in the neck's "
+                "`in_channels`, or give the self-teacher a `head` that reads another."
+            )
+        return [indices.index(place) for place in places]
 
     @property
     def threshold(self) -> float | None:
@@ -184,12 +191,11 @@ def _check_indices(feat_indices: Sequence[int]) -> list[int]:
     return indices
 
 
-def _build_neck(neck: dict[str, Any], levels_read: int | Sequence[int]) -> Any:
-    if neck.get("type") in ("SelfTeacherNeck", "BiFPN", SelfTeacherNeck, BiFPN):
-        end_level = levels_read if isinstance(levels_read, int) else max(levels_read)
-        if neck.setdefault("end_level", end_level) != end_level:
-            raise ValueError(
-                f"The self-teacher's graph must end at the highest level its head reads (level {end_level}), got "
-                f"end_level={neck['end_level']}. Leave `end_level` out."
-            )
+def _build_neck(neck: dict[str, Any], end_level: int) -> Any:
+    ours = neck.get("type") in ("SelfTeacherNeck", "BiFPN", SelfTeacherNeck, BiFPN)
+    if ours and neck.setdefault("end_level", end_level) != end_level:
+        raise ValueError(
+            f"The self-teacher's graph must end at the highest level its head reads (level {end_level}), got "
+            f"end_level={neck['end_level']}. Leave `end_level` out."
+        )
     return MODELS.build(neck)

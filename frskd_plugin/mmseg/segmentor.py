@@ -81,32 +81,32 @@ class FRSKDEncoderDecoder(EncoderDecoder):
     predict_self_teacher: bool = False
 
     def __init__(self, *, self_teacher: dict[str, Any], decode_head: Any, **kwargs: Any) -> None:
-        self._check_decode_head(decode_head)
+        name, is_single = type(self).__name__, isinstance(decode_head, dict)
+        heads = [decode_head] if is_single else list(decode_head or [])
+        if is_single == isinstance(self, CascadeEncoderDecoder) or len(heads) != kwargs.get("num_stages", 1):
+            raise ValueError(
+                "FRSKDEncoderDecoder takes one decode head, as a dict, and FRSKDCascadeEncoderDecoder a list of "
+                f"`num_stages` of them; {name} got {'a dict' if is_single else f'a list of {len(heads)}'} and "
+                f"num_stages={kwargs.get('num_stages')}."
+            )
+        for stage, head in enumerate(heads):
+            check_student_head(head["type"], name, behind_another=stage > 0)
+            where = "decode_head" if is_single else f"decode_head.{stage}"
+            check_positive_int(f"{where}.num_classes", head.get("num_classes", 1))
         if "head" not in self_teacher:
-            self_teacher = {**self_teacher, "head": teacher_head(decode_head)}
-        super().__init__(decode_head=decode_head, **kwargs)
+            self_teacher = {**self_teacher, "head": teacher_head(heads)}
+        super().__init__(decode_head=decode_head if is_single else heads, **kwargs)
         # Random numbers of its own: with one seed, the student starts as the plain segmentor does.
         with forked_rng(torch.initial_seed() + 1):
             self.self_teacher = MODELS.build(self_teacher)
 
-    def _check_decode_head(self, decode_head: Any) -> None:
-        if not isinstance(decode_head, dict):
-            raise ValueError(
-                f"FRSKDEncoderDecoder takes one decode head as a dict, got {type(decode_head).__name__}; for a cascade "
-                "of decode heads use FRSKDCascadeEncoderDecoder."
-            )
-        check_student_head(decode_head["type"], type(self).__name__)
-        check_positive_int("decode_head.num_classes", decode_head.get("num_classes", 1))
-
     def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
-        return self._stages_forward_train({"decode": self.decode_head}, inputs, data_samples)
-
-    def _stages_forward_train(
-        self, heads: dict[str, Any], inputs: Sequence[Tensor], data_samples: SampleList
-    ) -> dict[str, Tensor]:
-        """Return the losses of heads, each of which takes the output of the one before, and of the self-teacher."""
+        """Compute the losses of the head, or of the stages of a cascade, and of the self-teacher."""
+        heads: dict[str, Any] = {"decode": self.decode_head}
+        if isinstance(self.decode_head, nn.ModuleList):
+            heads = {f"decode_{stage}": head for stage, head in enumerate(self.decode_head)}
         losses: dict[str, Tensor] = {}
-        before: list[Tensor] = []
+        before: list[Tensor] = []  # the output of the stage before
         for name, head in heads.items():
             with early_losses(head, self.self_teacher.early_gradients):
                 own, logits = loss_and_logits(head, [inputs, *before], data_samples, self.train_cfg, self.test_cfg)
@@ -169,30 +169,8 @@ class FRSKDCascadeEncoderDecoder(FRSKDEncoderDecoder, CascadeEncoderDecoder):
     Args:
         self_teacher: config of `FRSKDHead`; its ``head`` is by default a copy of the first stage (`teacher_head`).
         decode_head: configs of the student's heads, a stage each.
-        num_stages: how many there are.
-        **kwargs: of mmseg's ``CascadeEncoderDecoder``.
+        **kwargs: of mmseg's ``CascadeEncoderDecoder``, ``num_stages`` among them.
     """
-
-    def __init__(
-        self, *, self_teacher: dict[str, Any], decode_head: Sequence[dict[str, Any]], num_stages: int, **kwargs: Any
-    ) -> None:
-        if isinstance(decode_head, dict) or len(decode_head) != num_stages:
-            raise ValueError(
-                f"{type(self).__name__} takes a list of num_stages={num_stages} decode heads, got "
-                f"{1 if isinstance(decode_head, dict) else len(decode_head)}. Make the two agree; a single head, as a "
-                "dict, belongs into FRSKDEncoderDecoder."
-            )
-        # mmseg asks for a list
-        super().__init__(self_teacher=self_teacher, decode_head=list(decode_head), num_stages=num_stages, **kwargs)
-
-    def _check_decode_head(self, decode_head: Any) -> None:
-        for stage, head in enumerate(decode_head):
-            check_student_head(head["type"], type(self).__name__, behind_another=stage > 0)
-            check_positive_int(f"decode_head.{stage}.num_classes", head.get("num_classes", 1))
-
-    def _decode_head_forward_train(self, inputs: Sequence[Tensor], data_samples: SampleList) -> dict[str, Tensor]:
-        heads = {f"decode_{stage}": head for stage, head in enumerate(self.decode_head)}
-        return self._stages_forward_train(heads, inputs, data_samples)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Return the last stage's map of images [B, 3, H, W]; in the view `as_self_teacher` that of its single head."""

@@ -69,25 +69,6 @@ def select_maps(
     return levels
 
 
-def level_of(in_index: int, indices: Sequence[int]) -> int:
-    """Return the self-teacher's level that holds the student's map ``in_index``, where it receives these maps.
-
-    A negative index counts from the end of the student's maps, as in mmseg: the greatest of ``indices`` is the last.
-
-    >>> level_of(-1, range(3)), level_of(0, (2, 1, 0)), level_of(-1, (0, 2, 1))
-    (2, 2, 1)
-    """
-    count = max(len(indices), max(indices) + 1)
-    index = in_index + count if in_index < 0 else in_index
-    if index not in indices:
-        raise ValueError(
-            f"`in_index` must be a level in 0..{count - 1} that the self-teacher receives (indices {list(indices)}), "
-            f"got {in_index}. Name it in `feat_indices`, with its channels in the neck's `in_channels`, or give the "
-            "self-teacher a `head` that reads another."
-        )
-    return indices.index(index)
-
-
 def first_of(table: dict[str, Any], head_type: type) -> Any:
     """Look a class, or the nearest of its bases, up in a table by name (its module may not be there); None without."""
     return next((table[base.__name__] for base in head_type.__mro__ if base.__name__ in table), None)

@@ -92,33 +92,31 @@ def teacher_head(decode_head: dict[str, Any] | Sequence[dict[str, Any]]) -> dict
     return head
 
 
-def reading_part(head: dict[str, Any]) -> dict[str, Any]:
+def _reading_part(head: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a head's config that says which maps it reads: itself, or the head inside it (K-Net)."""
     return head.get("kernel_generate_head", head)
 
 
-def maps_read(head: dict[str, Any]) -> int | list[int]:
+def maps_read(head: dict[str, Any]) -> list[int]:
     """Return the indices of the student's maps that a head's output depends on."""
-    in_index = reading_part(head).get("in_index", -1)
-    if isinstance(in_index, int):
-        return in_index
+    in_index = _reading_part(head).get("in_index", -1)
+    indices = [in_index] if isinstance(in_index, int) else list(in_index)
     # EncHead selects several maps and, without lateral convolutions, uses the last of them alone
-    head_type = head_type_of(head["type"])
-    only_last = first_of({"EncHead": True}, head_type) and not head.get("add_lateral", False)
-    return list(in_index)[-1:] if only_last else list(in_index)
+    only_last = first_of({"EncHead": True}, head_type_of(head["type"])) and not head.get("add_lateral", False)
+    return indices[-1:] if only_last else indices
 
 
-def fitted(head: dict[str, Any], channels: int | Sequence[int]) -> dict[str, Any]:
-    """Return a head's config for other maps, which its ``in_index`` counts, of these channels each."""
+def fitted(head: dict[str, Any], levels: list[int], channels: int | Sequence[int]) -> dict[str, Any]:
+    """Return a head's config that reads these of the levels, whose channels are given for each (or for all)."""
     made = copy.deepcopy(head)
-    reading = reading_part(made)
-    in_index = reading["in_index"]
+    reading = _reading_part(made)
 
-    def of(index: int) -> int:
-        return channels if isinstance(channels, int) else channels[index]
+    def of(level: int) -> int:
+        return channels if isinstance(channels, int) else channels[level]
 
-    widths = [of(index) for index in ([in_index] if isinstance(in_index, int) else in_index)]
-    reading["in_channels"] = widths[0] if isinstance(in_index, int) else widths
+    widths = [of(level) for level in levels]
+    is_one = isinstance(reading.get("in_index", -1), int)
+    reading["in_index"], reading["in_channels"] = (levels[0], widths[0]) if is_one else (levels, widths)
     if reading.get("num_convs") == 0:  # FCNHead classifies its input as it is
         reading["channels"] = sum(widths)
     if reading.get("c1_in_channels"):  # DeepLabV3+ reads map 0 too, whatever its `in_index`
