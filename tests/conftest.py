@@ -28,10 +28,6 @@ NEEDS_TIMM = {
         (1, 0, 27),
         "that timm lacks the model",
     ),
-    "tests/data_tools/test_mixing.py::test_box_of_timm_is_a_pixel_larger_where_its_size_is_odd[0.6-1]": (
-        (1, 0, 27),
-        "the box of that timm has the published size, as ours",
-    ),
     "tests/timm/test_cifar_networks.py::test_classifier_can_be_replaced[resnet18_cifar]": (
         (1, 0, 29),
         "timm's own ResNet.reset_classifier keeps the dtype only from then on",

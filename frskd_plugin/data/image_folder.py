@@ -135,7 +135,10 @@ def _build(item: TransformItem) -> Callable[[Any], Any]:
         arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
     if "transforms" in arguments:  # those that hold others, such as RandomApply
         arguments["transforms"] = [_build(inner) for inner in arguments["transforms"]]
-    known = {n: kind for n, kind in vars(v2).items() if inspect.isclass(kind) and issubclass(kind, torch.nn.Module)}
+    found = vars(v2).items()
+    known: dict[str, Any] = {
+        n: kind for n, kind in found if inspect.isclass(kind) and issubclass(kind, torch.nn.Module)
+    }
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "such as RandomCrop, Resize or RandomHorizontalFlip"

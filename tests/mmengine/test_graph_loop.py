@@ -217,23 +217,17 @@ def test_deferred_hooks_log_what_mmengines_do(tmp_path: Path) -> None:
 def test_a_validation_between_two_steps_is_no_part_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, hook, logged = [100.0], DeferredTimerHook(), {}
     monkeypatch.setattr("time.time", lambda: now[0])
-    runner = SimpleNamespace(
-        iter=0,
-        max_iters=4,
-        train_dataloader=range(9),
-        hooks=[LoggerHook(interval=2)],
-        log_processor=SimpleNamespace(window_size=10, custom_cfg=[]),
-        message_hub=SimpleNamespace(update_scalar=logged.__setitem__, update_info=logged.__setitem__),
-    )
+    runner = SimpleNamespace(iter=0, max_iters=4, train_dataloader=range(9), hooks=[LoggerHook(interval=2)])
+    runner.log_processor = SimpleNamespace(window_size=10, custom_cfg=[])
+    runner.message_hub = SimpleNamespace(update_scalar=logged.__setitem__, update_info=logged.__setitem__)
     hook.before_train(runner)
     hook.before_train_epoch(runner)
-    for step in range(4):
-        runner.iter = step
+    for runner.iter in range(4):
         now[0] += 1
-        hook.before_train_iter(runner, step)
+        hook.before_train_iter(runner, runner.iter)
         now[0] += 2
-        hook.after_train_iter(runner, step)
-        if step in (1, 2):  # once where the log has all, and once where it has not
+        hook.after_train_iter(runner, runner.iter)
+        if runner.iter in (1, 2):  # once where the log has all, and once where it has not
             hook.before_val_epoch(runner)
             now[0] += 1000
             hook.after_val_epoch(runner)

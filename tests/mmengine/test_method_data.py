@@ -21,7 +21,9 @@ from frskd_plugin.mmengine.method_data import (
     ClassPairBatchSampler,
     MethodDataset,
     OverlapBatchSampler,
+    class_partners,
     labels_of,
+    overlapping_batches,
     provide_method_data,
     set_method,
 )
@@ -133,18 +135,39 @@ def new_images(order: str, batches: list[dict[str, torch.Tensor]], labels: torch
     return torch.cat([halves[0][0], *(new for _, new in halves)]).tolist()
 
 
+def test_partners_are_other_images_of_the_class_and_follow_from_seed_and_epoch() -> None:
+    labels = torch.tensor([3, 0, 3, 7, 0, 3, 9, 0, 3])  # four of class 3, three of 0, one of 7, one of 9
+    for epoch in range(20):
+        partners = class_partners(labels, seed=5, epoch=epoch)
+        assert partners.dtype == torch.int64 and torch.equal(labels[partners], labels)
+        assert [i for i, partner in enumerate(partners.tolist()) if i == partner] == [3, 6]  # alone in their classes
+    labels = torch.arange(200) % 10
+    first, again, *others = (class_partners(labels, *key) for key in ((1, 2), (1, 2), (1, 3), (2, 2)))
+    assert torch.equal(first, again) and not any(torch.equal(first, other) for other in others)
+
+
+def test_batches_overlap_and_every_image_is_new_once() -> None:
+    for count in range(2, 14):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+        for size in range(1, count):
+            batches = list(overlapping_batches(order, size))
+            assert all(len(before) == len(new) == size for before, new in batches)
+            assert all(new == before for (_, new), (before, _) in zip(batches, batches[1:], strict=False))
+            seen = [*batches[0][0], *(image for _, new in batches for image in new)]
+            assert seen == order + order[: -count % size]  # what is repeated fills up the last half
+
+
 @pytest.mark.parametrize("sampler", [ClassPairBatchSampler, OverlapBatchSampler])
 def test_processes_share_the_images(sampler: type, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = type("Labelled", (list,), {"targets": [0, 1] * 4})(range(8))
-    shares = []
+    shares, new = [], slice(2, 4) if sampler is OverlapBatchSampler else slice(2)
     for rank in range(2):
         monkeypatch.setattr(mmengine.dataset.sampler, "get_dist_info", lambda rank=rank: (rank, 2))
         batches = sampler(SeededSampler(dataset, seed=0), batch_size=2)
         found = [list(map(int, batch)) for batch in batches]
         assert len(found) == len(batches)
         first = found[0][:2] if sampler is OverlapBatchSampler else []
-        half = slice(2, 4) if sampler is OverlapBatchSampler else slice(2)
-        shares.append(first + [image for batch in found for image in batch[half]])
+        shares.append(first + [image for batch in found for image in batch[new]])
     assert len(shares[0]) == len(shares[1]) == 4 and sorted(sum(shares, [])) == list(range(8))
 
 
@@ -163,18 +186,10 @@ def test_plain_indices_draw_from_the_state_as_it_is(roots: dict[str, Path]) -> N
     [
         (lambda: ClassPairBatchSampler(torch.utils.data.SequentialSampler([1]), 4), TypeError, "got SequentialSampler"),
         (lambda: OverlapBatchSampler(SeededSampler([1, 2], seed=0), 2), ValueError, "got 2 images: lower batch_size"),
-        (
-            lambda: ClassPairBatchSampler(SeededSampler([1, 2], seed=0), 2),
-            ValueError,
-            "list must have them as",
-        ),
+        (lambda: ClassPairBatchSampler(SeededSampler([1, 2], seed=0), 2), ValueError, "list must have them as"),
         (lambda: labels_of(type("Short", (list,), {"targets": [1]})([1, 2])), ValueError, "2 images and 1 labels"),
         (lambda: MethodDataset([], views=0), ValueError, "`views` must be >= 1, got 0"),
-        (
-            lambda: MethodDataset(iter_sizes(), views=2)[0],
-            ValueError,
-            r"one size, got \[\[4, 4\], \[5, 5\]\]: end the training transforms with a crop",
-        ),
+        (lambda: MethodDataset(iter_sizes(), views=2)[0], ValueError, r"one size, got \[\[4, 4\], \[5, 5\]\]: end"),
     ],
 )
 def test_data_that_cannot_give_it(make: Any, error: type[Exception], message: str) -> None:

@@ -50,15 +50,8 @@ def draws(epochs: list[int], workers: int, seed: int = 5, persistent: bool = Fal
     """All samples of each epoch in turn, as a training loop sees them."""
     dataset = SeededDataset(DrawingDataset())
     sampler = SeededSampler(dataset, seed=seed)
-    loader = DataLoader(
-        dataset,
-        batch_size=2,
-        sampler=sampler,
-        num_workers=workers,
-        persistent_workers=persistent,
-        collate_fn=lambda batch: batch,
-    )
-    seen = []
+    settings = dict(num_workers=workers, persistent_workers=persistent, collate_fn=lambda batch: batch)
+    loader, seen = DataLoader(dataset, batch_size=2, sampler=sampler, **settings), []
     for epoch in epochs:
         sampler.set_epoch(epoch)
         seen.append([sample for batch in loader for sample in batch])
@@ -127,17 +120,15 @@ def test_skip_of_the_infinite_sampler_keeps_the_epoch() -> None:
     assert [(int(i), i.epoch) for _, i in zip(range(4), sampler, strict=False)] == expected[5:]
 
 
-def step_draw(hook: StepSeedHook, **runner: int) -> tuple[float, float, float]:
-    hook.before_train_iter(SimpleNamespace(**{"seed": 0, "iter": 0, "rank": 0, **runner}), batch_idx=0)
-    return random.random(), float(np.random.rand()), torch.rand(1).item()
-
-
 def test_step_seed_depends_on_seed_iteration_and_rank() -> None:
-    base = step_draw(StepSeedHook())
-    assert step_draw(StepSeedHook()) == base
-    assert step_draw(StepSeedHook(seed=0), seed=9) == base
+    def draw(hook: StepSeedHook, **runner: int) -> tuple[float, float, float]:
+        hook.before_train_iter(SimpleNamespace(**{"seed": 0, "iter": 0, "rank": 0, **runner}), batch_idx=0)
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    base = draw(StepSeedHook())
+    assert draw(StepSeedHook()) == draw(StepSeedHook(seed=0), seed=9) == base
     for other in (dict(seed=1), dict(iter=1), dict(rank=1)):
-        assert all(a != b for a, b in zip(base, step_draw(StepSeedHook(), **other), strict=True))
+        assert all(a != b for a, b in zip(base, draw(StepSeedHook(), **other), strict=True))
 
 
 def test_bad_settings() -> None:
