@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import os
 import signal
 import socket
@@ -136,3 +137,14 @@ def _as_rank(rank: int, port: int, function: Callable[..., object], arguments: t
     group = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(group)
     function(*arguments)
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """The lines of the log of a run's only start."""
+    (log,) = work_dir.glob("*/vis_data/scalars.json")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []

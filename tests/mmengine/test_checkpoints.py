@@ -30,7 +30,7 @@ from frskd_plugin.mmengine.resume import (
     resume_state,
     safe_loading,
 )
-from tests.helpers.real_runs import train
+from tests.helpers.real_runs import assert_equal, train
 from tests.helpers.toy_run import toy_config
 
 
@@ -193,7 +193,7 @@ def test_what_a_killed_run_left_is_made_up_and_removed(run_folder: Path) -> None
     whole = load_checkpoint(last)["state_dict"]
     last.write_bytes(last.read_bytes()[:1000])
     runner = train(toy_config(), run_folder, resume=True)
-    assert all(torch.equal(whole[key], value) for key, value in runner.model.state_dict().items())
+    assert_equal(whole, runner.model.state_dict())
 
 
 def test_files_outside_of_the_folder_are_never_removed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_gradients_accumulated_at_the_end_of_an_epoch_are_kept(tmp_path: Path) -
     assert "stem.weight" in stored and "partial_gradients" not in load_checkpoint(tmp_path / "epoch_2.pth")
     (tmp_path / "epoch_2.pth").unlink()
     resumed = train(config, tmp_path, resume=True).model.state_dict()
-    assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+    assert_equal(expected, resumed)
 
 
 def _share(rank: int, store: Path, results: Any) -> None:

@@ -28,7 +28,7 @@ from frskd_plugin.mmengine.method_data import MethodDataset
 from frskd_plugin.mmengine.seeding import SeededDataset
 from frskd_plugin.timm.cifar_networks import CIFAR_MEAN, CIFAR_STD
 from frskd_plugin.timm.frozen_teacher import FrozenTeacher
-from tests.helpers.real_runs import final_weights, train
+from tests.helpers.real_runs import assert_equal, final_weights, scalars, train
 from tests.helpers.tiny_classification import tiny_config, write_cifar, write_image_folder
 
 STUDENT = dict(model_name="wrn_16_2", num_classes=5, depth=10, k=1)
@@ -55,11 +55,6 @@ def result(work_dir: Path) -> dict[str, Any]:
     return json.loads((work_dir / "result.json").read_text())
 
 
-def scalars(work_dir: Path) -> list[dict[str, Any]]:
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    return [json.loads(line) for line in log.read_text().splitlines()]
-
-
 def classifier(seed: int = 0, **settings: Any) -> Any:
     torch.manual_seed(seed)
     preprocessor = dict(type="ImagePreprocessor", mean=[100.0] * 3, std=[50.0] * 3)
@@ -81,11 +76,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, config: Config, work_dir: Path, a
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setenv("TINY_STOP_AT_ITER", str(at_iter))
         train(config, work_dir, **settings)
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,7 @@ from frskd_plugin.mmengine import graph_loop
 from frskd_plugin.mmengine.deferred_log import DeferredTimerHook
 from frskd_plugin.mmengine.graph_loop import GraphTrainLoop
 from tests.helpers.images_run import GRAPH, ORDINARY, STUDENT, toy_config
-from tests.helpers.real_runs import train
+from tests.helpers.real_runs import assert_equal, scalars, train
 from tests.helpers.recorded_step import record_step
 
 
@@ -67,12 +66,6 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return captures
 
 
-def assert_same_weights(first: Runner, second: Runner) -> None:
-    one, other = first.model.state_dict(), second.model.state_dict()
-    assert one.keys() == other.keys()
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
-
-
 MIXUP = dict(model__mix=dict(type="Mixup", alpha=0.4))
 CUTMIX = dict(model__mix=dict(type="CutMix", alpha=1.0))
 CLIPPED = dict(optim_wrapper__clip_grad=dict(max_norm=0.5))
@@ -116,16 +109,14 @@ def test_replayed_steps_train_to_the_same_weights(
     assert recorded == [0]
     replayed = train(toy_config(method, GRAPH, **settings), tmp_path / "graph")
     assert recorded == [captures]
-    assert_same_weights(ordinary, replayed)
+    assert_equal(ordinary.model.state_dict(), replayed.model.state_dict())
     assert ordinary.optim_wrapper.inner_count == replayed.optim_wrapper.inner_count == replayed.iter == 8
     one, other = (losses(tmp_path / name) for name in ("ordinary", "graph"))
     assert one == other and len(one) == 4
 
 
 def losses(work_dir: Path) -> list[dict[str, Any]]:
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in scalars(work_dir)]
 
 
 def test_the_step_itself_is_called_on_a_cpu_and_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -134,7 +125,7 @@ def test_the_step_itself_is_called_on_a_cpu_and_a_run_goes_on_as_if_it_had_not_s
     train(toy_config(method, **MIXUP, train_cfg__max_epochs=1), tmp_path / "resumed")
     resumed = train(toy_config(method, **MIXUP), tmp_path / "resumed", resume=True)
     assert isinstance(resumed.train_loop, GraphTrainLoop)
-    assert_same_weights(whole, resumed)
+    assert_equal(whole.model.state_dict(), resumed.model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -177,7 +168,9 @@ def test_a_step_that_cannot_be_captured(graph: str, monkeypatch: pytest.MonkeyPa
             train(config, tmp_path / "graph")
     else:
         runner = train(config, tmp_path / "graph")
-        assert_same_weights(runner, train(toy_config(FRSKD, ORDINARY), tmp_path / "ordinary"))
+        assert_equal(
+            runner.model.state_dict(), train(toy_config(FRSKD, ORDINARY), tmp_path / "ordinary").model.state_dict()
+        )
 
 
 def test_a_loss_that_is_not_finite_is_found(recorded: list[int], tmp_path: Path) -> None:
@@ -209,9 +202,7 @@ def test_deferred_hooks_log_what_mmengines_do(tmp_path: Path) -> None:
     train(config, tmp_path / "mmengine")
     one, other = (losses(tmp_path / name) for name in ("deferred", "mmengine"))
     assert one == other and len(one) == 2 and {"lr", "loss", "loss_ce", "train_top1"} <= one[0].keys()
-    (log,) = (tmp_path / "deferred").glob("*/vis_data/scalars.json")
-    times = [json.loads(line) for line in log.read_text().splitlines()]
-    assert all(line["time"] > line["data_time"] > 0 for line in times)
+    assert all(line["time"] > line["data_time"] > 0 for line in scalars(tmp_path / "deferred"))
 
 
 def test_a_validation_between_two_steps_is_no_part_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:

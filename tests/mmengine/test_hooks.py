@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,18 +21,13 @@ from frskd_plugin.methods import Method
 from frskd_plugin.mmengine.attention import ClassifierAttentionPictureHook, attention_panels, picture_of
 from frskd_plugin.mmengine.hooks import CompileHook, DistillWarmupHook, MethodProgressHook
 from frskd_plugin.mmengine.optim import AutocastOptimWrapper
-from tests.helpers.real_runs import final_weights, train
+from tests.helpers.real_runs import assert_equal, final_weights, scalars, train
 from tests.helpers.tiny_classification import tiny_config as tiny_classifier
 from tests.helpers.tiny_classification import write_cifar
 from tests.helpers.tiny_mmseg import tiny_config
 
 COMPILED = dict(type="CompileHook", backend="eager")  # what dynamo captures, run by torch as it is
 LAID_OUT = dict(type="ChannelsLastHook")
-
-
-def scalars(work_dir: Path) -> list[dict[str, Any]]:
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def with_hooks(config: Config, *hooks: dict[str, Any]) -> Config:
@@ -160,8 +154,7 @@ def test_pictures_of_epochs_change_nothing_that_is_trained(cifar: Path, tmp_path
     names = ("image_0.png", "image_1.png")
     assert drawn(tmp_path / "without") == []
     assert drawn(tmp_path / "with") == [*(f"epoch_1/{name}" for name in names), *names]
-    plain, pictured = (final_weights(tmp_path / name, 2) for name in ("without", "with"))
-    assert all(torch.equal(plain[key], pictured[key]) for key in plain)
+    assert_equal(*(final_weights(tmp_path / name, 2) for name in ("without", "with")))
     check_picture(runner)
 
 
@@ -255,7 +248,7 @@ def test_channels_last_trains_alike_and_resumes_exactly(plain: Runner, data_root
     resumed = run(data_root, tmp_path / "half", LAID_OUT, resume=True)
     assert resumed.model.backbone.body.weight.is_contiguous(memory_format=last)
     # the first run's schedule was that of two epochs, as its config says
-    assert [name for name, value in weights(runner).items() if not torch.equal(value, weights(resumed)[name])] == []
+    assert_equal(weights(runner), weights(resumed))
 
 
 def test_bfloat16_trains_on_the_cpu(frskd: Config, tmp_path: Path) -> None:
