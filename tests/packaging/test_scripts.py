@@ -55,21 +55,21 @@ def test_what_somebody_else_made_is_left_alone(tmp_path, is_venv):
     assert file.read_text() == "years of work"
 
 
-@pytest.mark.parametrize(("complete", "reason"), [(None, "is half-made"), ("123-456\n", "the files that define")])
-def test_one_of_ours_that_is_not_whole_is_built_again(tmp_path, complete, reason):
+def test_one_of_ours_that_is_not_whole_is_built_again(tmp_path):
     folder = tmp_path / "env"
     venv.create(folder, with_pip=False)
-    rest = folder / "rest_of_a_killed_pip"
-    for file, text in (rest, ""), (folder / ".frskd_env", "ours\n"), (folder / ".frskd_complete", complete):
-        if text is not None:
-            file.write_text(text)
-    checked = run("make_env", folder, CHECK_ONLY="1")
-    assert checked.returncode == 1 and reason in checked.stderr
-    assert rest.exists()
+    rest, complete = folder / "rest_of_a_killed_pip", folder / ".frskd_complete"
+    rest.touch()
+    (folder / ".frskd_env").touch()
+    for reason in ("is half-made", "the files that define"):
+        checked = run("make_env", folder, CHECK_ONLY="1")
+        assert checked.returncode == 1 and reason in checked.stderr
+        assert rest.exists()
+        complete.write_text("123-456\n")  # the key of other files
 
     done = run("make_env", folder)  # without an index, pip stops at the first package
     assert done.returncode == 1 and "[env] ERROR: pip could not install: torch torchvision timm." in done.stderr
-    assert not rest.exists() and not (folder / ".frskd_complete").exists()
+    assert not rest.exists() and not complete.exists()
     assert (folder / ".frskd_env").exists()
 
 
