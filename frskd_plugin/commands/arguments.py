@@ -12,6 +12,31 @@ import torch
 from frskd_plugin.core.atomic_write import atomic_write
 
 
+def command_parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of ``frskd NAME``, which shows both texts as they are written."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"frskd {name}", description=description, epilog=epilog, formatter_class=formatter)
+
+
+def add_settings(parser: argparse._ActionsContainer, option: str, text: str) -> None:
+    """Add an option of ``a.b=value ...`` for a config, read as OpenMMLab's tools do, into a dict."""
+    parser.add_argument(option, nargs="+", action=_Settings, metavar="KEY=VALUE", help=text)
+
+
+def add_keywords(parser: argparse._ActionsContainer, option: str, text: str) -> None:
+    """Add an option of ``key=value ...``, the values as Python writes them, as a list of pairs."""
+    parser.add_argument(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
+
+
+def refuse_foreign(args: argparse.Namespace, is_config: bool, *of_models: str) -> None:
+    """Refuse options ``of_models`` where ``args.model`` is a config, and ``--cfg-options`` where it is none."""
+    for option in (*of_models, "cfg_options"):
+        if getattr(args, option) and is_config != (option == "cfg_options"):
+            owner = "a timm model; settings of a config are given with --cfg-options" if is_config else "a config"
+            kind, name = "one" if is_config else "a timm model", option.replace("_", "-")
+            raise ValueError(f"--{name} belongs to {owner}, and {args.model} is {kind}.")
+
+
 def positive_int(text: str) -> int:
     """Read an argument that counts something."""
     if not text.isdigit() or int(text) < 1:
@@ -51,11 +76,8 @@ def key_and_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-class Settings(argparse.Action):
-    """``a.b=value ...`` for a config, read as OpenMMLab's tools do, into a dict."""
-
+class _Settings(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """See `argparse.Action`."""
         from mmengine.config import DictAction
 
         settings = dict(getattr(namespace, self.dest) or {})

@@ -21,6 +21,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.console import imports_held, progress
 from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
@@ -35,9 +36,7 @@ from frskd_plugin.mmengine.stored_config import add_allow_imports, stored_config
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd attention_maps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("attention_maps", __doc__)
     parser.add_argument(
         "files",
         nargs="+",

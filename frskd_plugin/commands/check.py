@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from frskd_plugin.check import AMP_DTYPES, dry_run, is_config, prepare
-from frskd_plugin.commands.arguments import Settings, check_device, key_and_value, positive_int, write_text
+from frskd_plugin.commands.arguments import (
+    add_keywords,
+    add_settings,
+    check_device,
+    command_parser,
+    positive_int,
+    refuse_foreign,
+    write_text,
+)
 
 EPILOG = """\
 exit status: 0 no problem (there may be warnings), 1 at least one problem, 2 the model cannot be built
@@ -23,13 +31,8 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd check",
-        description="One dry training step on random data: what is matched, what it costs, which term trains what, and "
-        "what is wrong.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "One dry training step on random data: what is matched, what it costs, what is wrong."
+    parser = command_parser("check", description, EPILOG)
     parser.add_argument("model", metavar="MODEL|CONFIG", help="name of a timm model, or a config file (.py)")
     parser.add_argument("--input-size", nargs=3, type=positive_int, metavar=("C", "H", "W"), help="size of the images")
     parser.add_argument("--batch", type=positive_int, help="images that are new in a step (4; segmentors 2)")
@@ -43,15 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("of a timm MODEL")
     model.add_argument("--method", default="frskd", help="method that trains it (frskd)")
     model.add_argument("--num-classes", type=positive_int, help="number of classes (the model's own)")
-    for option, text in (
-        ("--set", "settings of the method, and out_indices: alpha=2 width=auto out_indices=1,2,3,4"),
-        ("--model-kwargs", "arguments of timm.create_model: drop_path_rate=0.1"),
-    ):
-        model.add_argument(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
+    add_keywords(model, "--set", "settings of the method, and out_indices: alpha=2 width=auto out_indices=1,2,3,4")
+    add_keywords(model, "--model-kwargs", "arguments of timm.create_model: drop_path_rate=0.1")
     config = parser.add_argument_group("of a CONFIG")
-    config.add_argument(
-        "--cfg-options", nargs="+", action=Settings, metavar="KEY=VALUE", help="settings that override the config"
-    )
+    add_settings(config, "--cfg-options", "settings that override the config")
     return parser
 
 
@@ -59,31 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check what the arguments name and print the report; see `EPILOG` for the exit status."""
     args = build_parser().parse_args(argv)
     check_device(args.device)
-    config = is_config(args.model)
-    given = {
-        "--set": args.set,
-        "--model-kwargs": args.model_kwargs,
-        "--num-classes": args.num_classes,
-        "--cfg-options": args.cfg_options,
-    }
-    for option, value in given.items():
-        if value and config != (option == "--cfg-options"):
-            owner = "a timm model; settings of a config are given with --cfg-options" if config else "a config"
-            raise ValueError(f"{option} belongs to {owner}, and {args.model} is {'one' if config else 'a timm model'}.")
+    refuse_foreign(args, is_config(args.model), "set", "model_kwargs", "num_classes")
     model_kwargs = dict(args.model_kwargs)
     if args.num_classes is not None:
         model_kwargs["num_classes"] = args.num_classes
-    settings = dict(
-        input_size=args.input_size,
-        batch=args.batch,
-        device=args.device,
-        method=args.method,
-        settings=dict(args.set),
-        model_kwargs=model_kwargs,
-        cfg_options=args.cfg_options,
-    )
     try:
-        subject = prepare(args.model, **settings)
+        subject = prepare(
+            args.model,
+            input_size=args.input_size,
+            batch=args.batch,
+            device=args.device,
+            method=args.method,
+            settings=dict(args.set),
+            model_kwargs=model_kwargs,
+            cfg_options=args.cfg_options,
+        )
     except RuntimeError as error:
         raise ValueError(f"{args.model} cannot be built: {error}") from error
     try:

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import frskd_plugin
-from frskd_plugin.commands.arguments import Settings
+from frskd_plugin.commands.arguments import add_settings
 from frskd_plugin.commands.console import imports_held, quiet
 from frskd_plugin.mmengine.config_tools import is_classifier, override, read_config, set_data_root
 from frskd_plugin.mmengine.distributed import prepare_distributed
@@ -56,13 +56,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
     parser.add_argument("--data-root", help="folder of the data set; sets every data_root in the config")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=Settings,
-        metavar="KEY=VALUE",
-        help="settings that override the config: key=value, nested as a.b=value, lists as key='[a,b]' or key=a,b",
-    )
+    text = "settings that override the config: key=value, nested as a.b=value, lists as key='[a,b]' or key=a,b"
+    add_settings(parser, "--cfg-options", text)
     add_import_option(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, image_size_of, plain_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import config_text, find_config
@@ -57,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd convert",
-        description="Write the FRSKD config for a plain config of mmseg, with the channels found by a dry run.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Write the FRSKD config for a plain config of mmseg, with the channels found by a dry run."
+    parser = command_parser("convert", description, EPILOG)
     parser.add_argument("config", metavar="CONFIG", help="the plain config")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write (.py)")
     parser.add_argument("--alpha", type=float, default=1.0, help="weight of the soft labels (1)")

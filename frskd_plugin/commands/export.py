@@ -12,7 +12,7 @@ from pathlib import Path
 
 import frskd_plugin  # noqa: F401  (registers the components)
 from frskd_plugin.check import is_config
-from frskd_plugin.commands.arguments import Settings, key_and_value, positive_int
+from frskd_plugin.commands.arguments import add_keywords, add_settings, command_parser, positive_int, refuse_foreign
 from frskd_plugin.export import (
     DEFAULT_TOLERANCE,
     FORMATS,
@@ -53,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = [key for key, value in vars(args).items() if value != parser.get_default(key) and key not in of_weights]
         _export_weights(args, [f"--{key.replace('_', '-')}" for key in given])
         return 0
-    config = is_config(args.model)
-    owned = {"--model-kwargs": args.model_kwargs, "--set": args.set, "--cfg-options": args.cfg_options}
-    for option, values in owned.items():
-        if values and config != (option == "--cfg-options"):
-            raise ValueError(f"{option} does not belong to {args.model}: see --help")
+    refuse_foreign(args, is_config(args.model), "model_kwargs", "set")
     student = open_student(
         args.model, args.checkpoint, dict(args.model_kwargs), args.cfg_options, args.part, dict(args.set)
     )
@@ -129,13 +125,9 @@ def summary(student: Student, made: Exported, part: str = "student", normalized:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd export",
-        usage="%(prog)s [-h] [options] [CONFIG|MODEL] CHECKPOINT OUT",
-        description="Write the plain student of a checkpoint: its weights, or a file for another runtime.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Write the plain student of a checkpoint: its weights, or a file for another runtime."
+    parser = command_parser("export", description, EPILOG)
+    parser.usage = "%(prog)s [-h] [options] [CONFIG|MODEL] CHECKPOINT OUT"
     add = parser.add_argument
     add("model", nargs="?", metavar="CONFIG|MODEL", help="a config file, plain or FRSKD, or a timm model's name")
     add("checkpoint", metavar="CHECKPOINT", help="weights (.pth, .safetensors)")
@@ -159,21 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_TOLERANCE,
         help=f"allowed difference from torch, as a share of its largest logit ({DEFAULT_TOLERANCE:g})",
     )
-    for option, text in (
-        ("--model-kwargs", "arguments of timm.create_model, for a MODEL"),
-        (
-            "--set",
-            "what a MODEL was wrapped with, for its --part: width=1 out_indices=1,2,3",
-        ),
-    ):
-        add(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
-    add(
-        "--cfg-options",
-        nargs="+",
-        action=Settings,
-        metavar="KEY=VALUE",
-        help="settings that override the CONFIG: model.test_cfg.mode=whole",
-    )
+    add_keywords(parser, "--model-kwargs", "arguments of timm.create_model, for a MODEL")
+    add_keywords(parser, "--set", "what a MODEL was wrapped with, for its --part: width=1 out_indices=1,2,3")
+    add_settings(parser, "--cfg-options", "settings that override the CONFIG: model.test_cfg.mode=whole")
     # spelled out, for mmengine, which brings the option, is not needed for a MODEL
     add("--allow-imports", action="store_true", help="trust a checkpoint whose config imports modules of yours")
     return parser

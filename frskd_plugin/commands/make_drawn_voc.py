@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from frskd_plugin.commands.arguments import whole_number
+from frskd_plugin.commands.arguments import command_parser, whole_number
 from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.prepare_voc import SPLITS, image_path, list_path, mask_path
 
@@ -206,9 +206,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd make_drawn_voc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("make_drawn_voc", __doc__)
     parser.add_argument("out", type=Path, help="new folder for VOC2007 and VOC2012")
     parser.add_argument("--train", type=int, default=160, help="training scenes of both years (default: 160)")
     parser.add_argument("--val", type=int, default=24, help="scenes of VOC2007 test (default: 24)")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.published_archives import LAYOUTS, Places, Source, place_of
 from frskd_plugin.data.cifar100 import ARCHIVE_FOLDER, load_cifar100
@@ -151,12 +152,7 @@ def check_counts(folder: Path, part: str, image_set: ImageSet) -> dict[str, int]
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     files = "\n".join(f"  {name:<13} {', '.join(image_set.sources)}" for name, image_set in IMAGE_SETS.items())
-    parser = argparse.ArgumentParser(
-        prog="frskd prepare_data",
-        description=__doc__,
-        epilog=f"published files:\n{files}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("prepare_data", __doc__, f"published files:\n{files}")
     parser.add_argument("name", metavar="NAME", choices=list(IMAGE_SETS), help=", ".join(IMAGE_SETS))
     parser.add_argument("src", metavar="SRC", type=Path, help="published archive, or folder of the published files")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder to make; the data_root of the configs")

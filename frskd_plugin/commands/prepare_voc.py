@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.console import progress
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.data.image_folder import read_rgb
@@ -162,9 +163,7 @@ def make_training_lists(devkit: Path, paper_protocol: bool = False) -> TrainingL
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd prepare_voc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("prepare_voc", __doc__)
     parser.add_argument("devkit", type=Path, help="folder that holds VOC2007 (trainval and test) and VOC2012")
     parser.add_argument(
         "--paper-protocol", action="store_true", help="keep the VOC2007 test images in the VOC2012 training list"

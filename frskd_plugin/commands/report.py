@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.report_charts import COLOURS, charts_of, draw
 from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures, read_config_of
@@ -38,13 +39,11 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frskd report",
-        description="One self-contained HTML page about a training: scores of student and self-teacher, every loss, "
-        "learning rate, IoU of each class, attention maps, settings.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    description = (
+        "One self-contained HTML page about a training: scores of student and self-teacher, every loss, learning rate, "
+        "IoU of each class, attention maps, settings."
     )
+    parser = command_parser("report", description, EPILOG)
     parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="folder of a run that tools/train.py wrote")
     parser.add_argument("-o", "--out", type=Path, help=f"page to write (WORK_DIR/{PAGE_NAME})")
     parser.add_argument(

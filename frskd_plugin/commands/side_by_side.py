@@ -58,8 +58,7 @@ def train_side_by_side(commands: Sequence[Sequence[str]], logs: Sequence[Path], 
 
 def _train(command: Sequence[str], deadline: float | None, pause: Callable[[], None]) -> None:
     print("frskd train", shlex.join(command))
-    args = train.parse_args(command)
-    config = train.build_config(args)
+    config, args = train.read_command(command)
     limit = DeadlineHook(deadline)
     with safe_loading(), locked(config.work_dir):
         train.train(config, args, hooks=[TurnHook(pause), limit])

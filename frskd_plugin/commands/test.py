@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.config import add_common_options, build_runner, open_data, prepare_config
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
@@ -18,7 +19,7 @@ from frskd_plugin.mmengine.safety_hooks import WeightsFitHook
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(prog="frskd test", description="Evaluate a checkpoint on the test set of a config")
+    parser = command_parser("test", "Evaluate a checkpoint on the test set of a config")
     add_common_options(parser)
     parser.add_argument("checkpoint", help="checkpoint file (.pth), of training or of tools/export.py")
     parser.add_argument("--out", help="folder for the predicted label maps")
@@ -34,13 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    return build_parser().parse_args(argv)
-
-
-def build_config(args: argparse.Namespace) -> Config:
-    """Return the config of the test that the command line asks for."""
+def read_command(argv: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """Read the command line, and make the config of the test that it asks for."""
+    args = build_parser().parse_args(argv)
     if not Path(args.checkpoint).is_file() and "://" not in args.checkpoint:
         raise FileNotFoundError(f"checkpoint {args.checkpoint} not found; expected checkpoint to be a file")
     config = prepare_config(args)
@@ -58,7 +55,7 @@ def build_config(args: argparse.Namespace) -> Config:
             raise ValueError("--out writes the label maps of a segmentor; leave it out for a classifier")
         config.test_evaluator.output_dir = args.out
         config.test_evaluator.keep_results = True
-    return config
+    return config, args
 
 
 def _enable_painting(config: Config, args: argparse.Namespace) -> None:
@@ -78,8 +75,7 @@ def _enable_painting(config: Config, args: argparse.Namespace) -> None:
 @safe_loading()
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate as the command line says."""
-    args = parse_args(argv)
-    config = build_config(args)
+    config, args = read_command(argv)
     init_distributed(args.launcher)
     with explained_build(args.config):
         runner = build_runner(config)

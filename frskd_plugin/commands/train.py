@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.commands import asked_to_stop
-from frskd_plugin.commands.arguments import Settings, whole_number
+from frskd_plugin.commands.arguments import add_settings, command_parser, whole_number
 from frskd_plugin.commands.config import RECIPES, add_common_options, build_runner, open_data, prepare_config
 from frskd_plugin.commands.run_guard import is_main, locked, what_is_lost
 from frskd_plugin.methods import method_names
@@ -24,10 +24,8 @@ from frskd_plugin.mmengine.safety_hooks import guard_training
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd train",
-        description="Train a classifier or a segmentor, plain or with feature-refinement distillation",
-    )
+    description = "Train a classifier or a segmentor, plain or with feature-refinement distillation"
+    parser = command_parser("train", description)
     add_common_options(parser)
     parser.add_argument(
         "--recipe",
@@ -39,13 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"train a classifier with this method in place of the config's: {', '.join(method_names())}",
     )
-    parser.add_argument(
-        "--method-options",
-        nargs="+",
-        action=Settings,
-        metavar="KEY=VALUE",
-        help="settings of the method, such as temperature=3 or teacher.model_name=resnet34 teacher.checkpoint=FILE",
-    )
+    text = "settings of the method, such as temperature=3 or teacher.model_name=resnet34 teacher.checkpoint=FILE"
+    add_settings(parser, "--method-options", text)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint in the work folder, if any"
     )
@@ -74,25 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def read_command(argv: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """Read the command line, and make the config of the training that it asks for."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--overwrite removes what --resume goes on from: give one of them")
-    return args
-
-
-def build_config(args: argparse.Namespace) -> Config:
-    """Return the config of the training that the command line asks for."""
-    return prepare_config(args, training=True)
+    return prepare_config(args, training=True), args
 
 
 @safe_loading()
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
-    args = parse_args(argv)
-    config = build_config(args)
+    config, args = read_command(argv)
     init_distributed(args.launcher)
     with locked(config.work_dir) if is_main() else nullcontext():
         train(config, args)

@@ -340,8 +340,8 @@ def test_normalization_flips_for_networks_that_take_bgr():
         (["wrn_16_2", "{w}", "{t}/a.pt2", "--format", "onnx"], "a file of --format onnx ends in .onnx, got .*a.pt2"),
         (["wrn_16_2", "{w}", "{t}/a.pt2", "--tolerance", "0"], "--tolerance must be > 0"),
         (["wrn_16_2", "{w}", "{t}/a.pt2", "--dynamic", "24"], "--size 32 32 must be multiples of 24, as --dynamic 24"),
-        (["wrn_16_2", "{w}", "{t}/a.pt2", "--cfg-options", "a=1"], "--cfg-options does not belong to wrn_16_2"),
-        (["{d}/frskd.py", "{c}", "{t}/a.pt2", "--set", "a=1"], "--set does not belong to .*frskd.py"),
+        (["wrn_16_2", "{w}", "{t}/a.pt2", "--cfg-options", "a=1"], "--cfg-options belongs to a config, and wrn_16_2"),
+        (["{d}/frskd.py", "{c}", "{t}/a.pt2", "--set", "a=1"], "--set belongs to a timm model"),
         (
             ["wrn_16_2", "{w}", "{t}/a.pt2", "--part", "ensemble", "--set", "width=2", "out_indices=1,2"],
             "wrapped.pth does not fit the network: size mismatch .*",

@@ -41,8 +41,7 @@ def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 
 def built(config_file: Path, *options: object) -> Config:
     """The config that tools/train.py makes of a file and its options."""
-    tool = load_tool("train")
-    return tool.build_config(tool.parse_args([str(config_file), *map(str, options)]))
+    return load_tool("train").read_command([str(config_file), *map(str, options)])[0]
 
 
 @pytest.mark.slow
@@ -252,6 +251,6 @@ def test_bad_options_of_the_test_tool(config_file: Path, tmp_path: Path) -> None
         done = command("test", config_file, checkpoint)
         assert done.returncode == 2 and "not found; expected checkpoint to be a file" in done.stderr
     with pytest.raises(ValueError, match="--tta needs tta_model and tta_pipeline"):
-        tool.build_config(tool.parse_args([str(config_file), str(config_file), "--tta"]))
+        tool.read_command([str(config_file), str(config_file), "--tta"])
     with pytest.raises(ValueError, match="need default_hooks.visualization"):
-        tool.build_config(tool.parse_args([str(config_file), str(config_file), "--show"]))
+        tool.read_command([str(config_file), str(config_file), "--show"])

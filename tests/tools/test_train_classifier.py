@@ -47,8 +47,7 @@ def config_file(cifar: Path, tmp_path: Path) -> Path:
 
 def built(config_file: str | Path, *options: object) -> Config:
     """The config that tools/train.py makes of a file and its options."""
-    tool = load_tool("train")
-    return tool.build_config(tool.parse_args([str(config_file), *map(str, options)]))
+    return load_tool("train").read_command([str(config_file), *map(str, options)])[0]
 
 
 def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -133,7 +132,7 @@ def test_test_tool_reports_the_score_of_the_last_validation(run: Path, config_fi
         (scores,) = work_dir.glob("*/*.json")
         assert json.loads(scores.read_text())["top1"] == pytest.approx(validated["top1"])
     with pytest.raises(ValueError, match="--out writes the label maps of a segmentor; leave it out for a classifier"):
-        tool.build_config(tool.parse_args([str(config_file), str(plain), "--out", str(tmp_path / "maps")]))
+        tool.read_command([str(config_file), str(plain), "--out", str(tmp_path / "maps")])
 
 
 def test_exported_file_is_timms_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

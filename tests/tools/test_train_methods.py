@@ -127,8 +127,7 @@ def train_each(file: Path, methods: Sequence[str]) -> None:
     for method in methods:
         names = ["--cfg-options", f"experiment_name={method}", f"visualizer.name={method}"]
         options = ["--method", method, "--work-dir", str(file.parent / method), "--launcher", "pytorch", *names]
-        args = tool.parse_args([str(file), *options])
-        tool.train(tool.build_config(args), args)
+        tool.train(*tool.read_command([str(file), *options]))
     end_distributed()
 
 
