@@ -56,6 +56,7 @@ MOVED = {
         "export": "deploy.check deploy.export deploy.formats deploy.networks deploy.student deploy.weights",
         "core.preactivations": "methods.preactivations",
         "core.feature_losses": "core.overhaul core.hint core.attention",
+        "methods.baseline": "methods.label_smoothing",
         "methods.frskd": "methods.teacher_width",
         "methods.one": "methods.last_stage",
         "methods.ps_kd": "methods.prediction_store",

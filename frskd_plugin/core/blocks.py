@@ -98,11 +98,6 @@ def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
     return F.interpolate(feat, size, mode=mode, align_corners=False)
 
 
-def resize_bilinear(feat: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Resize a map [B, C, h, w] to ``size``, bilinear, up or down, as segmentation resizes its logits."""
-    return F.interpolate(feat, size, mode="bilinear", align_corners=align_corners)
-
-
 def subsample_to(feat: Tensor, size: Size) -> Tensor:
     """Down-sample by taking the nearest value, ``y[i, j] = x[2i, 2j]`` for a halving (reference section 9, SUB)."""
     return feat if spatial_size(feat) == size else F.interpolate(feat, size, mode="nearest")

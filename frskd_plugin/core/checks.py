@@ -43,6 +43,14 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a number, got {value!r} ({type(value).__name__}).")
 
 
+def check_share(name: str, value: float, of: str) -> float:
+    """Return ``value`` as a float when it is in 0..1, else raise TypeError or ValueError."""
+    check_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is the share of {of} and must be in 0..1, got {value}.")
+    return float(value)
+
+
 def check_not_negative(name: str, value: float) -> float:
     """Return ``value`` as a float when it is >= 0 and finite, else raise TypeError or ValueError."""
     check_number(name, value)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from frskd_plugin.core.blocks import Size
-from frskd_plugin.core.checks import check_not_negative, check_number, check_one_of
-from frskd_plugin.core.feature_losses import AttentionTransferLoss
+from frskd_plugin.core.checks import check_not_negative, check_one_of, check_share
+from frskd_plugin.core.feature_losses import REDUCTIONS, AttentionTransferLoss
 from frskd_plugin.core.schedule import SCHEDULES, Gate, ScheduledWeight, scheduled_factor
 from frskd_plugin.core.soft_label import SoftLabelLoss
 
@@ -72,13 +72,11 @@ class FRSKDLoss(nn.Module):
         self._beta = ScheduledWeight(check_not_negative("beta", beta))
         self._factor = ScheduledWeight(1.0)
         self.schedule = check_one_of("schedule", schedule, SCHEDULES)
-        check_number("warmup", warmup)
-        if not 0 <= warmup <= 1:
-            raise ValueError(f"`warmup` is a share of the training and must be in 0..1, got {warmup}.")
-        self.warmup = float(warmup)
+        self.warmup = check_share("warmup", warmup, "the training without distillation")
         self.gate = Gate() if schedule == "gate" else None
         self._awaits_progress = self.follows_progress
         self.soft_label_loss = SoftLabelLoss(temperature, variant, soft_label)
+        check_one_of("feature_reduction", feature_reduction, REDUCTIONS)
         attention_transfer = AttentionTransferLoss(variant, feature_reduction)
         if feature_loss is not None and feature_reduction != "mean":
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.blocks import Size, resize_bilinear
+from frskd_plugin.core.blocks import Size
 from frskd_plugin.core.checks import check_one_of, check_positive_int, check_temperature
 from frskd_plugin.core.immediate_gradient import with_known_gradient
 
@@ -47,12 +47,9 @@ CPU_PIECE_BYTES, PIECE_BYTES = 2**21, 2**26
 
 
 def criterion_soft_label(criterion: Any) -> str | None:
-    """Return how a criterion turns logits into probabilities: 'softmax', 'sigmoid', or None where that is not known.
+    """Return how one or several criteria turn logits into probabilities: 'softmax', 'sigmoid', or None if not known.
 
     Known are the criteria of torch and timm, partial ones too, and those with an attribute ``use_sigmoid`` (OpenMMLab).
-
-    Args:
-        criterion: a loss of logits against targets, or several of them.
 
     >>> criterion_soft_label(nn.BCEWithLogitsLoss()), criterion_soft_label(F.cross_entropy), criterion_soft_label(min)
     ('sigmoid', 'softmax', None)
@@ -97,34 +94,20 @@ def soft_label_loss(
     >>> round(soft_label_loss(logits, logits.flip(1), temperature=1.0).item(), 4)
     1.1504
     """
-    _check_logits(student_logits, teacher_logits, valid)
-    if student_logits.shape[1] == 1:
+    if student_logits.shape == teacher_logits.shape and student_logits.shape[1] == 1:
         raise ValueError(
             f"A softmax over one logit is always 1 and teaches nothing, got logits {list(student_logits.shape)}: give "
             "soft_label='sigmoid', or a network of two classes."
         )
-    with torch.autocast(student_logits.device.type, enabled=False):
-        dtype = torch.promote_types(student_logits.dtype, torch.float32)
-        student = F.log_softmax(_softened(student_logits, dtype, temperature), dim=1)
-        teacher = F.log_softmax(_softened(teacher_logits.detach(), dtype, temperature), dim=1)
-        return _divergence(student, teacher, temperature, variant, _positions(student_logits, valid), valid)
+    log_softmax = functools.partial(F.log_softmax, dim=1)
+    return _divergence(student_logits, teacher_logits, temperature, variant, valid, log_softmax)
 
 
 def mean_prediction(logits: Tensor, other_logits: Tensor, soft_label: str = "auto") -> Tensor:
     """Return the ensemble of two classifiers as logits: the mean of their probabilities, not of their logits.
 
-    With 'softmax' they are the logarithms of the mean, so that a softmax gives it back; with 'sigmoid', each class on
-    its own, so that a sigmoid does.
-
-    Args:
-        logits: [B, K] or, a position each, [B, K, H, W].
-        other_logits: the same shape.
-        soft_label: 'softmax' or 'sigmoid'; 'auto' takes 'sigmoid' for one logit.
-
-    >>> import torch
-    >>> first, second = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()
-    >>> [round(share, 4) for share in mean_prediction(first, second).exp().flatten().tolist()]
-    [0.6, 0.4]
+    A softmax of the result gives that mean; with 'sigmoid', each class on its own, a sigmoid does. Both logits are
+    [B, K, ...]; 'auto' takes 'sigmoid' for one logit.
     """
     if soft_label == "sigmoid" or (soft_label == "auto" and logits.shape[1] == 1):
         yes = torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(other_logits))
@@ -140,10 +123,6 @@ def expected_foreground(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     Args:
         logits: [B, K, ...], before the sigmoid.
         valid: bool [B, ...], the positions that count.
-
-    >>> import torch
-    >>> expected_foreground(torch.tensor([[[0.0, 0.0, 0.0, -99.0], [-9.0, -9.0, -9.0, -99.0]]])).item()
-    1.5
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -162,9 +141,8 @@ def binary_soft_label_loss(
     """Divergence of Bernoulli distributions, one a class and position; the teacher is a constant.
 
     With p = sigmoid(student / T) and q = sigmoid(teacher / T), the sum over all classes and positions of
-    ``KL(q || p) = q log(q / p) + (1 - q) log((1 - q) / (1 - p))``, divided as ``normalize`` says. 'published' and
-    'equations' differ as in `soft_label_loss`: ``T^2 KL(q || p)``, or ``KL(p || q)`` and no factor. Computed in float32
-    at least. Its gradient in a logit is ``(p - q) * T`` ('published') over the divisor.
+    ``KL(q || p) = q log(q / p) + (1 - q) log((1 - q) / (1 - p))``, divided as ``normalize`` says; otherwise like
+    `soft_label_loss`. Its gradient in a logit is ``(p - q) * T`` ('published') over the divisor.
 
     Almost all positions of a detector are background on which both agree, so a mean over the positions falls with the
     number of anchors. 'foreground' divides by `expected_foreground` of the teacher, as a dense head divides its own
@@ -175,8 +153,8 @@ def binary_soft_label_loss(
         teacher_logits: the same shape; gets no gradient.
         temperature: T, divides both logits.
         variant: 'published' or 'equations'.
-        normalize: 'foreground'; 'positions' for the mean over batch and positions, as `soft_label_loss` takes it; or
-            'auto', 'foreground' for logits [B, K, N] of N anchors and 'positions' for all others.
+        normalize: 'foreground'; 'positions' for the mean over batch and positions; or 'auto', 'foreground' for logits
+            [B, K, N] of N anchors and 'positions' for all others.
         valid: bool [B, ...], the positions that count, in the sum and in the divisor.
 
     Raises:
@@ -186,19 +164,56 @@ def binary_soft_label_loss(
     >>> student, teacher = torch.zeros(1, 2, 1), torch.tensor([[[0.0], [1.0]]])
     >>> round(binary_soft_label_loss(student, teacher, normalize="positions").item(), 4)
     0.1109
-    >>> binary_soft_label_loss(teacher, teacher).item()
-    0.0
     """
+    foreground = normalize == "foreground" or (normalize == "auto" and student_logits.ndim == 3)
+    return _divergence(student_logits, teacher_logits, temperature, variant, valid, _log_outcomes, foreground)
+
+
+def _divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    variant: str,
+    valid: Tensor | None,
+    log_probabilities: Callable[[Tensor], Tensor],
+    foreground: bool = False,
+) -> Tensor:
+    """Return the KL divergence of all valid positions over their number, or over the expected foreground."""
     _check_logits(student_logits, teacher_logits, valid)
     with torch.autocast(student_logits.device.type, enabled=False):
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
-        student = _log_outcomes(_softened(student_logits, dtype, temperature))
-        teacher = _log_outcomes(_softened(teacher_logits.detach(), dtype, temperature))
-        if normalize == "foreground" or (normalize == "auto" and student_logits.ndim == 3):
-            divisor: Tensor | int = expected_foreground(teacher_logits, valid).to(dtype)
+        student, teacher = (
+            log_probabilities(finite_logits(x.to(dtype), min(temperature, 1.0)) / temperature)
+            for x in (student_logits, teacher_logits.detach())
+        )
+        given, target = (teacher, student) if variant == "equations" else (student, teacher)
+        if valid is None:
+            total = F.kl_div(given, target, reduction="sum", log_target=True)
+            divisor: Any = student_logits.numel() // student_logits.shape[1]
         else:
-            divisor = _positions(student_logits, valid)
-        return _divergence(student, teacher, temperature, variant, divisor, valid)
+            each = F.kl_div(given, target, reduction="none", log_target=True)
+            total = each.masked_fill(~valid.unsqueeze(1), 0).sum()
+            divisor = valid.sum().clamp(min=1).to(dtype)
+        if foreground:
+            divisor = expected_foreground(teacher_logits, valid).to(dtype)
+        return total / divisor if variant == "equations" else total * (temperature**2 / divisor)
+
+
+def _log_outcomes(logits: Tensor) -> Tensor:
+    """Return the logarithms of both outcomes [2, ...] of each logit."""
+    return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)])
+
+
+def finite_logits(logits: Tensor, share: float = 1.0) -> Tensor:
+    """Return logits with a masked class's -inf as a number, of a ``share`` of the largest: 0 * inf would be NaN."""
+    return logits.clamp(min=torch.finfo(logits.dtype).min * share / 2)
+
+
+_MEAN_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "softmax": soft_label_loss,
+    "sigmoid": functools.partial(binary_soft_label_loss, normalize="positions"),
+}
+_resize = functools.partial(F.interpolate, mode="bilinear")
 
 
 def resized_soft_label_loss(
@@ -234,28 +249,50 @@ def resized_soft_label_loss(
     Raises:
         TypeError: if ``rows`` is not an int.
         ValueError: if the logits are not maps of one batch and the same classes, or ``rows`` is below 1.
-
-    >>> import torch
-    >>> student, teacher = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 8, 8)
-    >>> whole = soft_label_loss(*(resize_bilinear(x, (16, 16), False) for x in (student, teacher)))
-    >>> torch.allclose(resized_soft_label_loss(student, teacher, (16, 16), rows=3), whole)
-    True
     """
     _check_maps(student_logits, teacher_logits, size, valid)
-    batch, classes = student_logits.shape[:2]
+    (batch, classes), (height, width) = student_logits.shape[:2], size
     if rows is None:
         limit = CPU_PIECE_BYTES if student_logits.device.type == "cpu" else PIECE_BYTES
-        rows = max(1, limit // (classes * size[1] * 4))
+        rows = max(1, limit // (classes * width * 4))
     check_positive_int("rows", rows)
-    loss = functools.partial(_MEAN_LOSSES[soft_label], temperature=temperature, variant=variant)
-    corners = (align_corners, align_corners if teacher_align_corners is None else teacher_align_corners)
+    mean_loss = functools.partial(_MEAN_LOSSES[soft_label], temperature=temperature, variant=variant)
+    teacher_corners = align_corners if teacher_align_corners is None else teacher_align_corners
     needs_gradient = torch.is_grad_enabled() and student_logits.requires_grad
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+
+    def of_image(student: Tensor, teacher: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the loss of one image, a mean (with ``valid`` a sum) over its positions, and its gradient."""
+        # in NCHW whatever came: a softmax over channels_last maps of few classes is slow
+        student, teacher = (finite_logits(x.detach().to(dtype)).contiguous() for x in (student, teacher))
+        student.requires_grad_(needs_gradient)
+        # axis by axis, as bilinear interpolation goes: heights at once, widths, which make the maps large, by pieces
+        with torch.set_grad_enabled(needs_gradient):
+            columns = _resize(student, (height, student.shape[3]), align_corners=align_corners)
+        teacher_columns = _resize(teacher, (height, teacher.shape[3]), align_corners=teacher_corners)
+        total, gradients = student.new_zeros(()), []
+        for start in range(0, height, rows):
+            leaf = columns.detach()[:, :, start : start + rows].requires_grad_(needs_gradient)
+            target = teacher_columns[:, :, start : start + rows]
+            target = _resize(target, (target.shape[2], width), align_corners=teacher_corners)
+            counted = None if valid is None else valid[:, start : start + rows]
+            share = leaf.shape[2] / height if counted is None else counted.sum()
+            with torch.set_grad_enabled(needs_gradient):
+                resized = _resize(leaf, (leaf.shape[2], width), align_corners=align_corners)
+                loss = share * mean_loss(resized, target, valid=counted)
+            if needs_gradient:
+                gradients += torch.autograd.grad(loss, leaf)
+            total += loss.detach()
+        if needs_gradient:
+            (gradient,) = torch.autograd.grad(columns, student, torch.cat(gradients, dim=2))
+            return total, gradient
+        return total, torch.zeros_like(student)
+
     divisor = batch if valid is None else valid.sum().clamp(min=1)
     total, gradients = 0.0, []
     for image in range(batch):
-        student, teacher = (x.detach()[image : image + 1] for x in (student_logits, teacher_logits))
-        counted = None if valid is None else valid[image : image + 1]
-        value, gradient = _of_image(student, teacher, size, loss, corners, rows, counted, needs_gradient)
+        part = slice(image, image + 1)
+        value, gradient = of_image(student_logits[part], teacher_logits[part], None if valid is None else valid[part])
         total = total + value / divisor
         gradients.append(gradient / divisor)
     return with_known_gradient(student_logits, total, torch.cat(gradients)) if needs_gradient else total
@@ -289,7 +326,6 @@ class SoftLabelLoss(nn.Module):
         self.normalize = check_one_of("normalize", normalize, NORMALIZERS)
 
     def extra_repr(self) -> str:
-        """Settings of the loss."""
         return f"{self.temperature}, {self.variant!r}, soft_label={self.soft_label!r}"
 
     def forward(
@@ -301,16 +337,7 @@ class SoftLabelLoss(nn.Module):
         teacher_align_corners: bool | None = None,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, K, ...] twice -> scalar.
-
-        Args:
-            student_logits: [B, K, ...].
-            teacher_logits: the same shape; gets no gradient.
-            size: height and width at which maps of logits are compared, see `resized_soft_label_loss`; None compares
-                them as they are.
-            align_corners: of that interpolation.
-            teacher_align_corners: the same for the teacher's logits; None is as the student's.
-            valid: bool [B, ...], the positions that count, at ``size`` where it is given.
+        """Logits [B, K, ...] twice -> scalar; with ``size``, maps of logits as in `resized_soft_label_loss`.
 
         Raises:
             ValueError: if the shapes do not fit.
@@ -319,120 +346,24 @@ class SoftLabelLoss(nn.Module):
         if kind == "auto":
             kind = "sigmoid" if student_logits.shape[1] == 1 else "softmax"
         form = (self.temperature, self.variant)
-        foreground = kind == "sigmoid" and self.normalize == "foreground"
         teacher_corners = align_corners if teacher_align_corners is None else teacher_align_corners
-        if size is not None and not foreground:  # a mean over the positions, which can be taken piece by piece
-            both = (student_logits, teacher_logits)
+        if size is not None and not (kind == "sigmoid" and self.normalize == "foreground"):
+            both = (student_logits, teacher_logits)  # a mean over the positions, which can be taken piece by piece
             return resized_soft_label_loss(*both, size, *form, align_corners, None, teacher_corners, kind, valid)
         if size is not None:
             _check_maps(student_logits, teacher_logits, size, valid)
-            student_logits = resize_bilinear(finite_logits(student_logits), size, align_corners)
-            teacher_logits = resize_bilinear(finite_logits(teacher_logits.detach()), size, teacher_corners)
+            student_logits = _resize(finite_logits(student_logits), size, align_corners=align_corners)
+            teacher_logits = _resize(finite_logits(teacher_logits.detach()), size, align_corners=teacher_corners)
         if kind == "sigmoid":
             return binary_soft_label_loss(student_logits, teacher_logits, *form, self.normalize, valid)
         return soft_label_loss(student_logits, teacher_logits, *form, valid)
 
 
 class BinarySoftLabelLoss(SoftLabelLoss):
-    """Module form of `binary_soft_label_loss`, with the defaults of a detector.
-
-    Args:
-        temperature: T > 0.
-        variant: 'published' or 'equations'.
-        normalize: 'foreground', 'positions' or 'auto'.
-
-    Raises:
-        ValueError: for a temperature that is not positive, or an unknown variant or normalisation.
-    """
+    """Module form of `binary_soft_label_loss`, with the defaults of a detector."""
 
     def __init__(self, temperature: float = 1.0, variant: str = "published", normalize: str = "foreground") -> None:
         super().__init__(temperature, variant, "sigmoid", normalize)
-
-
-_MEAN_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "softmax": soft_label_loss,
-    "sigmoid": functools.partial(binary_soft_label_loss, normalize="positions"),
-}
-
-
-def _softened(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
-    """Return logits over T in ``dtype``, finite."""
-    return finite_logits(logits.to(dtype), min(temperature, 1.0)) / temperature
-
-
-def finite_logits(logits: Tensor, share: float = 1.0) -> Tensor:
-    """Return logits with a masked class's -inf as a number, of a ``share`` of the largest: 0 * inf would be NaN.
-
-    >>> import torch
-    >>> finite_logits(torch.tensor([1.0, -torch.inf])).softmax(0).tolist()
-    [1.0, 0.0]
-    """
-    return logits.clamp(min=torch.finfo(logits.dtype).min * share / 2)
-
-
-def _log_outcomes(logits: Tensor) -> Tensor:
-    """Return the logarithms of both outcomes [2, ...] of each logit."""
-    return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)])
-
-
-def _positions(logits: Tensor, valid: Tensor | None) -> Tensor | int:
-    """Count the positions of logits [B, K, ...], of the valid ones at least 1."""
-    return logits.numel() // logits.shape[1] if valid is None else valid.sum().clamp(min=1)
-
-
-def _divergence(
-    student: Tensor, teacher: Tensor, temperature: float, variant: str, divisor: Tensor | int, valid: Tensor | None
-) -> Tensor:
-    """Return the KL divergence of log-probabilities, summed over all valid positions, over the divisor."""
-    given, target = (teacher, student) if variant == "equations" else (student, teacher)
-    if valid is None:
-        total = F.kl_div(given, target, reduction="sum", log_target=True)
-    else:
-        each = F.kl_div(given, target, reduction="none", log_target=True)
-        total = each.masked_fill(~valid.unsqueeze(1), 0).sum()
-    if isinstance(divisor, Tensor):
-        divisor = divisor.to(total.dtype)
-    return total / divisor if variant == "equations" else total * (temperature**2 / divisor)
-
-
-def _of_image(
-    student: Tensor,
-    teacher: Tensor,
-    size: Size,
-    mean_loss: Callable[..., Tensor],
-    align_corners: tuple[bool, bool],
-    rows: int,
-    valid: Tensor | None,
-    needs_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of one image, a mean (with ``valid`` a sum) over its positions, and the student's gradient."""
-    height, width = size
-    corners, teacher_corners = align_corners
-    # bilinear interpolation goes axis by axis: the heights at once, the widths, which make the maps large, by pieces
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    # in NCHW whatever came: a softmax over channels_last maps of few classes is slow
-    student, teacher = (finite_logits(x.to(dtype)).contiguous() for x in (student, teacher))
-    student.requires_grad_(needs_gradient)
-    with torch.set_grad_enabled(needs_gradient):
-        student_columns = resize_bilinear(student, (height, student.shape[3]), corners)
-    teacher_columns = resize_bilinear(teacher, (height, teacher.shape[3]), teacher_corners)
-    total, gradients = student.new_zeros(()), []
-    student_pieces, teacher_pieces = student_columns.detach().split(rows, dim=2), teacher_columns.split(rows, dim=2)
-    for number, (student_piece, teacher_piece) in enumerate(zip(student_pieces, teacher_pieces, strict=True)):
-        counted = None if valid is None else valid[:, number * rows : (number + 1) * rows]
-        share = student_piece.shape[2] / height if counted is None else counted.sum()
-        target = resize_bilinear(teacher_piece, (teacher_piece.shape[2], width), teacher_corners)
-        with torch.set_grad_enabled(needs_gradient):
-            leaf = student_piece.requires_grad_(needs_gradient)
-            resized = resize_bilinear(leaf, (leaf.shape[2], width), corners)
-            loss = share * mean_loss(resized, target, valid=counted)
-        if needs_gradient:
-            gradients += torch.autograd.grad(loss, leaf)
-        total += loss.detach()
-    if not needs_gradient:
-        return total, torch.zeros_like(student)
-    (gradient,) = torch.autograd.grad(student_columns, student, torch.cat(gradients, dim=2))
-    return total, gradient
 
 
 def _check_logits(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None) -> None:

@@ -38,18 +38,14 @@ class StudentInfo:
     criterion: Criterion | None = None
 
 
-def total_loss(terms: Mapping[str, Tensor], owner: object) -> Tensor:
+def total_loss(terms: Mapping[str, Tensor], method: nn.Module) -> Tensor:
     """Return the sum of the terms ``loss_*`` that a method gives.
 
     Raises:
         TypeError: ``terms`` is no dict.
         ValueError: there is none of that name, or ``loss`` itself is among them.
-
-    >>> import torch
-    >>> total_loss({"loss_ce": torch.tensor(1.0), "loss_kd": torch.tensor(2.0), "output": torch.zeros(1)}, "mine")
-    tensor(3.)
     """
-    name = owner if isinstance(owner, str) else type(owner).__name__
+    name = type(method).__name__
     if not isinstance(terms, Mapping):
         raise TypeError(f"The method {name} must return a dict of its terms, got {type(terms).__name__}.")
     if "loss" in terms:
@@ -102,14 +98,10 @@ class Method(nn.Module):
         self.progress = (0.0, 1.0)
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """Set how far training is; a training loop calls this at the start of each epoch, also after a resume.
+        """Set the epochs trained so far and in all; a training loop calls this at the start of each epoch.
 
         A loop that counts steps may call it at each of them, with a fraction as ``epoch``, or with steps in place of
         epochs where the method has no setting that counts epochs.
-
-        Args:
-            epoch: epochs trained so far.
-            max_epochs: epochs in all.
         """
         self.progress = (float(epoch), float(max_epochs))
 
@@ -137,7 +129,7 @@ class Method(nn.Module):
             )
 
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor | None:
-        """Return the logits [B, K] of a teacher that reads the student's maps (a self-teacher); None where none does.
+        """Return the logits [B, K] of a teacher that reads the student's maps; None where there is none.
 
         A teacher that reads something else overrides `evaluate`.
         """

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import check_not_negative, check_one_of
+from frskd_plugin.core.checks import check_not_negative, check_one_of, check_share
 from frskd_plugin.core.soft_label import SoftLabelLoss
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
@@ -19,7 +19,7 @@ SQUEEZE = 4  # the bottleneck's inner width is a quarter of the last map's
 
 
 class EarlyClassifier(nn.Module):
-    """Layers [B, C, H, W] -> [B, D, h, w] to the width of the last map, average pooling, linear classifier."""
+    """Layers to the width of the last map, average pooling, linear classifier."""
 
     def __init__(self, layers: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -77,21 +77,19 @@ FORMS = {
 
 
 class BYOT(Method):
-    """``CE(z) + sum_i (1-a) CE(z_i) + a T^2 KL(sg p || p_i) + b ||F_i - sg F||^2`` over the stages but the last.
+    """``CE(z) + sum_i (1-a) CE(z_i) + a T^2 KL(sg p || p_i) + b ||F_i - sg F||^2`` over the maps but the last.
 
     F are average-pooled features, and their squared differences are summed over all elements, the batch included. This
-    form, its ``b`` and its bottlenecks are those of a reimplementation that later comparisons took. The authors' code
-    has separable convolutions in its branches, ``a KL`` without T^2 and ``b ||F_i - sg F||``, the norm over all
-    elements and not its square: ``form='authors'``. (It writes the KL as a cross-entropy, whose gradient is the same.)
-
-    The stages are the student's maps.
+    form, its ``b`` and its bottlenecks are those of a reimplementation that later comparisons took. The authors' code,
+    ``form='authors'``, has separable convolutions in its branches, ``a KL`` without T^2 and ``b ||F_i - sg F||``, the
+    norm over all elements and not its square. (It writes the KL as a cross-entropy, whose gradient is the same.)
 
     Args:
         student: the network to train; at least two maps.
         alpha: a, the share of the soft labels; None is 0.1, or 0.3 of the authors.
         beta: b, the weight of the feature term; None is 1e-6, or 0.03 of the authors.
         temperature: T.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
+        soft_label: see `choose_soft_label`.
         form: 'reimplementation' or 'authors'.
 
     Raises:
@@ -112,9 +110,7 @@ class BYOT(Method):
     ) -> None:
         super().__init__(student)
         chosen = FORMS[check_one_of("form", form, [*FORMS])]
-        self.alpha = chosen.alpha if alpha is None else float(alpha)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"`alpha` is the share of the soft labels and must be in 0..1, got {alpha}.")
+        self.alpha = check_share("alpha", chosen.alpha if alpha is None else alpha, "the soft labels")
         self.beta = check_not_negative("beta", chosen.beta if beta is None else beta)
         self.squared = chosen.squared
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))

@@ -22,10 +22,7 @@ class CSKD(Method):
             order, so both halves of the targets are equal.
         weight: w; the authors take 3 for fine-grained data.
         temperature: T.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
-
-    Raises:
-        ValueError: a setting out of range.
+        soft_label: see `choose_soft_label`.
     """
 
     needs = DataNeeds(order="class_pairs")
@@ -39,9 +36,7 @@ class CSKD(Method):
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
-        """Return ``loss_ce`` of the first half and the weighted ``loss_kd``; ``output`` of both halves.
-
-        Images are [2 B, C, H, W] and targets labels [2 B].
+        """Return ``loss_ce`` of the first half of images [2 B, C, H, W], ``loss_kd``, and ``output`` of both halves.
 
         Raises:
             ValueError: an odd batch; or (looked at on a CPU) halves of other classes, or images without a label.

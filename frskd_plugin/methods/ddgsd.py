@@ -21,10 +21,7 @@ class DDGSD(Method):
         weight: lambda.
         mean_weight: mu.
         temperature: T.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
-
-    Raises:
-        ValueError: a setting out of range.
+        soft_label: see `choose_soft_label`.
     """
 
     needs = DataNeeds(views=2)
@@ -44,9 +41,7 @@ class DDGSD(Method):
         self.soft_label_loss = SoftLabelLoss(temperature, soft_label=choose_soft_label(soft_label, student))
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
-        """Return ``loss_ce`` of both views, the weighted ``loss_kd`` and ``loss_mean``; ``output`` of the first view.
-
-        Images are [B, 2, C, H, W]; targets, labels [B] or soft labels [B, K], are those of both views.
+        """Return ``loss_ce`` of both views [B, 2, C, H, W], ``loss_kd``, ``loss_mean``; ``output`` of the first view.
 
         Raises:
             ValueError: there are not two views.

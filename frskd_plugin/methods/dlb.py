@@ -27,10 +27,7 @@ class DLB(Method):
             order, each time augmented anew.
         weight: w.
         temperature: T.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
-
-    Raises:
-        ValueError: a setting out of range.
+        soft_label: see `choose_soft_label`.
     """
 
     needs = DataNeeds(order="overlap")
@@ -44,15 +41,12 @@ class DLB(Method):
         self._before: tuple[Tensor, Tensor] | None = None  # logits and targets of the last batch's second half
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """See `Method.set_progress`; what was kept of the last epoch is forgotten when another begins."""
         if int(epoch) != int(self.progress[0]):
             self._before = None
         super().set_progress(epoch, max_epochs)
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
-        """Return ``loss_ce`` of the whole batch and the weighted ``loss_kd``, which is 0 where nothing was kept.
-
-        Images are [2 B, C, H, W], targets labels [2 B] or soft labels [2 B, K].
+        """Return ``loss_ce`` of the images [2 B, C, H, W] and ``loss_kd``, which is 0 where nothing was kept.
 
         Raises:
             ValueError: an odd batch; or (looked at on a CPU) a first half of other targets than the last second half.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frskd_plugin.core.checks import check_bool, check_number, check_one_of, check_positive_int
-from frskd_plugin.core.feature_losses import REDUCTIONS, AttentionTransferLoss, HintLoss, OverhaulLoss
+from frskd_plugin.core.checks import check_bool, check_one_of, check_positive_int, check_share
+from frskd_plugin.core.feature_losses import HintLoss, OverhaulLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.preactivations import forward_with_preactivations
 from frskd_plugin.core.schedule import ScheduledWeight, scale_gradient
@@ -27,18 +27,10 @@ DEFAULT_MAX_SHARE = 0.75
 
 
 def teacher_share(student: StudentInfo, width: int, max_channels: int | None = None, **settings: Any) -> float:
-    """Return a self-teacher's multiply-accumulates as a share of the student's, both for one image.
-
-    Args:
-        student: the network.
-        width: see `SelfTeacher`, like all that follow.
-        max_channels: limit of the channels of each level.
-        settings: the other settings.
-    """
+    """Return the multiply-accumulates of a `SelfTeacher` of these settings as a share of the student's."""
+    settings["max_channels"] = max_channels
     with torch.device("meta"):  # shapes suffice to count: no memory, no time, no random numbers
-        teacher = SelfTeacher(
-            student.in_channels, student.num_classes, width, max_channels=max_channels, **settings
-        ).eval()
+        teacher = SelfTeacher(student.in_channels, student.num_classes, width, **settings).eval()
         sizes = zip(student.in_channels, student.map_sizes, strict=True)
         feats = [torch.empty(1, channels, *size) for channels, size in sizes]
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -47,12 +39,7 @@ def teacher_share(student: StudentInfo, width: int, max_channels: int | None = N
 
 
 def check_width(width: object) -> int | str:
-    """Return ``width`` when it is an int of at least 1, or 'auto'.
-
-    Raises:
-        TypeError: if it is neither an int nor a name.
-        ValueError: if it is too small, or another name.
-    """
+    """Return ``width`` when it is an int of at least 1 or 'auto', else raise TypeError or ValueError."""
     if width == "auto":
         return "auto"
     if isinstance(width, str):
@@ -69,14 +56,8 @@ def width_within(
 ) -> tuple[int, int | None]:
     """Return the largest ``(width, max_channels)`` whose self-teacher stays within ``max_share`` of the student's MACs.
 
-    The widths are tried first; where 1 is too much, the channels of the levels are limited, to a multiple of 8.
-
-    Args:
-        student: the network.
-        max_share: limit of self-teacher's MACs / student's MACs, above 0; None is 0.75, or what 8 channels cost.
-        max_channels: the user's own limit to the channels.
-        widths: in the order in which they are tried; the last is 1.
-        settings: other settings of `SelfTeacher`.
+    The ``widths`` are tried first; where the last, 1, is too much, the channels are limited, to a multiple of 8. A
+    ``max_share`` of None is 0.75, or what 8 channels cost; ``max_channels`` is the user's own limit.
 
     Raises:
         ValueError: ``max_share`` is not positive, or not even 8 channels a level keep within it.
@@ -121,10 +102,6 @@ def auto_beta(student: StudentInfo, reduction: str = "mean") -> float:
 
     The mean over H x W positions makes the feature loss of a map grow as the map shrinks, so beta = 100 H W / 64, at
     most 100. With the sum over the positions ('batchmean'), which does not depend on the size, it is that / (H W).
-
-    Args:
-        student: its map sizes count.
-        reduction: see `attention_transfer_loss`.
     """
     height, width = student.map_sizes[-1]
     positions = height * width
@@ -162,14 +139,13 @@ class FRSKD(Method):
         repeat: number of the self-teacher's layers.
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations'.
         rectify_input: see `SelfTeacherNeck`.
-        checkpoint_teacher: keep less of the self-teacher for the backward pass, and compute it again there (memory).
+        checkpoint_teacher: keep less of the self-teacher for the backward pass, and compute it again there.
         feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (FitNet, `HintLoss`) and
             'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
             as it is), or a module that takes (feats, refined_feats) and gives a scalar.
-        feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', whose size does not
-            depend on the resolution and wants ``beta / (H W)`` for a level of H x W positions: see
+        feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', see
             `attention_transfer_loss`.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
+        soft_label: see `choose_soft_label`.
 
     Raises:
         TypeError: for arguments of the wrong type.
@@ -204,7 +180,6 @@ class FRSKD(Method):
         super().__init__(student)
         if not isinstance(feature_loss, nn.Module):
             check_one_of("feature_loss", feature_loss, [*FEATURE_BETAS])
-        _check_reduction(feature_reduction, feature_loss)
         chosen_here = alpha is None and beta is None
         if schedule is None:
             schedule = DEFAULTS["schedule"] if chosen_here else "constant"
@@ -236,12 +211,16 @@ class FRSKD(Method):
         self.self_teacher = SelfTeacher(
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
-        made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher, variant, feature_reduction)
+        made: Any = None if feature_loss == "attention" else feature_loss
+        if made == "hint":
+            made = HintLoss(student.in_channels, self.self_teacher.neck.out_channels)
+        elif made == "overhaul":
+            made = OverhaulLoss(student.in_channels, self.self_teacher.neck.output_norms())
         soft_label = choose_soft_label(soft_label, student)
         self.loss_distill = FRSKDLoss(
-            alpha, weight, temperature, variant, made, soft_label, schedule=schedule, warmup=warmup
+            alpha, weight, temperature, variant, made, soft_label, feature_reduction, schedule, warmup
         )
-        if not weight and any(True for _ in made.parameters()):
+        if not weight and list(self.loss_distill.feature_loss.parameters()):
             raise ValueError(
                 f"`feature_loss={feature_loss!r}` has weights of its own, which `beta=0` leaves without training: "
                 "leave `feature_loss` out for FRSKD\\F."
@@ -250,7 +229,6 @@ class FRSKD(Method):
         _log_cost(teacher_share(student, chosen, max_channels, **form), chosen, max_channels, auto)
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """See `Method.set_progress`; for `schedule`, `warmup` and `trunk_gradient`."""
         super().set_progress(epoch, max_epochs)
         self.loss_distill.set_progress(epoch, max_epochs)
         if self.trunk_gradient == "linear":
@@ -288,24 +266,10 @@ class FRSKD(Method):
         return self.self_teacher(feats if paper else scale_gradient(feats, self._trunk_share.tensor))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Give the self-teacher a new classifier of ``num_classes``."""
         self.self_teacher.reset_classifier(num_classes)
 
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor:
-        """See `Method.teacher_logits`."""
         return self.self_teacher(feats)[1]
-
-
-def _make_feature_loss(
-    feature_loss: str | nn.Module, in_channels: Sequence[int], teacher: SelfTeacher, variant: str, reduction: str
-) -> nn.Module:
-    if isinstance(feature_loss, nn.Module):
-        return feature_loss
-    if feature_loss == "hint":
-        return HintLoss(in_channels, teacher.neck.out_channels)
-    if feature_loss == "overhaul":
-        return OverhaulLoss(in_channels, teacher.neck.output_norms())
-    return AttentionTransferLoss(variant, reduction)
 
 
 def _check_trunk_gradient(share: float | str) -> float | str:
@@ -313,18 +277,7 @@ def _check_trunk_gradient(share: float | str) -> float | str:
         return share
     if isinstance(share, str):
         raise ValueError(f"`trunk_gradient` must be a share in 0..1 or 'linear', got {share!r}.")
-    check_number("trunk_gradient", share)
-    if not 0 <= share <= 1:
-        raise ValueError(f"`trunk_gradient` is a share of a gradient and must be in 0..1, or 'linear', got {share}.")
-    return float(share)
-
-
-def _check_reduction(reduction: str, feature_loss: str | nn.Module) -> None:
-    if check_one_of("feature_reduction", reduction, REDUCTIONS) != "mean" and feature_loss != "attention":
-        raise ValueError(
-            f"`feature_reduction={reduction!r}` belongs to `feature_loss='attention'`, got {feature_loss!r}: leave one "
-            "of them out."
-        )
+    return check_share("trunk_gradient", share, "a gradient")
 
 
 def _log_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:

@@ -42,9 +42,7 @@ class FRSKDSLA(FRSKD):
         frskd: settings of `FRSKD`.
 
     Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range, fewer than two feature maps, or a network that decides each class on its
-            own.
+        ValueError: a criterion that decides each class on its own (one logit, multi-label), or as `FRSKD`.
     """
 
     def __init__(self, student: StudentInfo, sla_weight: float = 1.0, single_pass: bool = False, **frskd: Any) -> None:
@@ -57,8 +55,7 @@ class FRSKDSLA(FRSKD):
         self.teacher_joint_head = JointHead(self.self_teacher.neck.out_channels[-1], student.num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """See `Method.reset_classifier`: the joint heads belong to the old classes."""
-        Method.reset_classifier(self, num_classes)
+        Method.reset_classifier(self, num_classes)  # refuses: the joint heads belong to the old classes
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return FRSKD's terms, ``loss_joint_ce``, ``loss_teacher_joint_ce`` and the weighted ``loss_sla_kd``.
@@ -69,14 +66,17 @@ class FRSKDSLA(FRSKD):
             ValueError: the images are not square.
         """
         rotated = rotate_images(images)
-        plain = [] if self.single_pass else [self._run_both(student, images)]
-        feats, all_logits, maps, refined, all_teacher_logits = self._run_both(student, rotated)
+        if not self.single_pass:
+            feats, logits, plain_maps = self.run_student(student, images)
+            plain_refined, teacher_logits = self.run_self_teacher(feats)
+        feats, all_logits, maps = self.run_student(student, rotated)
+        refined, all_teacher_logits = self.run_self_teacher(feats)
         if self.single_pass:
             logits, teacher_logits = all_logits[::ROTATIONS], all_teacher_logits[::ROTATIONS]
-            all_maps, all_refined = maps, list(refined)
+            all_maps, all_refined = maps, refined
         else:
-            _, logits, plain_maps, plain_refined, teacher_logits = plain[0]
-            all_maps, all_refined = _join(plain_maps, maps), _join(plain_refined, refined)
+            all_maps = [torch.cat(pair) for pair in zip(plain_maps, maps, strict=True)]
+            all_refined = [torch.cat(pair) for pair in zip(plain_refined, refined, strict=True)]
 
         last = F.relu(refined[-1]) if self.preactivation else refined[-1]
         joint, teacher_joint = self.joint_head(feats[-1]), self.teacher_joint_head(last)
@@ -101,14 +101,3 @@ class FRSKDSLA(FRSKD):
             "output": logits,
             "teacher_output": teacher_logits,
         }
-
-    def _run_both(
-        self, student: StudentForward, images: Tensor
-    ) -> tuple[list[Tensor], Tensor, list[Tensor], tuple[Tensor, ...], Tensor]:
-        """Return the student's maps, logits and maps for the feature loss, refined maps, the self-teacher's logits."""
-        feats, logits, maps = self.run_student(student, images)
-        return feats, logits, maps, *self.run_self_teacher(feats)
-
-
-def _join(maps: list[Tensor] | tuple[Tensor, ...], others: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    return [torch.cat(pair) for pair in zip(maps, others, strict=True)]

@@ -33,11 +33,8 @@ class KD(Method):
     """``CE(z) + alpha T^2 KL(sg teacher || z) + beta L_F``.
 
     The teacher stays in eval mode and gets no gradient. It is no submodule: optimizers, DDP, checkpoints and
-    ``train()`` do not see it. So a checkpoint is no larger for it, and a resumed run builds the same method again, with
-    the same teacher. Copies of the model, such as an EMA, share it. ``to()`` moves it along: the model then holds a
-    teacher of its own, and its copies keep theirs.
-
-    The teacher sees images that are normalised as it was trained, see ``student_mean``.
+    ``train()`` do not see it. A resumed run builds the method again, with the same teacher. Copies of the model, such
+    as an EMA, share it. ``to()`` moves it along: the model then holds a teacher of its own, and its copies keep theirs.
 
     Args:
         student: the network to train.
@@ -52,7 +49,7 @@ class KD(Method):
             student's ``pretrained_cfg`` (`TimmClassifier`: of the data preprocessor). Where the teacher's mean or std
             differ (`FrozenTeacher`), its images are changed to them; where they are not known, they stay.
         student_std: their std, likewise.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
+        soft_label: see `choose_soft_label`.
 
     Raises:
         TypeError: the teacher is no module.
@@ -96,33 +93,30 @@ class KD(Method):
         with torch.no_grad():
             feats, logits = teacher(images)
         channels = _check_fit(student, feats, logits, compare_maps=self.kind != "none")
-        self.feature_loss = self._make_feature_loss(student.in_channels, channels, images)
+        self.feature_loss: nn.Module | None = None
+        if self.kind == "attention":
+            self.feature_loss = AttentionTransferLoss()
+        elif self.kind == "hint":
+            self.feature_loss = HintLoss(student.in_channels, channels)
+        elif self.kind == "overhaul":
+            self.feature_loss = self._make_overhaul_loss(student.in_channels, images)
 
     @property
     def teacher(self) -> nn.Module:
         """Teacher, on the device of the method."""
         return self._teacher[0]
 
-    def _make_feature_loss(
-        self, in_channels: Sequence[int], teacher_channels: Sequence[int], images: Tensor
-    ) -> nn.Module | None:
-        if self.kind == "attention":
-            return AttentionTransferLoss()
-        if self.kind == "hint":
-            return HintLoss(in_channels, teacher_channels)
-        if self.kind == "overhaul":
-            found = find_map_norms(self.teacher, images)
-            lacking = [level for level, norm in enumerate(found) if norm is None]
-            if lacking:
-                raise ValueError(
-                    f"feature_loss='overhaul' reads its margins from the batch normalisation that makes each map "
-                    f"before its ReLU; the teacher's maps {lacking} have none. Use 'hint' or 'attention', or leave "
-                    f"those maps out."
-                )
-            norms = [norm for norm in found if norm is not None]
-            self._to_normalise = [None if norm.makes_map else norm.name for norm in norms]
-            return OverhaulLoss(in_channels, [self.teacher.get_submodule(norm.name) for norm in norms])
-        return None
+    def _make_overhaul_loss(self, in_channels: Sequence[int], images: Tensor) -> OverhaulLoss:
+        found = find_map_norms(self.teacher, images)
+        lacking = [level for level, norm in enumerate(found) if norm is None]
+        if lacking:
+            raise ValueError(
+                f"feature_loss='overhaul' reads its margins from the batch normalisation that makes each map before "
+                f"its ReLU; the teacher's maps {lacking} have none. Use 'hint' or 'attention', or leave those maps out."
+            )
+        norms = [norm for norm in found if norm is not None]
+        self._to_normalise = [None if norm.makes_map else norm.name for norm in norms]
+        return OverhaulLoss(in_channels, [self.teacher.get_submodule(norm.name) for norm in norms])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KD:
         teacher = self.teacher
@@ -131,7 +125,7 @@ class KD(Method):
         return super()._apply(fn, recurse)
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
-        """Return weighted ``loss_ce, loss_kd`` and, with a feature loss, ``loss_feat``; see `Method.forward`."""
+        """Return weighted ``loss_ce, loss_kd`` and, with a feature loss, ``loss_feat``."""
         teacher_maps, teacher_logits = self._run_teacher(images)
         if self.kind == "overhaul":
             _, logits, maps = forward_with_preactivations(student, images)
@@ -157,7 +151,6 @@ class KD(Method):
         return [x if name is None else normalise(self.teacher.get_submodule(name), x) for x, name in names], logits
 
     def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Method.evaluate`."""
         return student(images)[1], self._run_teacher(images)[1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,22 +23,13 @@ from frskd_plugin.methods.targets import choose_soft_label
 TOLERANCE = 1e-4
 
 
-@dataclass
-class _Call:
-    """One run of a module: when it began and ended, and what it was given and gave."""
-
-    name: str
-    begin: int
-    given: tuple[Any, ...]
-    end: int = -1
-    given_size: tuple[int, int] | None = None
-    size: tuple[int, int] | None = None
-
-
 class LastStage(NamedTuple):
-    """Name of the first module at the lowest resolution, channels of the map that it takes, and `run_branch`'s network.
+    """The first module at the lowest resolution.
 
-    That is a copy of the network, with its weights, that takes the map instead of images.
+    Attributes:
+        name: of the module in its network.
+        channels: of the map that it takes.
+        branch: copy of the network, with its weights, that takes this map instead of images (`run_branch`).
     """
 
     name: str
@@ -56,28 +46,34 @@ def find_last_stage(network: nn.Module, images: Tensor) -> LastStage:
     Raises:
         ValueError: the last maps are no images, all have one size, or no cut gives equal logits; by name, with reason.
     """
-    name = type(network).__name__
-    trial = copy.deepcopy(network).eval()
+    reasons = []
     with torch.no_grad():
-        calls, last, logits = _record(trial, images)
+        calls, last, logits = _record(copy.deepcopy(network).eval(), images)
         if last.ndim != 4:
-            raise ValueError(_refusal(name, f"its last map is {list(last.shape)} and not [B, C, H, W]"))
-        tried = []
-        for call in _candidates(calls, (last.shape[2], last.shape[3])):
+            reasons = [f"its last map is {list(last.shape)} and not [B, C, H, W]"]
+        for call in _candidates(calls, last.shape[2:]) if last.ndim == 4 else []:
             branch = copy.deepcopy(network)
             _cut(branch, calls, call)
-            (shared,) = call.given
-            reason = _difference(branch, shared, logits)
+            reason = _difference(branch, call.given, logits)
             if reason is None:
-                return LastStage(call.name, shared.shape[1], branch)
-            tried.append(f"{call.name}: {reason}")
-    if not tried:
-        raise ValueError(_refusal(name, "no module of it halves the size of a map [B, C, H, W] for the last time"))
-    raise ValueError(_refusal(name, f"a copy gives other logits when it begins at {'; '.join(tried[:3])}"))
+                return LastStage(call.name, call.given.shape[1], branch)
+            reasons.append(f"a copy gives other logits when it begins at {call.name}: {reason}")
+    told = "; ".join(reasons[:3]) or "no module of it halves the size of a map [B, C, H, W] for the last time"
+    raise ValueError(
+        f"{type(network).__name__} has no last stage that can be copied: {told}. Use another method, or a CNN "
+        "such as a ResNet."
+    )
 
 
-def _refusal(name: str, reason: str) -> str:
-    return f"{name} has no last stage that can be copied: {reason}. Use another method, or a CNN such as a ResNet."
+@dataclass
+class _Call:
+    """One run of a module: when it began and ended, the map that it was given and the size of the one that it gave."""
+
+    name: str
+    begin: int
+    given: Any
+    end: int = -1
+    size: torch.Size | None = None
 
 
 def _record(network: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor, Tensor]:
@@ -87,14 +83,15 @@ def _record(network: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor, Te
     clock = itertools.count()
 
     def begin(name: str, args: tuple[object, ...]) -> None:
+        is_map = len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 4
         # a copy, for an in-place module may change the map later
-        given = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
-        open_calls.append(_Call(name, next(clock), given, given_size=_size(*args)))
+        open_calls.append(_Call(name, next(clock), args[0].clone() if is_map else None))  # type: ignore[attr-defined]
         calls.append(open_calls[-1])
 
     def end(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         call = open_calls.pop()
-        call.end, call.size = next(clock), _size(output)
+        call.end = next(clock)
+        call.size = output.shape[2:] if isinstance(output, Tensor) and output.ndim == 4 else None
 
     for name, module in network.named_modules():
         if name:
@@ -104,25 +101,17 @@ def _record(network: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor, Te
     return calls, last, network.forward_head(last)
 
 
-def _size(*values: object) -> tuple[int, int] | None:
-    """Height and width of the one map [B, C, H, W]; None for anything else."""
-    first = values[0] if len(values) == 1 else None
-    return (first.shape[2], first.shape[3]) if isinstance(first, Tensor) and first.ndim == 4 else None
-
-
-def _candidates(calls: Sequence[_Call], final: tuple[int, int]) -> list[_Call]:
+def _candidates(calls: Sequence[_Call], final: torch.Size) -> list[_Call]:
     """Return the calls that make the lowest resolution of the one before it, outermost and earliest first."""
-    area = math.prod(final)
-    shrinking = [c for c in calls if c.size == final and c.given_size and math.prod(c.given_size) > area]
-    least = min((math.prod(c.given_size or ()) for c in shrinking), default=0)
+    area = {id(call): call.given[0, 0].numel() for call in calls if call.given is not None and call.size == final}
+    least = min((n for n in area.values() if n > final.numel()), default=0)
     names = [call.name for call in calls]
-    return [c for c in shrinking if math.prod(c.given_size or ()) == least and names.count(c.name) == 1]
+    return [call for call in calls if area.get(id(call)) == least and names.count(call.name) == 1]
 
 
 def _cut(branch: nn.Module, calls: Sequence[_Call], stage: _Call) -> None:
     """Put identities in the place of all that ran before the stage."""
-    later = {call.name for call in calls if call.end > stage.begin}
-    before = {call.name for call in calls} - later
+    before = {call.name for call in calls} - {call.name for call in calls if call.end > stage.begin}
     for name in before:
         parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
         if not before.intersection(parents):
@@ -153,14 +142,6 @@ def reinitialise(module: nn.Module) -> nn.Module:
     Timm's models have no common function that initialises them. Their initial values are, tensor by tensor, independent
     draws from one distribution or all alike, so another order is another draw of the same initialisation, whatever it
     is; of a pretrained network it keeps the scale of the weights.
-
-    >>> import torch
-    >>> layer = torch.nn.Linear(50, 50)
-    >>> before = layer.weight.clone()
-    >>> torch.equal(reinitialise(layer).weight, before), torch.equal(layer.weight.sort().values, before.sort().values)
-    (False, False)
-    >>> torch.equal(layer.weight.flatten().sort().values, before.flatten().sort().values)
-    True
     """
     for parameter in module.parameters():
         values = parameter.flatten()
@@ -201,12 +182,7 @@ class Gate(nn.Module):
 
 
 def ensemble_logits(gates: Tensor, branch_logits: Tensor) -> Tensor:
-    """``z_e = sum_i g_i z_i`` of gates [B, M] and the branches' logits [B, M, K].
-
-    >>> import torch
-    >>> ensemble_logits(torch.tensor([[0.25, 0.75]]), torch.tensor([[[4.0], [8.0]]])).tolist()
-    [[7.0]]
-    """
+    """``z_e = sum_i g_i z_i`` of gates [B, M] and the branches' logits [B, M, K]."""
     return (gates.unsqueeze(2) * finite_logits(branch_logits)).sum(dim=1)
 
 
@@ -223,11 +199,10 @@ class ONE(Method):
         temperature: T.
         weight: multiplies w(t).
         rampup_epochs: R.
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
+        soft_label: see `choose_soft_label`.
 
     Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range, or a network whose last stage cannot be copied.
+        ValueError: a network whose last stage cannot be copied.
     """
 
     capturable = True
@@ -259,18 +234,14 @@ class ONE(Method):
         self.gate = Gate(stage.channels, num_branches)
 
     def extra_repr(self) -> str:
-        """Name the stage that the branches copy."""
         return f"last_stage={self.last_stage!r}, num_branches={len(self.branches) + 1}"
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """See `Method.set_progress`."""
         super().set_progress(epoch, max_epochs)
         self._weight_now.set(self.weight * sigmoid_rampup(self.progress[0], self.rampup_epochs))
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
-        """Return ``loss_ce, loss_branch_ce, loss_ensemble_ce`` and the weighted ``loss_kd``; see `Method.forward`.
-
-        ``teacher_output`` is that of the ensemble.
+        """Return ``loss_ce, loss_branch_ce, loss_ensemble_ce, loss_kd``; ``teacher_output`` is the ensemble's.
 
         Raises:
             RuntimeError: the student no longer runs the stage that the method was built on.
@@ -288,7 +259,6 @@ class ONE(Method):
         }
 
     def evaluate(self, student: StudentForward, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Method.evaluate`; the teacher is the ensemble."""
         every, ensemble = self._run(student, images)
         return every[0], ensemble
 

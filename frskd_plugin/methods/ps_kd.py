@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frskd_plugin.core.checks import can_read, check_positive_int
+from frskd_plugin.core.checks import can_read, check_positive_int, check_share
 from frskd_plugin.core.schedule import ScheduledWeight
 from frskd_plugin.methods.base import Criterion, DataNeeds, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label, soft_loss
@@ -27,10 +27,9 @@ class PredictionStore(nn.Module):
     batches of one size.
 
     Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range; at the first use, for a resumed run's file that is not there or has
+        TypeError, ValueError: for bad arguments; at the first use, for a resumed run's file that is not there or has
             another size.
-        RuntimeError: when loading the table of another training set, see `torch.nn.Module.load_state_dict`.
+        RuntimeError: when loading the table of another training set.
     """
 
     def __init__(self, num_samples: int, num_classes: int, file: str | Path | None = None) -> None:
@@ -66,12 +65,12 @@ class PredictionStore(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: they map the file themselves, and do not read it into memory."""
+        """Leave the mapped file out: copies and pickles map it themselves."""
         return {**self.__dict__, "_mapped": None}
 
     @property
     def table(self) -> Tensor:
-        """Return the whole table, float16; with a file, a view of that."""
+        """The whole table, float16; with a file, a view of that."""
         if self.file is None:
             return self.bits.view(torch.float16)
         if self._mapped is None:
@@ -132,12 +131,7 @@ LEAST_PROBABILITY = 2.0**-24  # of float16, as predictions are kept: a row of ze
 
 
 def mixed_targets(targets: Tensor, before: Tensor, alpha: float | Tensor) -> Tensor:
-    """``(1 - alpha) y + alpha p`` of targets y and earlier predictions p, [B, K]; y alone where a row of p is zero.
-
-    >>> import torch
-    >>> mixed_targets(torch.eye(2), torch.tensor([[0.5, 0.5], [0.0, 0.0]]), 0.5).tolist()
-    [[0.75, 0.25], [0.0, 1.0]]
-    """
+    """``(1 - alpha) y + alpha p`` of targets y and earlier predictions p, [B, K]; y alone where a row of p is zero."""
     known = before.sum(dim=1, keepdim=True) > 0
     return torch.where(known, (1 - alpha) * targets + alpha * before.to(targets.dtype), targets)
 
@@ -155,11 +149,7 @@ class PSKD(Method):
         num_samples: size of the training set.
         alpha: the share of the predictions in the last epoch.
         file: keeps the predictions in this file and not in the checkpoint (for ImageNet).
-        soft_label: 'softmax', 'sigmoid' (one logit, multi-label), or 'auto' by the criterion, see `choose_soft_label`.
-
-    Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range.
+        soft_label: see `choose_soft_label`.
     """
 
     needs = DataNeeds(index=True)
@@ -174,17 +164,14 @@ class PSKD(Method):
         soft_label: str = "auto",
     ) -> None:
         super().__init__(student)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"`alpha` is the share of earlier predictions and must be in 0..1, got {alpha}.")
-        self.alpha = float(alpha)
+        self.alpha = check_share("alpha", alpha, "earlier predictions")
         self.soft_label = choose_soft_label(soft_label, student)
         self._alpha_now = ScheduledWeight(self.alpha)
         self.predictions = PredictionStore(num_samples, student.num_classes, file)
 
     @property
     def capturable(self) -> bool:  # type: ignore[override]
-        """See `Method`; a file of predictions is the host's."""
-        return self.predictions.file is None
+        return self.predictions.file is None  # a file is the host's
 
     @property
     def alpha_now(self) -> float:
@@ -192,7 +179,6 @@ class PSKD(Method):
         return self._alpha_now.value
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """See `Method.set_progress`."""
         super().set_progress(epoch, max_epochs)
         self._alpha_now.set(self.alpha * min(1.0, (int(epoch) + 1) / max_epochs))
 
@@ -204,9 +190,7 @@ class PSKD(Method):
         criterion: Criterion,
         index: Tensor | None = None,
     ) -> Terms:
-        """Return ``loss_ce`` against the mixed targets; see `Method.forward`.
-
-        ``index`` is the place of each sample in the training set, int64 [B].
+        """Return ``loss_ce`` against the mixed targets; ``index`` [B] names the samples' places in the training set.
 
         Raises:
             ValueError: no index, or one outside of the training set.

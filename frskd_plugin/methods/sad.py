@@ -13,15 +13,8 @@ from frskd_plugin.methods.base import Criterion, Method, StudentForward, Student
 
 
 def spatial_attention(feat: Tensor, size: Sequence[int]) -> Tensor:
-    """Softmax over the positions of the channel sum of squares, resized bilinearly to ``size`` (psi).
-
-    [B, C, h, w] -> [B, H * W]. In float32 at least: the sum over the channels would overflow half precision.
-
-    >>> import torch
-    >>> spatial_attention(torch.zeros(1, 3, 1, 2), (2, 2)).tolist()
-    [[0.25, 0.25, 0.25, 0.25]]
-    """
-    with torch.autocast(feat.device.type, enabled=False):
+    """Softmax over the channel sum of squares, resized bilinearly to ``size`` (psi): [B, C, h, w] -> [B, H * W]."""
+    with torch.autocast(feat.device.type, enabled=False):  # the sum would overflow half precision
         feat = feat.to(torch.promote_types(feat.dtype, torch.float32))
         energy = feat.square().sum(dim=1, keepdim=True)
         resized = F.interpolate(energy, size=tuple(size), mode="bilinear", align_corners=False)
@@ -44,9 +37,6 @@ class SAD(Method):
         student: the network to train; at least two maps.
         weight: w.
         start_epoch: epochs of plain training before the attention is distilled.
-
-    Raises:
-        ValueError: a negative weight or epoch, or a network of one map.
     """
 
     least_maps = 2
@@ -56,13 +46,11 @@ class SAD(Method):
         super().__init__(student)
         if not start_epoch >= 0:
             raise ValueError(f"`start_epoch` counts epochs from 0, got {start_epoch}.")
-        self.weight = check_not_negative("weight", weight)
-        self.start_epoch = float(start_epoch)
+        self.weight, self.start_epoch = check_not_negative("weight", weight), float(start_epoch)
         # not the epoch itself: torch.compile would compile anew for each value that the forward pass reads
         self.has_started = self.start_epoch <= 0
 
     def set_progress(self, epoch: float, max_epochs: float) -> None:
-        """See `Method.set_progress`."""
         super().set_progress(epoch, max_epochs)
         self.has_started = self.progress[0] >= self.start_epoch
 

@@ -19,10 +19,6 @@ def rotate_images(images: Tensor) -> Tensor:
 
     Raises:
         ValueError: the images are not square.
-
-    >>> import torch
-    >>> rotate_images(torch.tensor([[[[0, 1], [2, 3]]]]))[:, 0].tolist()
-    [[[0, 1], [2, 3]], [[1, 3], [0, 2]], [[3, 2], [1, 0]], [[2, 0], [3, 1]]]
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(
@@ -43,9 +39,7 @@ def check_softmax(soft_label: str, owner: str) -> None:
 
 
 def joint_targets(targets: Tensor, ignored: int = -100) -> Tensor:
-    """Targets of class and rotation: labels [B] -> [4 B], soft labels [B, K] -> [4 B, 4 K].
-
-    The ignored label becomes -100, which torch's cross-entropy leaves out.
+    """Targets of class and rotation: labels [B] -> [4 B], the ignored one as -100; soft labels [B, K] -> [4 B, 4 K].
 
     >>> import torch
     >>> joint_targets(torch.tensor([0, 2])).tolist()
@@ -60,25 +54,19 @@ def joint_targets(targets: Tensor, ignored: int = -100) -> Tensor:
 
 
 def aggregate_logits(joint_logits: Tensor) -> Tensor:
-    """Mean over the rotations of the logits that name the right one, [4 B, 4 K] -> [B, K].
-
-    >>> import torch
-    >>> aggregate_logits(torch.eye(4)).tolist()
-    [[1.0]]
-    """
+    """Mean over the rotations of the logits that name the right one, [4 B, 4 K] -> [B, K]."""
     rows, columns = joint_logits.shape
     split = joint_logits.view(rows // ROTATIONS, ROTATIONS, columns // ROTATIONS, ROTATIONS)
     return split.diagonal(dim1=1, dim2=3).mean(dim=-1)
 
 
 class JointHead(nn.Linear):
-    """Linear classifier of K classes and four rotations on an average-pooled map."""
+    """Linear classifier of K classes and four rotations on an average-pooled map, [4 B, C, H, W] -> [4 B, 4 K]."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, ROTATIONS * num_classes)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """[4 B, C, H, W] -> [4 B, 4 K]."""
         return super().forward(feat.mean(dim=(2, 3)))
 
 
@@ -92,10 +80,10 @@ class SLASD(Method):
         student: the network to train; its images must be square.
         weight: w.
         temperature: T; the published FRSKD+SLA uses 4.
-        soft_label: 'softmax'; 'auto' is that too, and refuses what needs a sigmoid (one logit, multi-label).
+        soft_label: 'softmax', or 'auto', which is that too.
 
     Raises:
-        ValueError: a setting out of range, or a network that decides each class on its own.
+        ValueError: a criterion that decides each class on its own (one logit, multi-label).
     """
 
     capturable = True

@@ -1,4 +1,4 @@
-"""Labels, soft labels and criteria: what is checked of them, and labels as distributions over the classes."""
+"""Checks of labels, soft labels and criteria; labels as distributions over the classes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LABEL_CRITERIA = ("LabelSmoothingCrossEntropy", "JsdCrossEntropy", "AsymmetricLo
 
 
 def choose_soft_label(soft_label: str, student: StudentInfo) -> str:
-    """Return how a method makes soft labels, 'softmax' or 'sigmoid', and say so where 'auto' takes a sigmoid.
+    """Return how a method makes soft labels: 'softmax' over the classes, or 'sigmoid' (one logit, multi-label).
 
-    'auto' is a sigmoid where the student's criterion is known to take one (`criterion_soft_label`).
+    'auto' is a sigmoid where the student's criterion is known to take one (`criterion_soft_label`), and says so.
 
     Raises:
         ValueError: an unknown name, or one logit with a softmax or with a criterion that is not known.
@@ -59,11 +59,7 @@ def name_of(criterion: Any) -> str:
 
 
 def ignored_label(criterion: Any) -> int:
-    """Label of samples that a criterion leaves out: its ``ignore_index``, or that of torch's cross-entropy.
-
-    >>> ignored_label(F.cross_entropy), ignored_label(nn.CrossEntropyLoss(ignore_index=255))
-    (-100, 255)
-    """
+    """Label of samples that a criterion leaves out: its ``ignore_index``, or that of torch's cross-entropy."""
     while isinstance(criterion, functools.partial):
         if "ignore_index" in criterion.keywords:
             return int(criterion.keywords["ignore_index"])
@@ -76,8 +72,8 @@ def check_targets(
 ) -> Tensor:
     """Return the targets of a batch: labels of any integer type as int64, soft labels of integers as floats.
 
-    The values of labels are looked at on a CPU alone: on a GPU the host would wait for it in every step. Beside the
-    number of targets, all else is the criterion's own affair where it is not known (`criterion_soft_label`).
+    The values of labels are looked at on a CPU alone: on a GPU the host would wait for it in every step. Where the
+    criterion is not known (`criterion_soft_label`), only the number of targets is checked.
 
     Args:
         images: of any shape, the batch first.
@@ -88,8 +84,7 @@ def check_targets(
 
     Raises:
         TypeError: the targets are no tensor.
-        ValueError: an empty batch, another number of targets, a label that is no class, or targets that the criterion
-            cannot take.
+        ValueError: an empty batch, or targets that the criterion cannot take.
     """
     if not isinstance(targets, Tensor):
         raise TypeError(f"Targets are a tensor, labels [B] or soft labels [B, K], got {type(targets).__name__}.")
@@ -127,10 +122,7 @@ def _targets_taken(criterion: Criterion, kind: str, num_classes: int | None) -> 
 
 
 def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Criterion | None = None) -> None:
-    """Raise ValueError for labels [B] outside of 0..K-1, or the ignored one with a library's criterion without it.
-
-    Looks at labels where `can_read` allows it.
-    """
+    """Raise ValueError for labels [B] outside of 0..K-1, or the ignored one with a library's criterion without it."""
     if not can_read(labels):
         return
     counted = labels[labels != ignored]
@@ -167,10 +159,6 @@ def soft_targets(targets: Tensor, logits: Tensor, ignored: int = -100) -> Tensor
 
     Raises:
         ValueError: targets of another batch or number of classes, or (on a CPU) a label that is no class.
-
-    >>> import torch
-    >>> soft_targets(torch.tensor([1, 0]), torch.zeros(2, 3)).tolist()
-    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
     if targets.ndim == 1 and targets.shape[0] == logits.shape[0] and not targets.is_floating_point():
         labels = targets.long()
@@ -189,12 +177,7 @@ def leave_out_ignored(soft: Tensor, targets: Tensor, ignored: int) -> Tensor:
     """Return soft labels [B, K] of which a cross-entropy's mean over the batch is the mean over the labelled images.
 
     Rows of images without a label become 0, the others are multiplied by B over their number, as torch's cross-entropy
-    divides; without such an image, or where the targets are soft labels, nothing changes. The host does not wait for a
-    GPU.
-
-    >>> import torch
-    >>> leave_out_ignored(torch.eye(2), torch.tensor([0, -100]), -100).tolist()
-    [[2.0, 0.0], [0.0, 0.0]]
+    divides; without such an image, or where the targets are soft labels, nothing changes.
     """
     if targets.ndim != 1:
         return soft
@@ -203,13 +186,7 @@ def leave_out_ignored(soft: Tensor, targets: Tensor, ignored: int) -> Tensor:
 
 
 def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the criterion of the logits against changed targets, without the images that have no label.
-
-    Args:
-        criterion: the loss of logits against soft labels.
-        logits: [B, K].
-        targets: labels [B] or soft labels [B, K].
-        change: what the method makes of the targets as distributions (`soft_targets`), [B, K] -> [B, K].
+    """Return the criterion of logits [B, K] against ``change(soft_targets(targets))``, without unlabelled images.
 
     Raises:
         ValueError: the criterion takes labels only.
@@ -221,18 +198,12 @@ def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor, change: Cal
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if not _takes_labels(criterion, logits, soft):
-            raise  # it fails on something else
+        try:
+            criterion(logits.detach(), soft.argmax(1))
+        except Exception:  # whatever a user's criterion raises: it fails on something else
+            raise error from None
         raise ValueError(
             f"The method hands soft labels [B, K] to the criterion, and {name_of(criterion)} failed on them ({error}): "
             f"leave `criterion` and its smoothing out, or give one for soft labels, such as timm's "
             f"SoftTargetCrossEntropy()."
         ) from error
-
-
-def _takes_labels(criterion: Criterion, logits: Tensor, soft: Tensor) -> bool:
-    try:
-        criterion(logits.detach(), soft.argmax(1))
-    except Exception:  # whatever a user's criterion raises
-        return False
-    return True

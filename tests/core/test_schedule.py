@@ -125,7 +125,7 @@ def test_gate_is_compiled_once_in_one_graph() -> None:
     ("build", "error", "message"),
     [
         (lambda: FRSKDLoss(schedule="cosine"), ValueError, "`schedule` must be one of 'constant', .*'gate', got 'cos"),
-        (lambda: FRSKDLoss(warmup=40), ValueError, "`warmup` is a share of the training and must be in 0..1, got 40"),
+        (lambda: FRSKDLoss(warmup=40), ValueError, "`warmup` is the share of .* must be in 0..1, got 40"),
         (lambda: FRSKDLoss(warmup="0.5"), TypeError, "`warmup` must be a number, got '0.5'"),
         (lambda: FRSKDLoss().set_progress(0, 0), ValueError, "`total` counts .* must be > 0, got 0"),
         (lambda: terms(FRSKDLoss(schedule="gate")), ValueError, "compares the losses .*: give both as `own_losses`"),

@@ -266,7 +266,10 @@ def test_sla_step_equals_reference(mode):
     [
         ({"feature_loss": "fit"}, "`feature_loss` must be one of 'attention', 'hint', 'overhaul', got 'fit'"),
         ({"feature_loss": "hint", "beta": 0}, "'hint'` has weights of its own, which `beta=0` leaves without training"),
-        ({"feature_loss": "hint", "beta": 1.0, "feature_reduction": "batchmean"}, "='attention'`, got 'hint'"),
+        (
+            {"feature_loss": "hint", "beta": 1.0, "feature_reduction": "batchmean"},
+            "belongs to the attention transfer, got `feature_loss=HintLoss`",
+        ),
         ({"feature_reduction": "sum"}, "`feature_reduction` must be one of 'mean', 'batchmean'"),
     ],
 )
