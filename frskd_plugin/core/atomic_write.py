@@ -17,19 +17,11 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, whenever the process ends.
 
-    The bytes go to a hidden file in the same folder, which takes the place of `path` once they are on the disk. Where
-    writing fails (a full disk), the hidden file is removed and `path` stays as it was. The new file has the mode of
-    the one that it replaces. Where `path` is a link, the link is replaced and the file that it names stays as it is.
+    Where writing fails (a full disk), `path` stays as it was. The new file has the mode of the one that it replaces.
+    Where `path` is a link, the link is replaced and the file that it names stays as it is.
 
     Raises:
         OSError: the file cannot be written, or `path` is a folder, a device or a pipe.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "result.json"
-        >>> atomic_write(file, b"{}")
-        >>> file.read_bytes()
-        b'{}'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +46,7 @@ def atomic_write(path: str | Path, data: bytes) -> None:
 
 
 def save_figure(figure: Any, path: str | Path, **options: Any) -> None:
-    """Write a figure of matplotlib with `atomic_write`, in the format that the suffix of `path` names.
-
-    Args:
-        figure: of matplotlib.
-        path: of the picture; PNG where it has no suffix.
-        options: of ``figure.savefig``.
+    """Write a figure of matplotlib with `atomic_write`, in the format of the suffix of `path`, PNG without one.
 
     Raises:
         ValueError: matplotlib does not know the format.

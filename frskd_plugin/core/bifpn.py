@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frskd_plugin.core.blocks import (
+    SeparableConvBN,
     common_layout,
     fast_layout,
     fast_normalized_fusion,
@@ -31,20 +32,16 @@ EFFICIENTDET_EPS = 1e-4  # of the fusion (EfficientDet, Section 3.3)
 PYRAMID_LEVELS = 6  # P2 .. P7
 
 
-class EfficientDetNode(nn.Module):
+class EfficientDetNode(SeparableConvBN):
     """Fast normalized fusion, SiLU, 3x3 depthwise-separable convolution, BN (EfficientDet, Section 3.3)."""
 
     def __init__(self, channels: int, num_inputs: int) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.fusion_weights = nn.Parameter(torch.ones(num_inputs))
-        self.dw = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.pw = nn.Conv2d(channels, channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
-        """``num_inputs`` maps [B, C, H, W] -> [B, C, H, W]."""
         fused = fast_normalized_fusion(self.fusion_weights, feats, EFFICIENTDET_EPS)
-        return self.bn(self.pw(self.dw(F.silu(fused, inplace=True))))
+        return super().forward(F.silu(fused, inplace=True))
 
 
 class PublishedNode(nn.Module):
@@ -57,7 +54,6 @@ class PublishedNode(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
-        """Maps [B, C, H, W] -> [B, C, H, W]."""
         first, *others = feats
         return F.relu(self.bn(self.conv(sum(others, start=first))), inplace=True)
 
@@ -122,10 +118,6 @@ class BiFPN(nn.Module):
         variant: 'efficientdet' or 'published' (the authors' code: no 3x3 convolutions, plain sums).
         end_level: level at which the last layer's bottom-up path ends. None keeps the whole layer.
 
-    Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range.
-
     >>> import torch
     >>> neck = BiFPN([24, 40, 112, 320], channels=64)
     >>> feats = [torch.rand(2, c, s, s) for c, s in zip([24, 40, 112, 320], [16, 8, 4, 2])]
@@ -151,7 +143,8 @@ class BiFPN(nn.Module):
         if num_levels is None:
             num_levels = len(self.in_channels) if is_pyramid else max(PYRAMID_LEVELS, len(self.in_channels))
         self.num_levels = check_positive_int("num_levels", num_levels, least=2)
-        if self.num_levels < len(self.in_channels):
+        self._extra_levels = num_levels - len(self.in_channels)
+        if self._extra_levels < 0:
             raise ValueError(
                 f"`num_levels` ({num_levels}) is smaller than the number of maps ({len(self.in_channels)}). "
                 "Raise it or hand in fewer maps (`out_indices` of the backbone)."
@@ -167,10 +160,6 @@ class BiFPN(nn.Module):
         ends = [self.num_levels - 1] * (repeat - 1) + [self.end_level]
         self.layers = nn.ModuleList(BiFPNLayer(channels, self.num_levels, variant, end) for end in ends)
 
-    @property
-    def _extra_levels(self) -> int:
-        return self.num_levels - len(self.in_channels)
-
     def _make_pyramid(self, feats: Sequence[Tensor]) -> list[Tensor]:
         pyramid = [lateral(feat) for lateral, feat in zip(self.laterals, feats, strict=False)] or list(feats)
         if self._extra_levels:
@@ -185,20 +174,17 @@ class BiFPN(nn.Module):
         """Maps [B, c_i, H_i, W_i] -> ``num_levels`` maps [B, channels, H_i, W_i].
 
         Raises:
-            ValueError: if the maps' number, rank or channels are not those of ``in_channels``, or a level of the
-                pyramid holds one value a channel in train mode.
+            ValueError: if the maps are not those of ``in_channels``, or a level holds one value a channel in training.
         """
         check_feats(feats, self.in_channels, type(self).__name__)
         check_batch_statistics(feats, self.training, type(self).__name__)
         maps = self._make_pyramid(feats)
         check_batch_statistics(maps, self.training, f"{type(self).__name__}, pyramid")
-        if not self.training:
-            return self._fuse(maps)
-        # a third of the time on a CPU; what goes out has the layout of what came in
-        layout = common_layout(feats)
-        return tuple(feat.contiguous(memory_format=layout) for feat in self._fuse([fast_layout(feat) for feat in maps]))
-
-    def _fuse(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self.training:  # a third of the time on a CPU
+            maps = [fast_layout(feat) for feat in maps]
         for layer in self.layers:
             maps = layer(maps)
+        if self.training:  # what goes out has the layout of what came in
+            layout = common_layout(feats)
+            maps = [feat.contiguous(memory_format=layout) for feat in maps]
         return tuple(maps)

@@ -15,12 +15,7 @@ FUSION_EPS = 1e-6
 
 
 def fast_normalized_fusion(weights: Tensor, feats: Sequence[Tensor], eps: float = FUSION_EPS) -> Tensor:
-    """``sum_i relu(w_i) x_i / (sum_i relu(w_i) + eps)``, differentiable in the maps x and in the weights.
-
-    Args:
-        weights: one scalar per map, shape [M]; negative ones are clipped and get no gradient.
-        feats: M maps [B, C, H, W].
-        eps: keeps the quotient finite when all weights are clipped.
+    """``sum_i relu(w_i) x_i / (sum_i relu(w_i) + eps)`` of M maps x [B, C, H, W] and weights w [M].
 
     >>> import torch
     >>> maps = [torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 4.0)]
@@ -39,20 +34,12 @@ Size = tuple[int, int]
 
 
 def fast_layout(feat: Tensor) -> Tensor:
-    """Return the map in the layout in which 1x1 and depthwise convolutions are fast.
-
-    On a CPU that is channels_last: the self-teacher takes about two thirds of the time, conversion included. Elsewhere
-    the map [B, C, H, W] stays as the caller chose.
-    """
+    """Return a map on a CPU in channels_last, where 1x1 and depthwise convolutions take two thirds of the time."""
     return feat.contiguous(memory_format=torch.channels_last) if feat.device.type == "cpu" else feat
 
 
 def common_layout(feats: Sequence[Tensor]) -> torch.memory_format:
-    """Return channels_last where all maps [B, C, H, W] have it and one of them is not in the ordinary layout too.
-
-    >>> common_layout([torch.rand(1, 2, 3, 3)])
-    torch.contiguous_format
-    """
+    """Return channels_last where all maps [B, C, H, W] have it and one of them is not in the ordinary layout too."""
     channels_last = all(feat.is_contiguous(memory_format=torch.channels_last) for feat in feats)
     ordinary = all(feat.is_contiguous() for feat in feats)  # a map of 1 x 1 has both
     return torch.channels_last if channels_last and not ordinary else torch.contiguous_format
@@ -68,10 +55,6 @@ def max_pool_to(feat: Tensor, size: Size) -> Tensor:
 
     A halving, of an even or an odd size, is a 3x3 pooling with stride 2 and TensorFlow's "same" padding; other ratios
     pool adaptively. Padding acts as -inf, which equals zero padding on rectified maps.
-
-    >>> import torch
-    >>> max_pool_to(torch.arange(16.0).view(1, 1, 4, 4), (2, 2)).flatten().tolist()
-    [10.0, 11.0, 14.0, 15.0]
     """
     height, width = spatial_size(feat)
     if (height, width) == size:
@@ -85,17 +68,14 @@ def max_pool_to(feat: Tensor, size: Size) -> Tensor:
 def upsample_to(feat: Tensor, size: Size, mode: str) -> Tensor:
     """Up-sample a map [B, C, H, W] to ``size`` with ``mode`` 'nearest' or 'bilinear' (half-pixel centres).
 
-    A target that is smaller in an axis (levels handed in out of order) is max-pooled instead; a map of that size is
-    handed back.
+    A target that is smaller in an axis is max-pooled instead; a map of that size is handed back.
     """
     height, width = spatial_size(feat)
     if (height, width) == size:
         return feat
     if size[0] < height or size[1] < width:
         return max_pool_to(feat, size)
-    if mode == "nearest":
-        return F.interpolate(feat, size, mode="nearest")
-    return F.interpolate(feat, size, mode=mode, align_corners=False)
+    return F.interpolate(feat, size, mode=mode)
 
 
 def subsample_to(feat: Tensor, size: Size) -> Tensor:
@@ -111,13 +91,7 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, affine: Affine | 
     """``BN(x)``, with the running statistics of a map that repeats each value of ``x``.
 
     Repeating values changes neither their mean nor their biased variance; only the unbiased variance that goes into the
-    running statistics depends on the count.
-
-    Args:
-        bn: an ``nn.BatchNorm2d``, or what SyncBN conversion made of it.
-        x: [B, C, H, W].
-        repeats: how often each value counts, >= 1.
-        affine: weight and bias in place of the layer's own, such as those times the coefficient of a fusion.
+    running statistics depends on the count. ``affine`` takes the place of the layer's own weight and bias.
     """
     replaced = {} if affine is None else {"weight": affine[0], "bias": affine[1]}
     rescale = _variance_ratio(bn, x, repeats) if bn.training and bn.track_running_stats and repeats != 1 else 1.0
@@ -141,14 +115,9 @@ def _variance_ratio(bn: nn.Module, x: Tensor, repeats: float) -> float:
 def recompute(function: Callable[..., Any], part: nn.Module | None, *args: Any) -> Any:
     """Return ``function(*args)``, of which nothing is kept: the backward pass runs it a second time.
 
-    ``torch.compile`` decides itself what it recomputes; nothing is done there.
-
-    Args:
-        function: without random numbers.
-        part: module whose batch normalisations it runs; they count the batch once.
-        args: of the function.
+    It must not draw random numbers. The batch normalisations of ``part``, which it runs, count the batch once.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # which decides itself what it recomputes
         return function(*args)
     modules = [] if part is None else part.modules()
     norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -180,7 +149,6 @@ class ConvBNReLU(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, affine: Affine | None = None, repeats: float = 1.0) -> Tensor:
-        """[B, C_in, H, W] -> [B, C_out, H, W]; see `batch_norm`."""
         return F.relu(batch_norm(self.bn, self.conv(x), repeats, affine), inplace=True)
 
 
@@ -200,11 +168,6 @@ class FusionNode(nn.Module):
     The node owns the weights of its fusion; `BiFPNcLayer` turns those of all nodes into coefficients, and multiplies
     each map where it is made. ReLU stands between the convolutions and not after the last: the node hands out a
     pre-activation.
-
-    Args:
-        channels: of the maps that are fused, and of the result.
-        num_inputs: how many maps are fused.
-        depth: number of separable convolutions.
     """
 
     def __init__(self, channels: int, num_inputs: int, depth: int) -> None:
@@ -212,14 +175,8 @@ class FusionNode(nn.Module):
         self.fusion_weights = nn.Parameter(torch.ones(num_inputs))
         self.convs = nn.ModuleList(SeparableConvBN(channels) for _ in range(depth))
 
-    @property
-    def norm(self) -> nn.Module:
-        """Batch normalisation that the node's output leaves."""
-        return self.convs[-1].bn  # type: ignore[return-value]
-
-    def forward(self, fused: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Weighted sum of the maps [B, C, H, W] -> [B, C, H, W]."""
-        x = fused
         for index, conv in enumerate(self.convs):
             x = conv(F.relu(x, inplace=True) if index else x)
         return x
@@ -233,12 +190,7 @@ class Resize(nn.Module):
     work, once `batch_norm` counts the repeated values. At other sizes, such as 17 to 33, some values count more than
     others in the batch statistics, and the map is up-sampled first.
 
-    Args:
-        mode: 'max' for 3x3 stride-2 max-pooling, or up-sampling: 'nearest', or 'bilinear' (Section 3.1 as the paper
-            words it).
-        in_channels: channels of the map that comes in.
-        out_channels: channels of the level it goes to.
-        project: whether a CBR follows.
+    ``mode`` is 'max' for 3x3 stride-2 max-pooling, or that of an up-sampling, 'nearest' or 'bilinear'.
     """
 
     def __init__(self, mode: str, in_channels: int, out_channels: int, project: bool) -> None:
@@ -248,13 +200,7 @@ class Resize(nn.Module):
         self.project = ConvBNReLU(in_channels, out_channels) if project else None
 
     def forward(self, x: Tensor, size: Size, scale: Tensor | Affine) -> Tensor:
-        """[B, C_in, h, w] -> [B, C_out, *size].
-
-        Args:
-            x: the neighbour's map.
-            size: height and width of the level.
-            scale: with a projection the affine parameters of its batch normalisation, else a factor on the map.
-        """
+        """[B, C_in, h, w] -> [B, C_out, *size]; ``scale`` is a factor, or a projection's weight and bias of its BN."""
         if self.project is None:
             return self._resized(x, size) * scale if self.mode == "max" else self._resized(x * scale, size)
         height, width = spatial_size(x)

@@ -1,14 +1,15 @@
 """Reads checkpoints of timm, Lightning, mmengine and torch without running code from them.
 
-Unpickling calls whatever a file names. torch's reader with ``weights_only=True`` knows tensors and plain data; what
-those four write beside them (numbers of numpy, mmengine's logs, command-line arguments) is known here by name, and
-each name stands for something of ours that can do nothing but hold that data.
+torch's reader with ``weights_only=True`` knows tensors and plain data; what those four write beside them (numbers of
+numpy, mmengine's logs, command-line arguments) is known here by name, and each name stands for something of ours that
+can do nothing but hold that data.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import pickle
 import re
 import sys
@@ -50,10 +51,6 @@ def read_checkpoint(file: str | Path | IO[bytes], map_location: Any = "cpu") -> 
 
     Numbers of numpy come as Python's, its arrays as arrays, paths as text, mmengine's log buffers as such where
     mmengine is loaded. Nothing of this is allowed to other callers of ``torch.load``.
-
-    Args:
-        file: the path, or the open file.
-        map_location: as of ``torch.load``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -101,10 +98,7 @@ def _explanation(name: str, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _known_names() -> Iterator[None]:
-    """Let torch know our names, and nothing else, for a block.
-
-    What the program has allowed does not count meanwhile: it may be ``getattr``, which leads anywhere.
-    """
+    """Let torch know our names alone for a block: what else is allowed may be ``getattr``, which leads anywhere."""
     if not _KNOWS_SAFE_GLOBALS:
         yield
         return
@@ -120,11 +114,7 @@ def _known_names() -> Iterator[None]:
 
 
 def known_name(module: str, name: str) -> Any:
-    """Return what a name in a pickle stands for.
-
-    Raises:
-        pickle.UnpicklingError: it stands for nothing.
-    """
+    """Return what a name in a pickle stands for, or raise UnpicklingError."""
     for known in _KNOWN:
         if (known.__module__, known.__qualname__) == (module, name):
             return known
@@ -140,20 +130,12 @@ def _refusal(name: str, argument: Any) -> pickle.UnpicklingError:
 def _stands_for(*names: str) -> Callable[[T], T]:
     """Make torch's reader take a class or function of ours for these names: it goes by the names that they bear."""
 
-    def bear(ours: Any, name: str) -> Any:
-        if isinstance(ours, type):
-            borne: Any = ours
-        else:
-
-            def borne(*args: Any) -> Any:
-                return ours(*args)
-
-        borne.__module__, _, borne.__qualname__ = name.rpartition(".")
-        borne.__name__ = borne.__qualname__
-        return borne
-
     def register(ours: T) -> T:
-        _KNOWN.extend(bear(ours, name) for name in names)
+        for name in names:
+            known: Any = ours if isinstance(ours, type) else functools.partial(ours)  # type: ignore[operator]
+            known.__module__, _, known.__qualname__ = name.rpartition(".")
+            known.__name__ = known.__qualname__
+            _KNOWN.append(known)
         return ours
 
     return register
@@ -190,9 +172,8 @@ class _NumpyArray:
         if type(kind) is not _NumpyType or kind.is_text:
             raise _refusal("numpy.ndarray", getattr(kind, "name", kind))
         values = kind.values(data)
-        self.values = (
-            values.reshape(shape[::-1]).permute(*reversed(range(len(shape)))) if is_fortran else (values.reshape(shape))
-        )
+        axes = range(len(shape))[::-1]
+        self.values = values.reshape(shape[::-1]).permute(*axes) if is_fortran else values.reshape(shape)
 
 
 @_stands_for("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
@@ -243,10 +224,8 @@ def _path(*parts: Any) -> str:
 
 
 def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
-    """Put what they stand for in the place of our stand-ins, in containers at any depth; dicts and lists are changed.
-
-    ``done`` says what was made of which object: a file may hold one at many places, and in itself.
-    """
+    """Put what they stand for in the place of our stand-ins, at any depth; dicts and lists are changed."""
+    # what was made of which object: a file may hold one at many places, and in itself
     done = {} if done is None else done
     if id(value) in done:
         return done[id(value)][1]

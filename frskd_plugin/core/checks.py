@@ -89,8 +89,8 @@ def check_in_channels(in_channels: Sequence[int], least_levels: int = 2) -> list
     if len(in_channels) < least_levels:
         raise ValueError(
             f"`in_channels` must name at least {least_levels} levels, highest resolution first, got "
-            f"{list(in_channels)}. "
-            "The self-teacher fuses maps of several depths: hand out more of them (`out_indices` of the backbone)."
+            f"{list(in_channels)}. The self-teacher fuses maps of several depths: hand out more of them "
+            "(`out_indices` of the backbone)."
         )
     return [check_positive_int(f"in_channels[{i}]", c) for i, c in enumerate(in_channels)]
 
@@ -118,8 +118,7 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
     if len(feats) != len(in_channels):
         raise ValueError(
             f"{owner} was built for {len(in_channels)} feature maps (in_channels={list(in_channels)}), got "
-            f"{len(feats)}. "
-            "Make `in_channels` and the backbone's `out_indices` agree."
+            f"{len(feats)}. Make `in_channels` and the backbone's `out_indices` agree."
         )
     for level, (feat, channels) in enumerate(zip(feats, in_channels, strict=True)):
         if feat.ndim != 4:
@@ -130,22 +129,15 @@ def check_feats(feats: Sequence[Tensor], in_channels: Sequence[int], owner: str)
         if feat.shape[1] != channels:
             raise ValueError(
                 f"{owner}: feature map {level} must have {channels} channels, got {feat.shape[1]} "
-                f"(shape {list(feat.shape)}). "
-                "Channels stand at dimension 1 (NCHW); set `in_channels` to the backbone's channels."
+                f"(shape {list(feat.shape)}). Channels stand at dimension 1 (NCHW); make `in_channels` the backbone's."
             )
     if any(feat.shape[0] != feats[0].shape[0] for feat in feats):
         batches = [feat.shape[0] for feat in feats]
         raise ValueError(f"{owner} takes the feature maps of one batch, got {batches} images at the levels.")
-    _check_order(feats, owner)
-
-
-def _check_order(feats: Sequence[Tensor], owner: str) -> None:
-    """Refuse maps that do not come highest resolution first; equal sizes may follow each other."""
-    sizes = [(feat.shape[2], feat.shape[3]) for feat in feats]
-    areas = [height * width for height, width in sizes]
-    if any(before < after for before, after in zip(areas, areas[1:], strict=False)):
+    areas = [feat.shape[2] * feat.shape[3] for feat in feats]
+    if any(before < after for before, after in zip(areas, areas[1:], strict=False)):  # equal sizes may follow
         order = sorted(range(len(areas)), key=lambda i: -areas[i])
-        came = ", ".join(f"{height}x{width}" for height, width in sizes)
+        came = ", ".join(f"{feat.shape[2]}x{feat.shape[3]}" for feat in feats)
         raise ValueError(
             f"{owner} takes feature maps highest resolution first, got {came}. Hand them over in the order {order} "
             f"(in a segmentor's self-teacher: `feat_indices={order}`, with `in_channels` in that order)."
@@ -153,14 +145,8 @@ def _check_order(feats: Sequence[Tensor], owner: str) -> None:
 
 
 def check_batch_statistics(feats: Sequence[Tensor], training: bool, owner: str) -> None:
-    """Refuse one value a channel in train mode, where batch normalisation has no variance.
-
-    Raises:
-        ValueError: for a batch of 1 with a map of 1x1 in train mode.
-    """
-    if not training:
-        return
-    for level, feat in enumerate(feats):
+    """Raise ValueError for one value a channel in train mode, where batch normalisation has no variance."""
+    for level, feat in enumerate(feats if training else ()):
         if feat.shape[0] * feat.shape[2] * feat.shape[3] == 1:
             raise ValueError(
                 f"{owner}: feature map {level} has a single value per channel (shape {list(feat.shape)}), which batch "

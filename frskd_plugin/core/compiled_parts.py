@@ -16,8 +16,7 @@ class CompiledParts:
 
     Compiling happens in the first training step, for the sizes of that step; other sizes, such as a smaller last batch,
     run as they are, for to compile with symbolic sizes can take longer than the training. Parameters and their names in
-    checkpoints stay. A model with losses between its parts (samplers, metrics, data-dependent sizes) breaks a graph of
-    the whole often, its parts do not.
+    checkpoints stay.
 
     Args:
         model: the model, which is changed until `restore`.
@@ -28,13 +27,6 @@ class CompiledParts:
 
     Raises:
         ValueError: the model has no such part.
-
-    Example:
-        >>> model = nn.ModuleDict({"neck": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-        >>> compiled = CompiledParts(model, ["neck"], backend="eager")
-        >>> model["neck"](torch.ones(1, 2)).shape
-        torch.Size([1, 2])
-        >>> compiled.restore()
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[str], any_size: bool = False, **options: Any) -> None:

@@ -16,12 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class ForwardCost:
-    """Filled when the block of `count_forward` ends.
-
-    Attributes:
-        macs: multiply-accumulates of convolutions and matrix products.
-        kept: bytes of the tensors that are kept for the backward pass, weights and buffers not counted.
-    """
+    """Multiply-accumulates of convolutions and matrix products; bytes kept for the backward pass, without weights."""
 
     macs: int = 0
     kept: int = 0
@@ -29,10 +24,7 @@ class ForwardCost:
 
 @contextmanager
 def count_forward(network: nn.Module) -> Iterator[ForwardCost]:
-    """Count what the block does. Its result must live until the block ends: what is freed by then is not kept.
-
-    Args:
-        network: whose weights and buffers are not counted as kept.
+    """Count what the block does with a network, at its end: what is freed by then is not kept.
 
     >>> layer = nn.Linear(3, 5)
     >>> with count_forward(layer) as cost:
@@ -60,12 +52,7 @@ def count_forward(network: nn.Module) -> Iterator[ForwardCost]:
 
 
 def count_launches(call: Callable[[], object]) -> int:
-    """Count the operators that a call runs, with those of a backward pass in it; views and empty tensors launch none.
-
-    >>> x = torch.ones(2, 3, requires_grad=True)
-    >>> count_launches(lambda: x.view(3, 2).exp().sum()), count_launches(lambda: x.exp().sum().backward())
-    (2, 4)
-    """
+    """Count the operators that a call runs, backward pass included; views and empty tensors launch none."""
     with _LaunchCounter() as counter:
         call()
     return counter.count
@@ -91,12 +78,6 @@ def record_calls(owner: object, name: str) -> Iterator[list[Any]]:
     """Record the results of every call of ``owner.name`` during the block, in order, on this one object alone.
 
     Hooks of torch do not see a ``forward`` that is called as a method; this does. Nothing of it is left behind.
-
-    >>> words = type("Words", (), {"say": lambda self, word: word.upper()})()
-    >>> with record_calls(words, "say") as results:
-    ...     _ = words.say("yes"), words.say("no")
-    >>> results, "say" in vars(words)
-    (['YES', 'NO'], False)
     """
     method = getattr(owner, name)
     before = {key: value for key, value in vars(owner).items() if key == name}
@@ -115,18 +96,11 @@ def record_calls(owner: object, name: str) -> Iterator[list[Any]]:
         vars(owner).update(before)
 
 
-DEFAULT_CHANNELS = 3
 PROBE_BATCH = 2
 
 
-def image_channels(network: nn.Module, default: int = DEFAULT_CHANNELS) -> int:
-    """Return the number of image channels (bands) that a network takes.
-
-    It is what a module in it keeps as ``in_chans`` (timm), else the input of its first convolution, else ``default``.
-
-    >>> image_channels(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)))
-    4
-    """
+def image_channels(network: nn.Module, default: int = 3) -> int:
+    """Return the image channels of a network: ``in_chans`` of a module (timm), else its first convolution's input."""
     for module in network.modules():
         channels = getattr(module, "in_chans", None)
         if isinstance(channels, int) and not isinstance(channels, bool) and channels > 0:
@@ -137,15 +111,7 @@ def image_channels(network: nn.Module, default: int = DEFAULT_CHANNELS) -> int:
 
 
 def probe_images(network: nn.Module, size: Sequence[int]) -> Tensor:
-    """Return `PROBE_BATCH` random images, the same at each call, on the device and in the dtype of a network.
-
-    Args:
-        network: its first floating-point parameter tells device and dtype.
-        size: channels, height and width.
-
-    >>> probe_images(nn.Conv2d(3, 8, 3).double(), (3, 4, 5)).dtype
-    torch.float64
-    """
+    """Return `PROBE_BATCH` random images [B, *size], always the same, on a network's device and in its dtype."""
     parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.randn(PROBE_BATCH, *size, generator=torch.Generator().manual_seed(0))
     return images.to(parameter.device, parameter.dtype)
@@ -155,19 +121,7 @@ def probe_images(network: nn.Module, size: Sequence[int]) -> Tensor:
 def forked_rng(seed: int | None = None) -> Iterator[None]:
     """Give a block random numbers of its own, on the CPU and on CUDA devices, and restore the caller's after it.
 
-    CUDA is not initialised for it: where nothing has used CUDA yet, there is nothing to restore.
-
-    Args:
-        seed: of the block; None lets it go on from the caller's state.
-
-    >>> before = torch.get_rng_state()
-    >>> with forked_rng(3):
-    ...     first = torch.rand(1)
-    >>> with forked_rng(3):
-    ...     first == torch.rand(1)
-    tensor([True])
-    >>> torch.equal(before, torch.get_rng_state())
-    True
+    Without a seed the block goes on from the caller's state. CUDA is not initialised for it.
     """
     uses_cuda = torch.cuda.is_initialized() or torch.empty(0).device.type == "cuda"
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if uses_cuda else []):
@@ -180,15 +134,13 @@ def forked_rng(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode without gradients; every module and parameter gets its own state back.
-
-    The parameters themselves must not ask for a gradient: torch's FLOP counter hooks each input of a module that does,
-    which fails under ``no_grad`` where a network hands a parameter to a module (CaIT's and PiT's class token).
-    """
+    """Run a block in eval mode without gradients; every module and parameter gets its own state back."""
     training = [module for module in network.modules() if module.training]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
     try:
+        # torch's FLOP counter hooks each input of a module that asks for a gradient, which fails under `no_grad` where
+        # a network hands a parameter to a module (CaIT's and PiT's class token)
         for parameter in trained:
             parameter.requires_grad_(False)
         with torch.no_grad():

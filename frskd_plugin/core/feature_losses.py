@@ -35,12 +35,7 @@ def attention_map(feat: Tensor) -> Tensor:
 
 
 def attention_maps(feats: Sequence[Tensor], constants: Sequence[Tensor]) -> list[Tensor]:
-    """Return `attention_map` of each map, [B, H_i * W_i]; all in one pass of few operations.
-
-    Args:
-        feats: maps [B, C_i, H_i, W_i].
-        constants: maps of the same batch that get no gradient; theirs come behind the others.
-    """
+    """Return `attention_map` of each map, then of each constant, which gets no gradient; all in few operations."""
     maps = [*feats, *(feat.detach() for feat in constants)]
     sizes = [feat.shape[2] * feat.shape[3] for feat in maps]
     with torch.autocast(maps[0].device.type, enabled=False):
@@ -96,11 +91,9 @@ def attention_transfer_loss(
     An attention map has unit norm whatever its size, so that the squared differences of a map sum up to at most 2. The
     'published' mean over H x W positions therefore falls with 1 / (H W): beta weighs less on larger images, and within
     one network less on the levels of high resolution. ``reduction='batchmean'`` takes the sum over the positions and
-    the mean over the batch, as ``torch.nn.functional.kl_div`` uses the word; it does not depend on the resolution. A
-    level is then H W times larger, and ``beta / (H W)``, with the level's size at the resolution that beta was tuned
-    for, weighs it as before. Levels have different sizes, so one beta cannot do that for all of them: the factors are
-    those of `AttentionTransferLoss.levels`, 1 / (H_i W_i) each. 'equations' is a norm of each map and has no mean over
-    the positions: both reductions are the same there.
+    the mean over the batch, as ``torch.nn.functional.kl_div`` uses the word. A level is then H W times larger, and
+    ``beta / (H W)``, with the size at which beta was tuned, weighs it as before. 'equations' is a norm of each map:
+    both reductions are the same there.
 
     Args:
         feat: the student's map [B, C, H, W].
@@ -122,16 +115,7 @@ def attention_transfer_loss(
 
 
 class AttentionTransferLoss(nn.Module):
-    """Sum of `attention_transfer_loss` over the levels.
-
-    Args:
-        variant: 'published' or 'equations'.
-        reduction: of 'published': 'mean' (the authors' code, which their beta belongs to) or 'batchmean', which does
-            not depend on the resolution; beta is then ``beta / (H W)``, see `attention_transfer_loss`.
-
-    Raises:
-        ValueError: for an unknown variant or reduction.
-    """
+    """Sum over the levels of `attention_transfer_loss`, which says what the settings are."""
 
     def __init__(self, variant: str = "published", reduction: str = "mean") -> None:
         super().__init__()
@@ -173,7 +157,7 @@ def check_same_levels(feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) 
 
 
 class _RegressionLoss(nn.Module):
-    """Compares the student's maps, regressed to the refined maps' channels, level by level."""
+    """Comparison of the student's maps, regressed to the refined maps' channels, level by level."""
 
     def __init__(
         self, in_channels: Sequence[int], refined_channels: Sequence[int], make: Callable[[int, int], nn.Module]
@@ -190,11 +174,25 @@ class _RegressionLoss(nn.Module):
             if isinstance(conv, nn.Conv2d):  # reference section 11
                 nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
 
-    def regress(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
-        """Maps [B, c_i, H_i, W_i] -> [B, d_i, H_i, W_i], after a check of both lists."""
+    def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
+        """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
+
+        Raises:
+            ValueError: if maps disagree with the channels given.
+        """
+        return torch.stack(self.levels(feats, refined_feats)).sum()
+
+    def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the unweighted loss of each level, a scalar each."""
         check_same_levels(feats, refined_feats)
         check_feats(feats, self.in_channels, type(self).__name__)
-        return [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
+        regressed = [regressor(feat) for regressor, feat in zip(self.regressors, feats, strict=True)]
+        pairs = zip(regressed, refined_feats, strict=True)
+        return [self.compare(level, r, g.detach()) for level, (r, g) in enumerate(pairs)]
+
+    def compare(self, level: int, regressed: Tensor, refined_feat: Tensor) -> Tensor:
+        """Loss of one level: maps [B, d, H, W] -> scalar."""
+        raise NotImplementedError
 
 
 class HintLoss(_RegressionLoss):
@@ -211,31 +209,14 @@ class HintLoss(_RegressionLoss):
     def __init__(self, in_channels: Sequence[int], refined_channels: Sequence[int]) -> None:
         super().__init__(in_channels, refined_channels, ConvBNReLU)
 
-    def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
-        """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
-
-        Raises:
-            ValueError: if maps disagree with the channels given.
-        """
-        return torch.stack(self.levels(feats, refined_feats)).sum()
-
-    def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
-        """Return the loss of each level, a scalar each."""
-        regressed = self.regress(feats, refined_feats)
-        return [F.mse_loss(r, g.detach()) for r, g in zip(regressed, refined_feats, strict=True)]
-
-
-MARGIN_FORMS = ("published", "current")
+    def compare(self, level: int, regressed: Tensor, refined_feat: Tensor) -> Tensor:
+        return F.mse_loss(regressed, refined_feat)
 
 
 def overhaul_margin(weight: Tensor, bias: Tensor) -> Tensor:
     """Mean of the negative part of N(bias, weight^2), a channel each; ``-3 |weight|`` where that part is too small.
 
     Weight and bias [C] are those of the batch normalisation.
-
-    >>> import torch
-    >>> round(overhaul_margin(torch.ones(1), torch.zeros(1)).item(), 5)
-    -0.79788
     """
     std = weight.detach().abs().double()
     mean = bias.detach().double()
@@ -270,41 +251,24 @@ def _conv_bn(in_channels: int, out_channels: int) -> nn.Sequential:
 class OverhaulLoss(_RegressionLoss):
     """Overhaul distillation between pre-activations; level i of n weighs ``2^-(n-1-i)``.
 
+    The margins are those of ``norms`` when the loss is built, as in the authors' code.
+
     Args:
         in_channels: channels of the student's maps.
         norms: the batch normalisation behind each refined map (`SelfTeacherNeck.output_norms`).
-        margins: 'published' freezes the margins when the loss is built, as the authors' code does; 'current' reads them
-            from ``norms`` at each step.
 
     Raises:
         ValueError: if ``in_channels`` and ``norms`` differ in length.
     """
 
-    def __init__(self, in_channels: Sequence[int], norms: Sequence[nn.Module], margins: str = "published") -> None:
+    def __init__(self, in_channels: Sequence[int], norms: Sequence[nn.Module]) -> None:
         super().__init__(in_channels, [norm.num_features for norm in norms], _conv_bn)  # type: ignore[misc]
-        self.margins = check_one_of("margins", margins, MARGIN_FORMS)
-        # they belong to the self-teacher: a tuple hides them from nn.Module
-        self.norms = tuple(norms) if self.margins == "current" else ()
         for level, norm in enumerate(norms):
             self.register_buffer(f"margin{level}", overhaul_margin(norm.weight, norm.bias))
 
-    def level_margins(self) -> list[Tensor]:
-        """Return the margins in force, [D_i] each."""
-        if self.margins == "current":
-            return [overhaul_margin(norm.weight, norm.bias) for norm in self.norms]
-        return [getattr(self, f"margin{level}") for level in range(len(self.regressors))]
-
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
-        """Pre-activations [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
-
-        Raises:
-            ValueError: if maps disagree with the channels given.
-        """
         levels = self.levels(feats, refined_feats)
-        top = len(levels) - 1
-        return torch.stack([loss / 2 ** (top - i) for i, loss in enumerate(levels)]).sum()
+        return torch.stack([loss / 2 ** (len(levels) - 1 - i) for i, loss in enumerate(levels)]).sum()
 
-    def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
-        """Return the unweighted loss of each level, a scalar each."""
-        regressed, margins = self.regress(feats, refined_feats), self.level_margins()
-        return [overhaul_loss(r, g, m) for r, g, m in zip(regressed, refined_feats, margins, strict=True)]
+    def compare(self, level: int, regressed: Tensor, refined_feat: Tensor) -> Tensor:
+        return overhaul_loss(regressed, refined_feat, getattr(self, f"margin{level}"))

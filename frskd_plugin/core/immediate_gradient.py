@@ -25,37 +25,19 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def with_known_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """Return the scalar ``value`` with ``gradient`` as its gradient in ``x``; it can be differentiated once.
-
-    >>> import torch
-    >>> x = torch.tensor([3.0], requires_grad=True)
-    >>> (2 * with_known_gradient(x, torch.tensor(9.0), torch.tensor([6.0]))).backward()
-    >>> x.grad
-    tensor([12.])
-    """
+    """Return the scalar ``value`` with ``gradient`` as its gradient in ``x``; it can be differentiated once."""
     return _KnownGradient.apply(x, value.detach(), gradient.detach())
 
 
 def differentiate_immediately(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
     """Return ``function(x)`` with the gradient of each scalar computed at once, so that ``function`` keeps nothing.
 
-    Values, gradients in ``x`` and time are the same as without. ``function`` sees float32 at least,
-    because its gradients are not scaled as those of a whole loss in float16 are. Without gradients (evaluation) it is
-    simply called.
-
-    Args:
-        function: gives named tensors; what it gives a gradient to is ``x`` alone, no weights of its own.
-        x: any tensor.
+    Values, gradients in ``x`` and time are the same as without. ``function`` gives named tensors, and a gradient to
+    ``x`` alone, no weights of its own. It sees float32 at least, because its gradients are not scaled as those of a
+    whole loss in float16 are.
 
     Raises:
         ValueError: a result that has a gradient is not a scalar.
-
-    >>> import torch
-    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> found = differentiate_immediately(lambda x: {"loss": x.square().sum(), "accuracy": x.detach().max()}, x)
-    >>> found["loss"].backward()
-    >>> found["loss"].item(), found["accuracy"].item(), x.grad
-    (5.0, 2.0, tensor([2., 4.]))
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return function(x)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +59,7 @@ def forward_with_preactivations(student: Network, images: Tensor) -> tuple[list[
     return feats, logits, [watch.before(feat) for feat in feats]
 
 
-@dataclass(frozen=True)
-class MapNorm:
+class MapNorm(NamedTuple):
     """Batch normalisation of a feature map before its ReLU.
 
     Attributes:

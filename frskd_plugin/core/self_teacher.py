@@ -21,10 +21,6 @@ class SelfTeacher(nn.Module):
         width: see `SelfTeacherNeck`.
         neck: its other settings; with ``preactivation`` the logits are the same.
 
-    Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range.
-
     >>> import torch
     >>> teacher = SelfTeacher([8, 16], num_classes=10)
     >>> refined_feats, logits = teacher([torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2)])
@@ -43,11 +39,7 @@ class SelfTeacher(nn.Module):
         self.head = nn.Linear(self.head.in_features, num_classes).to(self.head.weight)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i] and logits [B, num_classes].
-
-        Raises:
-            ValueError: if the maps disagree with ``in_channels``.
-        """
+        """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i] and logits [B, num_classes]."""
         refined_feats = self.neck(feats)
         last = F.relu(refined_feats[-1]) if self.neck.preactivation else refined_feats[-1]
         return refined_feats, self.head(last.mean(dim=(2, 3)))

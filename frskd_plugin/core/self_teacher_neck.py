@@ -31,19 +31,12 @@ class BiFPNcLayer(nn.Module):
         T_{n-1} = node(L_{n-1}, down(T_{n-2})) T_i = node(L_i, P_i, down(T_{i-1}))       0 < i < n-1
 
     The bottom-up path stops at ``end_level``, the level that the classifier reads, so that nothing is left without a
-    gradient; the levels above it hand out P.
+    gradient; the levels above it hand out P. 'published' has a lateral for each path and nearest up-sampling,
+    'equations' one lateral and bilinear up-sampling. Settings that `SelfTeacherNeck` has too are explained there.
 
     Args:
-        in_channels: channels c_i of the maps that come in, level 0 = highest resolution.
-        out_channels: channels d_i of the levels.
-        depth: separable convolutions a node.
-        variant: 'published' (a lateral for each path, nearest up-sampling) or 'equations' (one lateral, bilinear).
         constant_width: BiFPN: maps have one width and are fused without a projection in the published form.
         repeated: behind another layer; the published form then takes the maps as they are in the top-down path.
-        end_level: level at which the graph ends.
-        preactivation: hand out the nodes' outputs before ReLU.
-        rectify_input: whether the published form rectifies the maps that come in; needless on maps that leave a ReLU.
-        checkpoint: keep a few maps a level for the backward pass, and make the others again there.
     """
 
     def __init__(
@@ -98,11 +91,8 @@ class BiFPNcLayer(nn.Module):
         return self
 
     def _prepare_scales(self) -> None:
-        """Say what each fusion coefficient scales, as the constant matrices of `_scales`.
-
-        A coefficient goes into the batch normalisation before it, for its channels, where it costs no pass over a map;
-        where there is none, it multiplies the map.
-        """
+        """Make the constant matrices of `_scales`, which say what each fusion coefficient scales."""
+        # a coefficient goes into the batch normalisation before it, where it costs no pass over a map; else on the map
         weights = [node.fusion_weights for node in (*self.td_nodes.values(), *self.bu_nodes.values())]
         one = sum(map(len, weights))  # number of a coefficient that is 1; those before it are the nodes'
         numbers = iter(range(one))
@@ -137,11 +127,8 @@ class BiFPNcLayer(nn.Module):
         self._in_norms, self._on_maps = {key: len(numbers) for key, numbers in in_norms.items()}, [*on_maps]
 
     def _scales(self) -> dict[tuple[str, int], Any]:
-        """Return what each fusion coefficient scales, times it: a norm's weight and bias [C], or for a map, itself.
-
-        The coefficients ``relu(w) / (sum relu(w) + eps)`` of all nodes, and all that they scale, take one operation
-        each: a node at a time, these small ones are more than all others of a step.
-        """
+        """Return what each fusion coefficient scales, times it: a norm's weight and bias [C], or for a map, itself."""
+        # relu(w) / (sum relu(w) + eps) of all nodes at once: one at a time they are most of a step's operations
         weights = [node.fusion_weights for node in (*self.td_nodes.values(), *self.bu_nodes.values())]
         norms = [self._norm(*key) for key in self._in_norms]
         sizes = [*self._in_norms.values()]
@@ -165,9 +152,9 @@ class BiFPNcLayer(nn.Module):
         return getattr(module, "project", module).bn
 
     def output_norm(self, level: int) -> nn.Module:
-        """The batch normalisation whose output is the pre-activation of ``level``."""
+        """Batch normalisation whose output is the pre-activation of ``level``."""
         nodes = self.bu_nodes if 0 < level <= self.end_level else self.td_nodes
-        return nodes[str(level)].norm  # type: ignore[return-value]
+        return nodes[str(level)].convs[-1].bn  # type: ignore[union-attr, index, return-value]
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps [B, c_i, H_i, W_i] -> as many maps [B, d_i, H_i, W_i], rectified unless ``preactivation``."""
@@ -204,10 +191,7 @@ class BiFPNcLayer(nn.Module):
         return F.relu(x, inplace=not self.preactivation)
 
     def _lateral_terms(self, level: int, feat: Tensor, scales: dict[tuple[str, int], Any]) -> tuple[Tensor, Any]:
-        """Return what the level's map gives to its top-down and its bottom-up node, [B, d_i, H_i, W_i] each.
-
-        Without a top-down node the term is the lateral itself, without a bottom-up node it is None.
-        """
+        """Return what a level's map gives to its top-down node (the lateral without one) and bottom-up node (None)."""
         feat = fast_layout(F.relu(feat) if self.rectify_input else feat)
         lateral: Any = self._lateral(level)
         if self.published and not self.repeated:
@@ -254,10 +238,6 @@ class SelfTeacherNeck(nn.Module):
         checkpoint: keep less for the backward pass and compute it again there; results and statistics stay. Not for the
             segmentors' forms.
 
-    Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range.
-
     >>> import torch
     >>> neck = SelfTeacherNeck([8, 16, 32], width=2)
     >>> feats = [torch.rand(2, c, s, s) for c, s in zip([8, 16, 32], [8, 4, 2])]
@@ -303,10 +283,9 @@ class SelfTeacherNeck(nn.Module):
             self.layers = nn.Sequential(self._make_bifpn(channels, depth, repeat))
             return
         depth = check_positive_int("depth", DEFAULT_DEPTH[variant] if depth is None else depth)
-        layers = []
-        for index in range(repeat):
-            is_last = index == repeat - 1
-            layers.append(
+        last = repeat - 1
+        self.layers = nn.Sequential(
+            *(
                 BiFPNcLayer(
                     self.out_channels if index else self.in_channels,
                     self.out_channels,
@@ -314,13 +293,14 @@ class SelfTeacherNeck(nn.Module):
                     variant=variant,
                     constant_width=constant_width,
                     repeated=index > 0,
-                    end_level=self.end_level if is_last else num_levels - 1,
-                    preactivation=preactivation and is_last,
+                    end_level=self.end_level if index == last else num_levels - 1,
+                    preactivation=preactivation and index == last,
                     rectify_input=rectify_input,
                     checkpoint=checkpoint,
                 )
+                for index in range(repeat)
             )
-        self.layers = nn.Sequential(*layers)
+        )
 
     def _make_bifpn(self, channels: str | int, depth: int | None, repeat: int) -> BiFPN:
         if not isinstance(channels, int):
@@ -338,7 +318,7 @@ class SelfTeacherNeck(nn.Module):
         return BiFPN(self.in_channels, channels, num_levels, repeat=repeat, variant=form, end_level=self.end_level)
 
     def output_norms(self) -> list[nn.Module]:
-        """The batch normalisation behind each level's pre-activation (overhaul distillation reads its margins there).
+        """Batch normalisation behind each level's pre-activation, where overhaul distillation reads its margins.
 
         Raises:
             ValueError: for a graph that does not end at the last level, or a segmentor's variant.
@@ -355,7 +335,6 @@ class SelfTeacherNeck(nn.Module):
         """Maps [B, c_i, H_i, W_i] -> as many refined maps [B, d_i, H_i, W_i].
 
         Raises:
-            TypeError: if ``feats`` is not a list of tensors.
             ValueError: if the maps disagree with ``in_channels``, or hold one value a channel in train mode.
         """
         name = type(self).__name__

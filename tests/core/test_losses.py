@@ -127,26 +127,21 @@ def reference_norms(arrays):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("margins", ["published", "current"])
-def test_overhaul_equals_reference(mode, margins):
+def test_overhaul_equals_reference(mode):
     arrays = load("od_loss")
-    loss = OverhaulLoss([8, 16, 32], reference_norms(arrays), margins=margins)
-    for i, margin in enumerate(loss.level_margins()):
-        assert_close(margin, arrays[f"margin.{i}"], TOL)
+    loss = OverhaulLoss([8, 16, 32], reference_norms(arrays))
+    for i in range(3):
+        assert_close(loss.state_dict()[f"margin{i}"], arrays[f"margin.{i}"], TOL)
     check_regression_loss(loss, arrays, mode, 0.01, leaves(arrays, "feat_t"))
 
 
-def test_overhaul_margins_frozen_or_current():
-    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
-    frozen, current = (OverhaulLoss([2, 2], norms, margins=form) for form in ("published", "current"))
+def test_overhaul_margins_stay_as_they_were_when_the_loss_was_built():
+    norm = nn.BatchNorm2d(4)
+    loss = OverhaulLoss([2], [norm])
     with torch.no_grad():
-        norms[0].bias.fill_(0.5)
-    default = float(load("od_loss")["margin_default_bn"])
-    torch.testing.assert_close(frozen.level_margins()[0], torch.full((4,), default))
-    torch.testing.assert_close(current.level_margins()[0], overhaul_margin(torch.ones(4), torch.full((4,), 0.5)))
-    assert current.level_margins()[0][0] != frozen.level_margins()[0][0]
-    # the norms belong to the self-teacher: the loss neither saves nor trains them
-    assert not any("norms" in name for name in current.state_dict())
+        norm.bias.fill_(0.5)
+    torch.testing.assert_close(loss.margin0, torch.full((4,), float(load("od_loss")["margin_default_bn"])))
+    assert overhaul_margin(norm.weight, norm.bias)[0] != loss.margin0[0]
 
 
 def test_segmentation_losses_equal_reference():
@@ -319,7 +314,6 @@ def test_a_weight_rounds_no_earlier_than_the_product_in_half_precision():
             lambda: FRSKDLoss(feature_loss=HintLoss([4], [8]), feature_reduction="batchmean"),
             "belongs to the attention transfer, got `feature_loss=HintLoss`",
         ),
-        (lambda: OverhaulLoss([8], [nn.BatchNorm2d(4)], margins="fresh"), "`margins` must be one of"),
         (
             lambda: attention_transfer_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)),
             r"must agree in B, H and W, got \[2, 3, 4, 4\] of the student and \[2, 3, 2, 2\]",
