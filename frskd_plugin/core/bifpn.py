@@ -111,8 +111,8 @@ class BiFPN(nn.Module):
     with stride 2 (EfficientDet). Maps that form a pyramid of ``channels`` channels already are taken as they are.
 
     Args:
-        in_channels: channels of the maps that come in, highest resolution first.
-        channels: channels of every map that goes out (64 for EfficientDet-d0, 88 for d1).
+        in_channels: of the maps that come in, highest resolution first.
+        channels: of every map that goes out (64 for EfficientDet-d0, 88 for d1).
         num_levels: levels of the pyramid. None means six (P2..P7), or one a map where the maps are a pyramid already.
         repeat: number of layers.
         variant: 'efficientdet' or 'published' (the authors' code: no 3x3 convolutions, plain sums).

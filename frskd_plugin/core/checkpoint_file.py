@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
@@ -132,7 +132,7 @@ def _stands_for(*names: str) -> Callable[[T], T]:
 
     def register(ours: T) -> T:
         for name in names:
-            known: Any = ours if isinstance(ours, type) else functools.partial(ours)  # type: ignore[operator]
+            known: Any = ours if isinstance(ours, type) else functools.partial(cast(Any, ours))
             known.__module__, _, known.__qualname__ = name.rpartition(".")
             known.__name__ = known.__qualname__
             _KNOWN.append(known)

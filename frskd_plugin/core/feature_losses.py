@@ -21,11 +21,8 @@ REDUCTIONS = ("mean", "batchmean")
 def attention_map(feat: Tensor) -> Tensor:
     """Channel mean of the squares, normalised to unit L2 norm over the positions (phi of Eq. 3).
 
-    Computed in float32 at least, so that half-precision maps cannot overflow. A map of zeros stays zero, and so does
-    its gradient.
-
-    Args:
-        feat: [B, C, H, W].
+    [B, C, H, W] -> [B, H * W], in float32 at least, so that half-precision maps cannot overflow. A map of zeros stays
+    zero, and so does its gradient.
 
     >>> import torch
     >>> attention_map(torch.tensor([[[[0.0, 2.0], [0.0, 0.0]]]])).tolist()
@@ -106,10 +103,8 @@ def attention_transfer_loss(
 
     >>> import torch
     >>> one, other = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[5.0, 0.0]]]])
-    >>> attention_transfer_loss(one, other).item(), round(attention_transfer_loss(one, other, "equations").item(), 4)
-    (1.0, 1.4142)
-    >>> attention_transfer_loss(one, other, reduction="batchmean").item()
-    2.0
+    >>> attention_transfer_loss(one, other).item(), attention_transfer_loss(one, other, reduction="batchmean").item()
+    (1.0, 2.0)
     """
     return AttentionTransferLoss(variant, reduction)([feat], [refined_feat])
 
@@ -123,11 +118,7 @@ class AttentionTransferLoss(nn.Module):
         self.reduction = check_one_of("reduction", reduction, REDUCTIONS)
 
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
-        """Maps [B, C_i, H_i, W_i] and [B, D_i, H_i, W_i] -> scalar.
-
-        Raises:
-            ValueError: if the numbers of levels differ.
-        """
+        """Maps [B, C_i, H_i, W_i] and [B, D_i, H_i, W_i] -> scalar; ValueError if they disagree."""
         return torch.stack(self.levels(feats, refined_feats)).sum()
 
     def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
@@ -175,11 +166,7 @@ class _RegressionLoss(nn.Module):
                 nn.init.normal_(conv.weight, std=(2.0 / conv.out_channels) ** 0.5)
 
     def forward(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> Tensor:
-        """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar.
-
-        Raises:
-            ValueError: if maps disagree with the channels given.
-        """
+        """Maps [B, c_i, H_i, W_i] and [B, d_i, H_i, W_i] (no gradient) -> scalar; ValueError if they disagree."""
         return torch.stack(self.levels(feats, refined_feats)).sum()
 
     def levels(self, feats: Sequence[Tensor], refined_feats: Sequence[Tensor]) -> list[Tensor]:
@@ -201,9 +188,6 @@ class HintLoss(_RegressionLoss):
     Args:
         in_channels: channels of the student's maps.
         refined_channels: channels of the refined maps (`SelfTeacherNeck.out_channels`).
-
-    Raises:
-        ValueError: if the two lists differ in length.
     """
 
     def __init__(self, in_channels: Sequence[int], refined_channels: Sequence[int]) -> None:
@@ -227,12 +211,9 @@ def overhaul_margin(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def overhaul_loss(regressed: Tensor, refined_feat: Tensor, margin: Tensor) -> Tensor:
-    """Partial L2 distance of one level, summed over elements, mean over the batch.
+    """Partial L2 distance of a regressed map and a pre-activation (no gradient), both [B, D, H, W]; margin [D].
 
-    Args:
-        regressed: regressed student map [B, D, H, W].
-        refined_feat: the self-teacher's pre-activation [B, D, H, W]; gets no gradient.
-        margin: [D], see `overhaul_margin`.
+    The sum over the elements, mean over the batch.
 
     >>> import torch
     >>> student, teacher = torch.tensor([-2.0, 1.0]).view(1, 2, 1, 1), torch.tensor([-9.0, 3.0]).view(1, 2, 1, 1)
@@ -256,9 +237,6 @@ class OverhaulLoss(_RegressionLoss):
     Args:
         in_channels: channels of the student's maps.
         norms: the batch normalisation behind each refined map (`SelfTeacherNeck.output_norms`).
-
-    Raises:
-        ValueError: if ``in_channels`` and ``norms`` differ in length.
     """
 
     def __init__(self, in_channels: Sequence[int], norms: Sequence[nn.Module]) -> None:

@@ -29,12 +29,10 @@ class FRSKDLoss(nn.Module):
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations' (Eq. 3, 4).
         feature_loss: takes (feats, refined_feats) and gives a scalar; None is `AttentionTransferLoss`.
         feature_reduction: of the attention transfer: 'mean' (the authors' code, which the paper's beta belongs to) or
-            'batchmean', which does not depend on the resolution and wants another beta, see `attention_transfer_loss`.
-        soft_label: how the classifiers turn logits into probabilities: 'softmax' over the classes
-            (`soft_label_loss`), or 'sigmoid', each class on its own (`binary_soft_label_loss`: one logit, multi-label,
-            detectors with focal loss). 'auto' takes 'sigmoid' for one logit; methods, segmentors and detectors choose
-            for it by their own criterion. A sigmoid's sum is divided by the number of positions or, for logits
-            [B, K, N] of N anchors, by `expected_foreground`.
+            'batchmean', see `attention_transfer_loss`.
+        soft_label: 'softmax' over the classes (`soft_label_loss`), or 'sigmoid', each class on its own
+            (`binary_soft_label_loss`: one logit, multi-label, detectors with focal loss). 'auto' takes 'sigmoid' for
+            one logit; methods, segmentors and detectors choose for it by their own criterion.
         schedule: of ``factor``: 'constant'; 'linear' or 'rampup', see `scheduled_factor`, driven by `set_progress`; or
             'gate', an extension of the paper: both terms are multiplied by a `Gate`, which is open as far as the
             self-teacher is ahead of the student.
@@ -87,7 +85,7 @@ class FRSKDLoss(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """Weight of the soft labels; may be set at any time of a training."""
+        """Weight of the soft labels."""
         return self._alpha.value
 
     @alpha.setter
@@ -96,7 +94,7 @@ class FRSKDLoss(nn.Module):
 
     @property
     def beta(self) -> float:
-        """Weight of the feature distillation; may be set at any time of a training."""
+        """Weight of the feature distillation."""
         return self._beta.value
 
     @beta.setter
@@ -105,10 +103,7 @@ class FRSKDLoss(nn.Module):
 
     @property
     def factor(self) -> float:
-        """Multiply both terms; may be set at any time of a training, 0 skips their computation.
-
-        A schedule that follows the progress sets it anew with each `set_progress`.
-        """
+        """Factor on both terms; a schedule that follows the progress sets it anew with each `set_progress`."""
         return self._factor.value
 
     @factor.setter
@@ -122,24 +117,11 @@ class FRSKDLoss(nn.Module):
         return self.schedule in ("linear", "rampup") or self.warmup > 0
 
     def set_progress(self, step: float, total: float) -> None:
-        """Set the factor for the progress of a training; a constant schedule leaves it as it is.
-
-        Args:
-            step: epochs or steps trained so far.
-            total: epochs or steps in all.
-
-        Raises:
-            ValueError: if ``total`` is not above 0.
-        """
+        """Set the factor for ``step`` of ``total`` epochs or steps; a constant schedule leaves it as it is."""
         if not total > 0:
             raise ValueError(f"`total` counts the epochs or steps of the training and must be > 0, got {total}.")
         if self.follows_progress:
             self.factor = scheduled_factor(self.schedule, self.warmup, step / total)
-
-    @property
-    def active(self) -> bool:
-        """True while any term is computed."""
-        return self._factor.on and (self._alpha.on or self._beta.on)
 
     def forward(
         self,
@@ -203,17 +185,12 @@ def _gated(loss: Tensor, gate: Tensor | None) -> Tensor:
 def own_losses(distill: nn.Module, student: Any, teacher: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the argument ``own_losses`` of distillation terms with a gate; nothing for others.
 
-    Args:
-        distill: `FRSKDLoss`, or a module of the user's in its place.
-        student: its loss, or a dict of losses as OpenMMLab's heads give them: entries with ``loss`` in their name
-            count, a list of them for each of its parts.
-        teacher: the same of the self-teacher.
+    ``student`` and ``teacher`` are each a loss, or a dict of losses as OpenMMLab's heads give them: entries with
+    ``loss`` in their name count, a list of them for each of its parts.
 
     >>> losses = {"loss_cls": [torch.tensor(1.0), torch.tensor(2.0)], "loss_bbox": torch.ones(4), "acc": torch.ones(1)}
     >>> own_losses(FRSKDLoss(schedule="gate"), losses, torch.tensor(3.0))
     {'own_losses': (tensor(4.), tensor(3.))}
-    >>> own_losses(FRSKDLoss(), losses, torch.tensor(3.0))
-    {}
     """
     if getattr(distill, "gate", None) is None:
         return {}
@@ -227,18 +204,7 @@ def _sum_of(losses: Any) -> Tensor:
 
 
 def zero_loss(like: Tensor, module: nn.Module) -> Tensor:
-    """A loss of zero that keeps a module's parameters in the graph: DDP stops where one gets no gradient.
-
-    Args:
-        like: any tensor of the dtype and device of the loss.
-        module: its trained parameters get a gradient of zeros.
-
-    >>> import torch
-    >>> layer = nn.Linear(2, 1)
-    >>> zero_loss(torch.ones(1), layer).backward()
-    >>> layer.weight.grad
-    tensor([[0., 0.]])
-    """
+    """A loss of zero that gives a module's parameters a gradient of zeros: DDP stops where one gets none."""
     # sums of nothing: 0 times a parameter would not be 0 where that is infinite
     nothing = [p.flatten()[:0].sum().to(like) for p in module.parameters() if p.requires_grad]
     return sum(nothing, start=like.new_zeros(()))

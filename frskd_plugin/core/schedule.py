@@ -25,13 +25,7 @@ def sigmoid_rampup(current: float, length: float) -> float:
 def distill_factor(step: int, begin: int, end: int) -> float:
     """Factor on alpha and beta at a zero-based epoch or iteration: 0 before ``begin``, then a ramp to 1 at ``end``.
 
-    Args:
-        step: zero-based epoch or iteration.
-        begin: steps of warm-up without distillation (40 in the paper's segmentation).
-        end: steps in all (60).
-
-    Raises:
-        ValueError: for a ramp that ends before it begins.
+    The paper's segmentation has ``begin=40`` and ``end=60`` epochs.
 
     >>> distill_factor(39, 40, 60), round(distill_factor(40, 40, 60), 4), distill_factor(59, 40, 60)
     (0.0, 0.011, 1.0)
@@ -47,11 +41,8 @@ SCHEDULES = ("constant", "linear", "rampup", "gate")
 def scheduled_factor(schedule: str, warmup: float, progress: float) -> float:
     """Return the factor on the distillation at a share of the training: 0 before ``warmup``, then as scheduled.
 
-    Args:
-        schedule: 'linear' and 'rampup' (``exp(-5 (1 - t)^2)``) grow over all that follows the warm-up, to 1 at the end
-            of the training; the others are 1 there.
-        warmup: share of the training without distillation, 0..1.
-        progress: share of the training that is done; more than 1 is 1.
+    'linear' and 'rampup' (``exp(-5 (1 - t)^2)``) grow over all that follows the warm-up, to 1 at the end of the
+    training; the others are 1 there. ``warmup`` and ``progress`` are shares of the training.
 
     >>> [scheduled_factor("linear", 0.5, done) for done in (0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.0, 0.5, 1.0]
@@ -100,18 +91,15 @@ class ScheduledWeight(nn.Module):
         self.set(value)
 
     def set(self, value: float) -> None:
-        """Change the number."""
         self.value, self.on = float(value), value > 0
         self.tensor.fill_(value)
 
     def forward(self, loss: Tensor) -> Tensor:
-        """Return a scalar loss times the weight, in the loss's dtype."""
         # like a Python number, it does not round to half precision before the product
         dtype = torch.promote_types(loss.dtype, torch.float32)
         return (loss * self.tensor.to(dtype)).to(loss.dtype)
 
     def extra_repr(self) -> str:
-        """Show the number."""
         return f"{self.value:g}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScheduledWeight:

@@ -20,27 +20,12 @@ SOFT_LABELS = ("auto", "softmax", "sigmoid")
 NORMALIZERS = ("auto", "positions", "foreground")
 # criteria of torch and timm that decide each class on its own, by the names of class or function
 SIGMOID_CRITERIA = frozenset(
-    {
-        "BCEWithLogitsLoss",
-        "MultiLabelSoftMarginLoss",
-        "SoftMarginLoss",
-        "BinaryCrossEntropy",
-        "AsymmetricLossMultiLabel",
-        "binary_cross_entropy_with_logits",
-        "multilabel_soft_margin_loss",
-        "soft_margin_loss",
-        "sigmoid_focal_loss",
-    }
+    "BCEWithLogitsLoss MultiLabelSoftMarginLoss SoftMarginLoss BinaryCrossEntropy AsymmetricLossMultiLabel "
+    "binary_cross_entropy_with_logits multilabel_soft_margin_loss soft_margin_loss sigmoid_focal_loss".split()
 )
 SOFTMAX_CRITERIA = frozenset(
-    {
-        "CrossEntropyLoss",
-        "LabelSmoothingCrossEntropy",
-        "SoftTargetCrossEntropy",
-        "JsdCrossEntropy",
-        "AsymmetricLossSingleLabel",
-        "cross_entropy",
-    }
+    "CrossEntropyLoss LabelSmoothingCrossEntropy SoftTargetCrossEntropy JsdCrossEntropy AsymmetricLossSingleLabel "
+    "cross_entropy".split()
 )
 # of a piece of one resized map: on a CPU what lies in the cache of a core, elsewhere what keeps the device busy
 CPU_PIECE_BYTES, PIECE_BYTES = 2**21, 2**26
@@ -118,11 +103,8 @@ def mean_prediction(logits: Tensor, other_logits: Tensor, soft_label: str = "aut
 def expected_foreground(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     """Sum of each position's top class probability, at least 1: how many positions show an object by these logits.
 
-    A smooth, label-free stand-in for the number of positive positions, by which dense heads divide their own loss.
-
-    Args:
-        logits: [B, K, ...], before the sigmoid.
-        valid: bool [B, ...], the positions that count.
+    A smooth, label-free stand-in for the number of positive positions, by which dense heads divide their own loss, of
+    logits [B, K, ...] and the positions ``valid`` [B, ...] that count.
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -156,9 +138,6 @@ def binary_soft_label_loss(
         normalize: 'foreground'; 'positions' for the mean over batch and positions; or 'auto', 'foreground' for logits
             [B, K, N] of N anchors and 'positions' for all others.
         valid: bool [B, ...], the positions that count, in the sum and in the divisor.
-
-    Raises:
-        ValueError: if the shapes differ.
 
     >>> import torch
     >>> student, teacher = torch.zeros(1, 2, 1), torch.tensor([[[0.0], [1.0]]])
@@ -247,8 +226,7 @@ def resized_soft_label_loss(
         valid: bool [B, H, W] of that size, the positions that count.
 
     Raises:
-        TypeError: if ``rows`` is not an int.
-        ValueError: if the logits are not maps of one batch and the same classes, or ``rows`` is below 1.
+        ValueError: if the logits are not maps of one batch and the same classes.
     """
     _check_maps(student_logits, teacher_logits, size, valid)
     (batch, classes), (height, width) = student_logits.shape[:2], size
@@ -307,9 +285,6 @@ class SoftLabelLoss(nn.Module):
         soft_label: 'softmax' (`soft_label_loss`), 'sigmoid' (`binary_soft_label_loss`), or 'auto', 'sigmoid' for one
             logit and 'softmax' for more.
         normalize: of 'sigmoid', see `binary_soft_label_loss`.
-
-    Raises:
-        ValueError: for a temperature that is not positive, or an unknown variant, soft label or normalisation.
     """
 
     def __init__(

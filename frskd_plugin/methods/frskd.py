@@ -130,8 +130,7 @@ class FRSKD(Method):
             with what `set_progress` tells, and is 0.3 where that is never called.
         width: the self-teacher's channels are ``width`` times the student's, at each level (the paper: 2). 'auto' takes
             2, 1, or 1 with a limit to the channels, whatever keeps its MACs within ``max_share`` of the student's.
-        max_share: for ``width='auto'``, the limit of self-teacher's MACs / student's MACs; None is 0.75, and 8 channels
-            a level where even these cost more.
+        max_share: that limit; None is 0.75, and 8 channels a level where even these cost more.
         max_channels: upper limit of the self-teacher's channels at any level.
         channels: 'scaled' is BiFPNc; an int D is Table 6's BiFPN with D channels at every level, and ``width`` is not
             used.
@@ -140,16 +139,13 @@ class FRSKD(Method):
         variant: 'published' (the authors' code, which the paper's alpha and beta belong to) or 'equations'.
         rectify_input: see `SelfTeacherNeck`.
         checkpoint_teacher: keep less of the self-teacher for the backward pass, and compute it again there.
-        feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (FitNet, `HintLoss`) and
-            'overhaul' (`OverhaulLoss`, between the maps before their ReLU; a student's map that leaves none is taken
-            as it is), or a module that takes (feats, refined_feats) and gives a scalar.
+        feature_loss: 'attention' (the paper's, `AttentionTransferLoss`), Table 5's 'hint' (`HintLoss`) and 'overhaul'
+            (`OverhaulLoss`, between the maps before their ReLU, or as they are where they leave none), or a module
+            that takes (feats, refined_feats) and gives a scalar.
         feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', see
             `attention_transfer_loss`.
         soft_label: see `choose_soft_label`.
 
-    Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for arguments out of range, or fewer than two feature maps.
     """
 
     least_maps = 2

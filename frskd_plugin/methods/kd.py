@@ -47,14 +47,13 @@ class KD(Method):
         beta: weight of the feature loss; None is 100 for 'hint', 1000 for 'attention', 0.001 for 'overhaul'.
         student_mean: mean of each channel, in 0..1, that the images of a batch are normalised with; None is that of the
             student's ``pretrained_cfg`` (`TimmClassifier`: of the data preprocessor). Where the teacher's mean or std
-            differ (`FrozenTeacher`), its images are changed to them; where they are not known, they stay.
+            are known and differ (`FrozenTeacher`), its images are changed to them.
         student_std: their std, likewise.
         soft_label: see `choose_soft_label`.
 
     Raises:
         TypeError: the teacher is no module.
-        ValueError: a teacher whose classes or maps do not fit the student's, a map of it that no batch normalisation
-            makes with 'overhaul', or a setting out of range.
+        ValueError: a teacher whose classes or maps do not fit the student's, or with 'overhaul' have no normalisation.
     """
 
     capturable = True

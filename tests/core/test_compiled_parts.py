@@ -90,14 +90,6 @@ def test_other_sizes_run_as_they_are_unless_all_are_asked_for(model: Net) -> Non
     assert backend.calls == 5
 
 
-def test_the_model_itself(model: Net) -> None:
-    backend = Backend()
-    compiled = CompiledParts(model, [""], backend=backend)
-    model(torch.randn(2, 2, 4, 4))
-    assert backend.calls == 1
-    compiled.restore()
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_runs_its_own_weights_as_they_are(model: Net, copied: Callable[[Net], Net]) -> None:
     x, backend = torch.randn(2, 2, 4, 4), Backend()

@@ -30,12 +30,6 @@ def test_equals_reference(name, mode, dtype):
         check_reference(NECKS[name](), dict(arrays), mode, dtype)
 
 
-def test_channels_last_equals_reference():
-    with np.load(DATA / "bifpnc_d2.npz") as arrays:
-        teacher = SelfTeacher([8, 16, 32], num_classes=10).to(memory_format=torch.channels_last)
-        check_reference(teacher, dict(arrays), "train", torch.float64)
-
-
 def test_preactivations_equal_reference():
     arrays = dict(np.load(DATA / "bifpnc_4lvl.npz"))
     teacher = SelfTeacher([8, 16, 32, 64], num_classes=10, preactivation=True).double()

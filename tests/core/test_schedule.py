@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from frskd_plugin.core import FRSKDLoss
-from frskd_plugin.core.schedule import Gate
 
 FEATS, REFINED = [torch.rand(2, 3, 4, 4)], [torch.rand(2, 6, 4, 4)]
 LOGITS = torch.randn(2, 5), torch.randn(2, 5)
@@ -109,16 +108,6 @@ def test_gate_is_in_the_checkpoint_and_goes_on_exactly_and_others_have_no_keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert list(loss.state_dict()) == ["gate.mean"]
     assert not FRSKDLoss(schedule="rampup", warmup=0.5).state_dict()
-
-
-def test_gate_is_compiled_once_in_one_graph() -> None:
-    graphs = []
-    gate, plain = Gate(), Gate()
-    compiled = torch.compile(gate, backend=lambda graph, inputs: graphs.append(1) or graph.forward, fullgraph=True)
-    for lead in (4.0, 2.0, 8.0):
-        own = torch.tensor(lead), torch.tensor(1.0)
-        assert compiled(*own) == plain(*own)
-    assert gate.mean == plain.mean > 0 and len(graphs) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.helpers.toy_classifier import ToyClassifier, toy_batch
 
 SETTINGS: dict[str, dict[str, Any]] = {"ps_kd": {"num_samples": 8}, "one": {"rampup_epochs": 10}}
 CASES = [(name, SETTINGS.get(name, {})) for name in method_names()]
-CASES += [("kd", {"feature_loss": "overhaul"}), ("frskd", {"feature_loss": "overhaul", "beta": 0.1, "width": 1})]
+CASES.append(("kd", {"feature_loss": "overhaul"}))
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{n}-{'-'.join(map(str, s.values()))}" for n, s in CASES])

@@ -34,11 +34,40 @@ def test_soft_labels_of_a_masked_class_are_the_labels_of_the_others():
     assert logits.grad.isfinite().all()
 
 
-class TestBaseline(MethodTester):
+class TargetsTester(MethodTester):
+    """What `wrap` checks for all methods, with labels as they come and made soft."""
+
+    def test_labels_of_any_integer_type_mean_the_same(self):
+        model = self.make()
+        (images, targets), extra = self.batch()
+        expected = self.loss_of(model, (images, targets), extra)
+        for dtype in (torch.uint8, torch.int32):
+            assert self.loss_of(model, (images, targets.to(dtype)), extra) == expected
+
+    def test_targets_that_fit_no_cross_entropy_are_refused(self):
+        model = self.make()
+        (images, targets), extra = self.batch()
+        for wrong, message in (
+            (targets + CLASSES, rf"Labels must be classes 0..{CLASSES - 1} .* got {CLASSES}"),
+            (targets - 1, "Labels must be classes .* got -1"),
+            (targets[:-2], r"a target for each of the \d+ images, got \[\d+\]"),
+            (targets.float(), r"takes labels \[B\] \(integers\) or soft labels"),
+            (F.one_hot(targets, CLASSES + 1).float(), r"got torch.float32 \[\d+, 6\]"),
+            (targets.tolist(), "Targets are a tensor, .* got list"),
+        ):
+            with pytest.raises((ValueError, TypeError), match=message):
+                model(images, wrong, **extra)
+        with pytest.raises(ValueError, match="The batch is empty"):
+            model(images[:0], targets[:0], **extra)
+        with pytest.raises(ValueError, match=r"`loss_\w*` must be a scalar tensor, got shape .*reduction='mean'"):
+            self.make(criterion=torch.nn.CrossEntropyLoss(reduction="none"))(images, targets, **extra)
+
+
+class TestBaseline(TargetsTester):
     method = "baseline"
 
 
-class TestLabelSmoothing(MethodTester):
+class TestLabelSmoothing(TargetsTester):
     method = "label_smoothing"
 
     def test_loss_is_the_formula(self):
@@ -48,10 +77,6 @@ class TestLabelSmoothing(MethodTester):
         for targets, hard in ((TARGETS, y), (y.flip(0), y.flip(0))):
             losses = method(lambda _: (feats, logits), None, targets, F.cross_entropy)
             check_terms(losses, {"loss_ce": ce(logits, 0.8 * hard + 0.2 / CLASSES)})
-
-    def test_refusals(self):
-        with pytest.raises(ValueError, match="`smoothing` is a share of the label .*got 1"):
-            self.make(smoothing=1)
 
 
 class TestSAD(MethodTester):
@@ -85,12 +110,6 @@ class TestSAD(MethodTester):
         model.method.set_progress(3, 10)
         assert model(*args)["loss_attention"] > 0
 
-    def test_refusals(self):
-        with pytest.raises(ValueError, match="`weight` weighs a loss and must be >= 0, got -1"):
-            self.make(weight=-1)
-        with pytest.raises(ValueError, match="`start_epoch` counts epochs from 0, got -2"):
-            self.make(start_epoch=-2)
-
 
 class TestBYOT(MethodTester):
     method = "byot"
@@ -117,12 +136,6 @@ class TestBYOT(MethodTester):
         )
         (losses["loss_kd"] + losses["loss_feat"]).backward()
         assert logits.grad is None and feats[2].grad is None and feats[0].grad is not None
-
-    def test_refusals(self):
-        with pytest.raises(ValueError, match="`alpha` is the share of the soft labels .*got 2"):
-            self.make(alpha=2)
-        with pytest.raises(ValueError, match="`form` must be one of 'reimplementation', 'authors', got 'paper'"):
-            self.make(form="paper")
 
 
 class TestBYOTOfTheAuthors(FormTester):
@@ -177,8 +190,35 @@ class TestSLASD(MethodTester):
         rotated = rotate_images(images.contiguous(memory_format=torch.channels_last))
         assert rotated.is_contiguous(memory_format=torch.channels_last) and torch.equal(rotated, rotate_images(images))
 
-    def test_refusals(self):
+    def test_images_that_are_not_square_are_refused(self):
         with pytest.raises(ValueError, match=r"need square images \[B, C, S, S\], got \[2, 3, 16, 12\]"):
-            self.make()(torch.randn(2, 3, 16, 12), torch.tensor([0, 1]))
-        with pytest.raises(ValueError, match="`temperature` divides the logits"):
-            self.make(temperature=0)
+            rotate_images(torch.randn(2, 3, 16, 12))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("label_smoothing", {"smoothing": 1}, "`smoothing` is a share of the label .*got 1"),
+        ("sad", {"weight": -1}, "`weight` weighs a loss and must be >= 0, got -1"),
+        ("sad", {"start_epoch": -2}, "`start_epoch` counts epochs from 0, got -2"),
+        ("byot", {"alpha": 2}, "`alpha` is the share of the soft labels .*got 2"),
+        ("byot", {"form": "paper"}, "`form` must be one of 'reimplementation', 'authors', got 'paper'"),
+        ("one", {"num_branches": 1}, "`num_branches` must be >= 2"),
+        ("one", {"rampup_epochs": -1}, "`rampup_epochs` counts epochs from 0, got -1"),
+        ("sla_sd", {"temperature": 0}, "`temperature` divides the logits"),
+        ("ps_kd", {"num_samples": 9, "alpha": 1.5}, "`alpha` is the share of earlier predictions"),
+        ("ps_kd", {}, "'ps_kd' needs the setting 'num_samples'"),
+        ("frskd_sla", {"betta": 1}, "'frskd_sla' has no setting 'betta'; its settings are: .*single_pass.*feature"),
+        ("frskd", {"feature_loss": "fit"}, "`feature_loss` must be one of 'attention', 'hint', 'overhaul', got 'fit'"),
+        ("frskd", {"feature_loss": "hint", "beta": 0}, "'hint'` has weights of its own, which `beta=0` leaves"),
+        (
+            "frskd",
+            {"feature_loss": "hint", "beta": 1.0, "feature_reduction": "batchmean"},
+            "belongs to the attention transfer, got `feature_loss=HintLoss`",
+        ),
+        ("frskd", {"feature_reduction": "sum"}, "`feature_reduction` must be one of 'mean', 'batchmean'"),
+    ],
+)
+def test_bad_settings(method, settings, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_double(method, fake_student()[0], **settings)
