@@ -73,7 +73,7 @@ class FRSKDSLA(FRSKD):
         refined, all_teacher_logits = self.run_self_teacher(feats)
         if self.single_pass:
             logits, teacher_logits = all_logits[::ROTATIONS], all_teacher_logits[::ROTATIONS]
-            all_maps, all_refined = maps, refined
+            all_maps, all_refined = maps, list(refined)
         else:
             all_maps = [torch.cat(pair) for pair in zip(plain_maps, maps, strict=True)]
             all_refined = [torch.cat(pair) for pair in zip(plain_refined, refined, strict=True)]
