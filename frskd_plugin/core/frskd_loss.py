@@ -42,9 +42,7 @@ class FRSKDLoss(nn.Module):
         gate: the `Gate`; None where ``schedule`` is another.
 
     Raises:
-        ValueError: for a negative weight, a temperature that is not positive, an unknown variant, reduction, soft label
-            or schedule, a ``warmup`` that is no share, or a ``feature_reduction`` beside a ``feature_loss`` that has
-            its own.
+        ValueError: for a setting out of range, or a ``feature_reduction`` beside a ``feature_loss``.
 
     >>> import torch
     >>> loss = FRSKDLoss(alpha=2, beta=100, temperature=4)

@@ -133,7 +133,7 @@ def binary_soft_label_loss(
     Args:
         student_logits: [B, K, ...], K classes and any number of positions behind them.
         teacher_logits: the same shape; gets no gradient.
-        temperature: T, divides both logits.
+        temperature: T.
         variant: 'published' or 'equations'.
         normalize: 'foreground'; 'positions' for the mean over batch and positions; or 'auto', 'foreground' for logits
             [B, K, N] of N anchors and 'positions' for all others.
@@ -219,9 +219,8 @@ def resized_soft_label_loss(
         size: height and width at which they are compared.
         temperature: T, divides both logits.
         variant: 'published' or 'equations'.
-        align_corners: of the interpolation.
+        align_corners: of the interpolation; ``teacher_align_corners`` of the teacher's, None is as the student's.
         rows: rows of a piece; None takes about 2 MiB of each map on a CPU, up to 64 MiB elsewhere.
-        teacher_align_corners: of the interpolation of the teacher's logits; None is as the student's.
         soft_label: 'softmax' for `soft_label_loss`, 'sigmoid' for `binary_soft_label_loss` over the positions.
         valid: bool [B, H, W] of that size, the positions that count.
 

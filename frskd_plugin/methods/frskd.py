@@ -145,7 +145,6 @@ class FRSKD(Method):
         feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', see
             `attention_transfer_loss`.
         soft_label: see `choose_soft_label`.
-
     """
 
     least_maps = 2
