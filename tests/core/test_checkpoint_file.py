@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -149,16 +148,6 @@ def test_a_file_that_needs_more_than_data_is_refused(name: str, tmp_path: Path) 
         torch.serialization.add_safe_globals(allowed)
     assert "only tensors and plain data are read" in str(raised.value) and "weights_only=False" in str(raised.value)
     assert "\n" not in str(raised.value) and not RAN
-
-
-def test_nothing_stays_allowed(tmp_path: Path) -> None:
-    before = set(torch.serialization.get_safe_globals())
-    read_checkpoint(saved({"args": argparse.Namespace()}, tmp_path))
-    with pytest.raises(BrokenCheckpointError):
-        read_checkpoint(saved({"x": Call(run_me)}, tmp_path))
-    assert set(torch.serialization.get_safe_globals()) == before
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(saved({"args": argparse.Namespace()}, tmp_path), weights_only=True)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half"])
