@@ -75,19 +75,19 @@ def test_eval_mode_a_block_and_restore_run_as_they_are(model: Net) -> None:
     compiled.restore()
     model(x)
     assert backend.calls == 2 and not any("forward" in vars(module) for module in model.modules())
+    with pytest.raises(ValueError, match=r"Net has no part 'backbone' to compile.*such as neck, heads"):
+        CompiledParts(model, ["backbone"])
 
 
-def test_other_sizes_run_as_they_are_unless_all_are_asked_for(model: Net) -> None:
+@pytest.mark.parametrize(("part", "any_size", "calls"), [("neck", False, 2), ("neck", True, 3), ("", False, 2)])
+def test_other_sizes_run_as_they_are_unless_all_are_asked_for(
+    model: Net, part: str, any_size: bool, calls: int
+) -> None:
     backend = Backend()
-    compiled = CompiledParts(model, ["neck"], backend=backend)
+    CompiledParts(model, [part], backend=backend, any_size=any_size)
     for batch in (2, 3, 2):
         model(torch.randn(batch, 2, 4, 4))
-    assert backend.calls == 2
-    compiled.restore()
-    CompiledParts(model, ["neck"], backend=backend, any_size=True)
-    for batch in (2, 3, 2):
-        model(torch.randn(batch, 2, 4, 4))
-    assert backend.calls == 5
+    assert backend.calls == calls
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -99,9 +99,3 @@ def test_a_copy_runs_its_own_weights_as_they_are(model: Net, copied: Callable[[N
     nn.init.ones_(other.neck[1].bias)
     assert torch.equal(other.neck(x), torch.ones(2, 4, 4, 4)) and backend.calls == 0
     assert not torch.equal(model.neck(x), torch.ones(2, 4, 4, 4)) and backend.calls == 1
-
-
-def test_a_part_that_is_not_there(model: Net) -> None:
-    with pytest.raises(ValueError, match=r"Net has no part 'backbone' to compile.*such as neck, heads"):
-        CompiledParts(model, ["backbone"])
-    assert "forward" not in vars(model)

@@ -30,12 +30,11 @@ def test_values_and_gradients_are_those_of_the_function(dtype):
     total(actual).backward()
     torch.testing.assert_close(y.grad, x.grad)
     assert y.grad.dtype == dtype
-
-
-def test_gradient_goes_on_behind_x_and_by_finite_differences():
-    weight = torch.rand(4, 4, dtype=torch.float64, requires_grad=True)
-    inputs = torch.rand(3, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda w: total(differentiate_immediately(terms, inputs @ w)), (weight,))
+    calls = []  # without gradients the function is simply called
+    differentiate_immediately(lambda z: calls.append(z) or {}, y.detach())
+    with torch.no_grad():
+        differentiate_immediately(lambda z: calls.append(z) or {}, y)
+    assert not calls[0].requires_grad and calls[1] is y
 
 
 def test_only_the_gradients_are_kept():
@@ -57,15 +56,6 @@ def test_half_precision_is_differentiated_in_float32():
     (2.0**16 * found["loss"]).backward()
     assert seen == [torch.float32]
     assert x.grad.item() == pytest.approx(6.5536e-5, rel=1e-3)
-
-
-def test_without_gradients_the_function_is_simply_called():
-    x = torch.rand(2, 2, requires_grad=True)
-    calls = []
-    with torch.no_grad():
-        differentiate_immediately(lambda y: calls.append(y) or {}, x)
-    differentiate_immediately(lambda y: calls.append(y) or {}, x.detach())
-    assert calls[0] is x and len(calls) == 2
 
 
 def test_results_must_be_scalars():

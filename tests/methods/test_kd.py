@@ -124,16 +124,13 @@ class TestKD(MethodTester):
         with pytest.raises(ValueError, match=r"`student_std` must have a number for each of the images' 3 channels"):
             self.make(student_std=[0.5])
 
-    def test_teacher_by_name_and_file(self, tmp_path):
+    def test_teacher_by_name_and_file_or_as_a_module_that_stays_as_it_is(self, tmp_path):
         teacher = make_teacher().eval()
         torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
         model = wrap("kd", teacher={"model_name": "wrn_16_2", "checkpoint": tmp_path / "teacher.pth"})
         images = torch.randn(2, *SIZE)
         assert torch.equal(model.method.teacher(images)[1], teacher(images))
-
-    def test_users_teacher_stays_as_it_is_and_a_module_with_maps_and_logits_is_taken(self):
-        teacher = make_teacher().train()
-        wrap("kd", teacher=teacher).double()
+        wrap("kd", teacher=teacher.train()).double()
         assert teacher.training and all(p.requires_grad and p.dtype == torch.float32 for p in teacher.parameters())
         frozen = FrozenTeacher(make_teacher(), input_size=SIZE)
         assert wrap("kd", teacher=frozen).method.teacher is frozen
