@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import tempfile
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from frskd_plugin.commands.train import main as train
+from tests.helpers.tiny_classification import write_cifar
 
 BATCH, STEPS = 128, 100
 # (network, method, further options): by priority, for the time may end before all are done
@@ -29,22 +28,6 @@ CASES: list[tuple[str, str, tuple[str, ...]]] = [
     ("wrn_16_2", "baseline", ("--cuda-graph", "off")),
     ("wrn_16_2", "baseline", ("--cuda-graph", "on", "--compile")),
 ]
-
-
-def write_noise(root: Path, train_images: int, test_images: int) -> Path:
-    """Write an archive of CIFAR-100's form, with noise for images."""
-    rng, folder = np.random.default_rng(0), root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    for split, count in (("train", train_images), ("test", test_images)):
-        labels = (np.arange(count) % 100).tolist()
-        images = rng.integers(256, size=(count, 3072), dtype=np.uint8)
-        content = {"data": images, "fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
-        content |= {"filenames": [f"{i}.png" for i in range(count)], "batch_label": split}
-        (folder / split).write_bytes(pickle.dumps(content))
-    names = {"fine_label_names": [f"class_{i:02}" for i in range(100)]}
-    names["coarse_label_names"] = [f"group_{i}" for i in range(20)]
-    (folder / "meta").write_bytes(pickle.dumps(names))
-    return root
 
 
 def run(work_dir: Path, network: str, method: str, options: tuple[str, ...], data: Path, **settings: Any) -> list[dict]:
@@ -73,7 +56,7 @@ def main() -> int:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"device": device, "torch": torch.__version__, "batch": args.batch, "runs": []}
     folder = Path(tempfile.mkdtemp())
-    noise = write_noise(folder / "noise", args.batch * args.steps, 500)
+    noise = write_cifar(folder / "noise", args.batch * args.steps, 500)
     small = {
         "train_cfg.max_epochs": 2,
         "train_cfg.val_interval": 10,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -171,15 +171,8 @@ def run_step(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
     yield [], ["", NOTES.get(torch.device(args.device).type, "")]
 
 
-def measure_steps(steps: Sequence[TrainingStep], repeat: int, launches: bool = False, what: str = "") -> Row:
-    """Return a row of the plain step and FRSKD's: seconds, multiply-accumulates per image, bytes, launches.
-
-    Args:
-        steps: see `training_steps`.
-        repeat: how often each is timed.
-        launches: count them too.
-        what: text for a progress bar.
-    """
+def measure_steps(steps: Sequence[TrainingStep], repeat: int, launches: bool, what: str) -> Row:
+    """Return a row of the plain step and FRSKD's: seconds, multiply-accumulates per image, bytes, launches."""
     batch, _, height, across = steps[0].inputs[0].shape
     costs = [forward_cost(step) for step in steps]
     is_cuda = steps[0].device_type == "cuda"
@@ -211,16 +204,15 @@ def run_train(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]
     for name in args.model:
         torch.manual_seed(0)
         steps = [classifier_step(name, method, settings, **teacher_settings(name, args.width)) for method in METHODS]
-        paths = [("none", 0), *(("loader", workers) for workers in args.workers), ("tensor", 0)]
-        # of each path: the data alone, where there are any, and with both networks
-        turns = [
-            [partial(turn, step, sources.get(data), settings, workers, args.steps) for step in trained]
+        paths = [*(("loader", workers) for workers in args.workers), ("tensor", 0)]
+        turns = [[partial(network_turn, step, args.steps) for step in steps]]
+        turns += [
+            [partial(turn, step, sources[data], settings, workers, args.steps) for step in (None, *steps)]
             for data, workers in paths
-            for trained in [steps if data == "none" else [None, *steps]]
         ]
         seconds = iter(interleaved_medians(list(chain(*turns)), args.repeat, 1, name))
         rows, body = [], []
-        for (data, workers), group in zip(paths, turns, strict=True):
+        for (data, workers), group in zip([("none", 0), *paths], turns, strict=True):
             *alone, plain, frskd = (args.batch / next(seconds) for _ in group)
             row = {"model": name, "data": data, "workers": workers, "images": text, "batch": args.batch}
             rates = {"data": alone[0] if alone else None, "plain": plain, "frskd": frskd}
@@ -283,26 +275,30 @@ def batches(
         yield images.contiguous(memory_format=settings.memory_format), targets
 
 
-def turn(
-    step: TrainingStep | None,
-    source: SampleImages | TensorImages | None,
-    settings: StepSettings,
-    workers: int,
-    count: int,
-) -> float:
-    """Return the seconds a batch of a data path, once the workers' queues are full, of a network, or of both."""
+def network_turn(step: TrainingStep, count: int) -> float:
+    """Return the seconds of a step on the batch that stays."""
 
-    def consume(made: Iterable[Sequence[Any]]) -> None:
-        for inputs in made:
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return seconds_of(steps) / count
+
+
+def turn(
+    step: TrainingStep | None, source: SampleImages | TensorImages, settings: StepSettings, workers: int, count: int
+) -> float:
+    """Return the seconds a batch of a data path, once the workers' queues are full, alone or with a network."""
+
+    def consume(number: int) -> None:
+        for inputs in islice(made, number):
             if step is not None:
-                step.inputs = (*inputs[:2], *step.inputs[2:])
+                step.inputs = (*inputs, *step.inputs[2:])
                 step()
 
-    if source is None:  # the batch that it saw last
-        return seconds_of(lambda: consume(repeat(step.inputs, count))) / count
     lead = 2 * workers + 1
     with closing(batches(source, settings, workers, lead + 1 + count)) as made:
         for _ in islice(made, lead):
             pass
-        consume(islice(made, 1))
-        return seconds_of(lambda: consume(islice(made, count))) / count
+        consume(1)
+        return seconds_of(lambda: consume(count)) / count

@@ -200,7 +200,7 @@ class Session:
 
     def records(self) -> dict[tuple[str, Column], dict[Path, dict[str, Any]]]:
         """Read the records of all rows, in the chosen columns and in those of which another call has run some."""
-        found = {}
+        found: dict[tuple[str, Column], dict[Path, dict[str, Any]]] = {}
         for column in self.whole.columns:
             try:
                 runs = {row.key: plan_cell(self.whole, row, column, self.scale) for row in self.whole.rows}

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
+from operator import truediv
 from typing import Any, NamedTuple
 
 import timm
@@ -98,9 +99,8 @@ class Count(NamedTuple):
     macs: float  # multiply-accumulates of convolutions and linear layers
     operations: float  # these, and what `_operations` counts
 
-    def over(self, other: Count) -> Count:
-        """Divide each number by the other's."""
-        return Count(*(ours / theirs for ours, theirs in zip(self, other, strict=True)))
+    def __truediv__(self, other: Count) -> Count:
+        return Count(*map(truediv, self, other))
 
 
 def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
@@ -155,7 +155,7 @@ def table6_ratios() -> dict[str, tuple[Count, Count]]:
         for row in TABLES["table6"].rows:
             settings = {"depth": DEPTH, **(row.settings or {"width": FOR_ALL["width"]})}
             ratios[row.key] = (
-                count(authors_self_teacher(CHANNELS, 100, **settings), feats).over(authors),
-                count(SelfTeacher(CHANNELS, 100, **settings), feats).over(ours),
+                count(authors_self_teacher(CHANNELS, 100, **settings), feats) / authors,
+                count(SelfTeacher(CHANNELS, 100, **settings), feats) / ours,
             )
     return ratios

@@ -236,7 +236,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     >>> flat({"beta": 100.0, "teacher": {"model_name": "resnet34"}})
     {'beta': 100.0, 'teacher.model_name': 'resnet34'}
     """
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
     return found

@@ -59,14 +59,12 @@ def conditions(table: Table, scale: Scale) -> str:
     full = read_leaf(config).train_cfg.max_epochs
     if scale.is_paper:
         return f"The paper's schedule: {full} epochs, all training images."
-    images = "all training images"
-    if scale.images_per_class is not None:
-        images = f"the first {scale.images_per_class} training images of each class"
-    milestones = ",".join(map(str, scale.milestones(config)))
-    changes = [f"{scale.epochs_of(config)} of {full} epochs (learning rate / 10 after {milestones})"]
-    changes += [images, *(f"`{option}`" for option in scale.options)]
-    if scale.arguments:
-        changes.append(f"`{' '.join(scale.arguments)}`")
+    milestones, count = ",".join(map(str, scale.milestones(config))), scale.images_per_class
+    changes = [
+        f"{scale.epochs_of(config)} of {full} epochs (learning rate / 10 after {milestones})",
+        "all training images" if count is None else f"the first {count} training images of each class",
+        *(f"`{option}`" for option in (*scale.options, " ".join(scale.arguments)) if option),
+    ]
     return (
         f"**Not the paper's conditions:** {'; '.join(changes)}. The paper's numbers stand beside for orientation and "
         f"are of {full} epochs on all images: compare the rows with each other, not with them."

@@ -50,15 +50,9 @@ class StepSettings:
 class TrainingStep:
     """zero_grad, forward, backward, and SGD with momentum on one batch.
 
-    The learning rate is tiny: the weights of a random network stay finite however many steps are timed. ``inputs`` may
-    be replaced between the steps.
-
-    Args:
-        network: is moved to the device and trained.
-        inputs: the batch, images first.
-        settings: device, layout, autocast and compilation.
-        loss: network and inputs to the scalar loss.
-        parts: what of the network is compiled with ``settings.compile``, '' being all.
+    The learning rate is tiny: the weights of a random network stay finite however many steps are timed. ``inputs``,
+    images first, may be replaced between the steps; ``loss`` is called with the network and them. ``parts`` of the
+    network, '' being all, are compiled with ``settings.compile``.
     """
 
     def __init__(
@@ -95,10 +89,7 @@ class TrainingStep:
 def training_steps(name: str, settings: StepSettings, **options: Any) -> list[TrainingStep]:
     """Return the plain step and the FRSKD step of a timm model or one of `SEGMENTORS`, with random weights.
 
-    Args:
-        name: of the network.
-        settings: how the steps are run.
-        options: of the method for a classifier, of `FRSKDHead` for a segmentor.
+    ``options`` are of the method for a classifier, of `FRSKDHead` for a segmentor.
 
     Raises:
         ValueError: the model cannot be wrapped, or not for images of this size.
@@ -139,9 +130,7 @@ def segmentor_step(name: str, method: str, settings: StepSettings, **options: An
         from frskd_plugin.commands.config import load_config
         from frskd_plugin.mmengine.hooks import default_parts
     except ImportError as error:
-        raise ImportError(
-            f"The segmentor {name} needs mmengine and mmsegmentation, which cannot be imported: {error}"
-        ) from error
+        raise ImportError(f"{name} needs mmengine and mmsegmentation, which cannot be imported: {error}") from error
     init_default_scope("mmseg")
     model = load_config(f"{method}_voc_{name}").model
     model.backbone.pretrained = False
@@ -151,12 +140,8 @@ def segmentor_step(name: str, method: str, settings: StepSettings, **options: An
     size, batch = settings.size or SEGMENTOR_SIZE, settings.batch or SEGMENTOR_BATCH
     inputs = segmentation_batch(batch, (size, size), network.decode_head.num_classes, settings.device)
     # compiled as in training with --compile
-    return TrainingStep(network, inputs, settings, segmentor_loss, default_parts(network))
-
-
-def segmentor_loss(segmentor: Any, images: Tensor, data_samples: list[Any]) -> Tensor:
-    """Sum the losses of an mmseg segmentor on normalised images [B, 3, H, W] and their samples."""
-    return segmentor.parse_losses(segmentor(images, data_samples, mode="loss"))[0]
+    parts = default_parts(network)
+    return TrainingStep(network, inputs, settings, lambda net, x, y: net.parse_losses(net(x, y, "loss"))[0], parts)
 
 
 def interleaved_medians(turns: Sequence[Callable[[], float]], repeat: int, warmup: int, what: str) -> list[float]:

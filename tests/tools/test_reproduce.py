@@ -482,15 +482,6 @@ def test_steps_of_equal_cost_are_timed_once_and_costs_are_kept(store: Store, mon
     assert len({reproduce_cost.step_signature(cell("table2", key, cub)) for key in ("frskd", "frskd_f")}) == 2
 
 
-def test_estimate() -> None:
-    costs = {"resnet18_cifar": cost(batch=10, plain=2.0, baseline=1.0, frskd=3.0)}
-    # 8 epochs of 100 x 100 images at 3 x 0.2 s
-    estimate, run = reproduce_cost.estimate_seconds, cell("table1", "frskd", RESNET18, REDUCED)
-    assert estimate(run, REDUCED, costs) == pytest.approx(8 * 10000 * 0.6)
-    assert estimate(cell("table1", "baseline", RESNET18), PAPER, costs) == pytest.approx(200 * 50000 * 0.2)
-    assert estimate(small_run(), PAPER, costs) is None
-
-
 # --- the command line ---
 
 

@@ -14,30 +14,31 @@ from tests.support.steps import smallest_fit, smallest_model
 from tests.support.test_timm import test_segmentor as try_segmentor
 
 WRN = {"module": "wrn_16_2", "model": "wrn_16_2", "image": 32, "levels": [0, 1, 2], "strides": [1, 2, 4]}
-BREAK_PIT = """
-from timm.models.pit import PoolingVisionTransformer
+BREAK = """
+from frskd_plugin.timm.cifar_networks import CifarResNet
 def fail(*args, **kwargs): raise RuntimeError("sizes\\n  differ")
-PoolingVisionTransformer.forward_head = fail
+CifarResNet.forward_head = fail
 """
 
 
 @pytest.mark.slow
 def test_a_module_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch, capfd) -> None:
-    (tmp_path / "break_pit.py").write_text(BREAK_PIT)
+    (tmp_path / "break_resnet.py").write_text(BREAK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     page, rows = tmp_path / "made" / "table.md", tmp_path / "rows.json"
-    options = ["--in-process", "--markdown", page, "--json", rows, "-p", "break_pit", "--modules", "pit", "wrn_16_2"]
+    options = ["--in-process", "--markdown", page, "--json", rows, "-p", "break_resnet"]
+    options += ["--modules", "resnet18_cifar", "wrn_16_2"]
     assert run("coverage_timm", [str(option) for option in options]) == 1
     out, err = capfd.readouterr()
     assert "coverage_timm is now called support timm: frskd support timm" in err
     assert "classifier: 1 of 2 modules ok" in out and "(2 of 2, 0 min left)" in out
-    pit, wrn = json.loads(rows.read_text())
-    assert (pit["module"], pit["model"]) == ("pit", "pit_ti_224")
-    assert pit["result"].startswith("no image size up to 224 works: RuntimeError: sizes differ")
+    broken, wrn = json.loads(rows.read_text())
+    assert (broken["module"], broken["model"]) == ("resnet18_cifar", "resnet18_cifar")
+    assert broken["result"] == "no image size up to 32 works: RuntimeError: sizes differ"
     assert wrn == {"kind": "classifier", **WRN, "channels": [32, 64, 128], "share": 0.54, "width": "2", "result": "ok"}
     text = page.read_text()
     assert "Written by `frskd support timm --in-process --markdown" in text
-    assert "- `pit` (pit_ti_224) as a classifier: no image size up to 224 works" in text
+    assert "- `resnet18_cifar` (resnet18_cifar) as a classifier: no image size up to 32 works" in text
     assert "| wrn_16_2 | wrn_16_2 | 32 | 0 1 2 | 1 2 4 | 32 64 128 | 0.54 | 2 | ok |" in text
 
 
