@@ -83,37 +83,27 @@ def weights_of(content: Any, name: str | Path, whole: bool = False) -> tuple[dic
         )
     averaged = _ENTRIES.get(entry or "") or ("EMA" if "ema_state_dict" in content else "")  # of mmengine, which swaps
     text = (entry or "the file itself is a state_dict") + (f" ({averaged})" if averaged else "")
-    return plain_weights(clean_state_dict(weights), _LIGHTNING in content, whole), text
-
-
-def plain_weights(weights: dict[str, Tensor], lightning: bool = False, whole: bool = False) -> dict[str, Tensor]:
-    """Return the student's part of a state_dict, under the plain network's names; or the whole, see `read_weights`.
-
-    >>> list(plain_weights({"student.fc.bias": torch.ones(1), "method.self_teacher.head.bias": torch.ones(1)}))
-    ['fc.bias']
-    >>> list(plain_weights({"decode_head.conv.bias": torch.ones(1), "self_teacher.head.conv.bias": torch.ones(1)}))
-    ['decode_head.conv.bias']
-    """
+    weights = clean_state_dict(weights)
     prefixes = {match[0] for match in map(_STUDENT.match, weights) if match}
     if prefixes:
         prefix = min(prefixes, key=len).removesuffix("student." if whole else "")
-    elif lightning or all(key.startswith("model.") for key in weights):
+    elif _LIGHTNING in content or all(key.startswith("model.") for key in weights):
         prefix = "model."
     else:
-        return {key: value for key, value in weights.items() if whole or not key.startswith(_SELF_TEACHER)}
+        return {key: value for key, value in weights.items() if whole or not key.startswith(_SELF_TEACHER)}, text
     plain = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return clean_state_dict(plain) or weights
+    return clean_state_dict(plain) or weights, text
 
 
 def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load the weights of a timm classifier, its trunk, or a segmentor's backbone into `model`, as `read_weights` does.
+    """Load the weights of a timm classifier, its trunk, or a segmentor's backbone, see `read_weights`, into `model`.
 
     Layouts of timm's downloads, position embeddings of another size and a first convolution with another number of
     image channels are converted as timm does.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read as weights, or holds those of another architecture.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read as weights, or holds those of another architecture.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint={str(checkpoint)!r} is not a file. Give the path of a timm state_dict.")
@@ -124,7 +114,10 @@ def load_trunk_checkpoint(model: nn.Module, checkpoint: str | Path) -> None:
         raise ValueError(f"{checkpoint} cannot be read as the weights of {name!r}: {error}") from error
     backbone = {key: value for key, value in state_dict.items() if key.startswith(_BACKBONE)}
     state_dict = {key.removeprefix(_BACKBONE): value for key, value in (backbone or state_dict).items()}
-    state_dict = _adapt_first_conv(model, state_dict)
+    for key in (f"{layer}.weight" for layer in _as_tuple(model.pretrained_cfg.get("first_conv"))):
+        expected, got = model.state_dict().get(key), state_dict.get(key)
+        if expected is not None and got is not None and got.ndim == 4 and got.shape[1] == 3 != expected.shape[1]:
+            state_dict[key] = adapt_input_conv(expected.shape[1], got)
     if _differences(model, state_dict):
         state_dict = _convert(model, name, state_dict)
     differences = _differences(model, state_dict)
@@ -150,17 +143,6 @@ def _differences(model: nn.Module, state_dict: dict[str, Tensor]) -> list[str]:
     ]
     extra = (key for key in state_dict if key not in expected)
     return found + [f"{key} is unknown" for key in extra if not key.startswith(classifiers)]
-
-
-def _adapt_first_conv(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    state_dict = dict(state_dict)
-    for name in _as_tuple(model.pretrained_cfg.get("first_conv")):
-        key = f"{name}.weight"
-        expected, got = model.state_dict().get(key), state_dict.get(key)
-        if expected is None or got is None or got.ndim != 4 or got.shape[1] != 3 or expected.shape[1] == 3:
-            continue
-        state_dict[key] = adapt_input_conv(expected.shape[1], got)
-    return state_dict
 
 
 def _convert(model: nn.Module, name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

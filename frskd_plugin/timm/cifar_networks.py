@@ -105,13 +105,10 @@ class WideResNet(nn.Module):
     Args:
         depth: layers, 6n + 4.
         k: width; the groups have 16k, 32k and 64k channels at strides 1, 2, 4.
-        num_classes: width of the logits; 0: no classifier.
-        in_chans: channels of the images.
-        global_pool: timm's name of the pooling before the classifier.
-        drop_rate: dropout before the classifier.
+        num_classes, in_chans, global_pool, drop_rate: as of every timm model.
 
     Raises:
-        ValueError: A depth that is not 6n + 4, or k below 1.
+        ValueError: a depth that is not 6n + 4, or k below 1.
 
     >>> sum(p.numel() for p in WideResNet(depth=16, k=2, num_classes=100).parameters())
     703284
@@ -136,9 +133,7 @@ class WideResNet(nn.Module):
         if k < 1:
             raise ValueError(f"k={k} of a wide ResNet (its width) must be at least 1.")
         channels, blocks = (16 * k, 32 * k, 64 * k), (depth - 4) // 6
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = channels[-1]
         self.grad_checkpointing = False
         self.feature_info = [
@@ -168,7 +163,7 @@ class WideResNet(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     def rectify(self, x: Tensor, group: int) -> Tensor:
-        """Return the map of group ``group`` (from 0) as it is handed out, from that group's output [B, C, H, W]."""
+        """Return the map of a group (from 0) as it is handed out, from that group's output [B, C, H, W]."""
         return F.relu(self.norm(x) if group == 2 else x)
 
     def forward_intermediates(
@@ -185,52 +180,48 @@ class WideResNet(nn.Module):
         ``indices`` chooses groups, an int the last ones; ``norm`` changes nothing: the maps are normalised already.
 
         Raises:
-            ValueError: An index that does not exist, or a format other than NCHW.
+            ValueError: an index that does not exist, or a format other than NCHW.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: the maps of a convolutional network are 'NCHW'.")
-        if indices is None or isinstance(indices, int):
-            indices = list(range(-(indices or self.num_groups), 0))
-        wanted = check_out_indices(indices, self.feature_info, type(self).__name__)
+        wanted = self._groups(self.num_groups if indices is None else indices)
         maps = []
         x = self.stem(x)
-        for i in range(max(wanted) + 1 if stop_early else self.num_groups):
-            x = self._run_group(i, x)
+        for i in range(wanted[-1] + 1 if stop_early else self.num_groups):
+            group = getattr(self, f"group{i + 1}")
+            checkpointed = self.grad_checkpointing and not torch.jit.is_scripting()
+            x = checkpoint_module(group, x) if checkpointed else group(x)
             if i in wanted:
                 maps.append(self.rectify(x, i))
         if intermediates_only:
             return maps
-        last = maps[-1] if wanted[-1] == i else self.rectify(x, i)
-        return last, maps
+        return maps[-1] if wanted[-1] == i else self.rectify(x, i), maps
+
+    def _groups(self, indices: int | list[int]) -> tuple[int, ...]:
+        """Return the indices of groups, an int the last ones, counted from 0."""
+        indices = list(range(-indices, 0)) if isinstance(indices, int) else indices
+        return check_out_indices(indices, self.feature_info, type(self).__name__)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Rectified map of the last group, ``[B, num_features, H / 4, W / 4]``."""
+        """Return the rectified map of the last group, [B, num_features, H / 4, W / 4]."""
         return self.forward_intermediates(x, indices=1)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``[B, num_classes]`` of the last map; ``pre_logits`` gives the pooled features instead."""
+        """Return the logits [B, num_classes] of the last map; ``pre_logits`` gives the pooled features instead."""
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_chans, H, W]``."""
+        """Return the logits [B, num_classes] of images [B, in_chans, H, W]."""
         return self.forward_head(self.forward_features(x))
-
-    def _run_group(self, i: int, x: Tensor) -> Tensor:
-        group = getattr(self, f"group{i + 1}")
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_module(group, x)
-        return group(x)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what lies behind the last chosen map, and the classifier; gives the indices counted from 0."""
-        if isinstance(indices, int):
-            indices = list(range(-indices, 0))
-        wanted = check_out_indices(indices, self.feature_info, type(self).__name__)
+        wanted = self._groups(indices)
         for i in range(wanted[-1] + 1, self.num_groups):
             setattr(self, f"group{i + 1}", nn.Identity())
         self.num_groups = wanted[-1] + 1
@@ -243,11 +234,11 @@ class WideResNet(nn.Module):
         return list(wanted)
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
-        """The linear layer, or its name."""
+        """Return the linear layer, or its name."""
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for ``num_classes`` (0: none), in the model's device and dtype."""
+        """Make a new classifier for ``num_classes`` (0: none), in the model's device and dtype."""
         weight = self.stem.weight
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes
@@ -257,7 +248,7 @@ class WideResNet(nn.Module):
         self.fc.train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns by which timm groups parameters: stem, groups (or, not coarse, their blocks), the last norm."""
+        """Return patterns by which timm groups parameters: stem, groups (not coarse: their blocks), the last norm."""
         blocks = r"^group(\d+)" if coarse else r"^group(\d+)(?:\.block(\d+))?"
         return {"stem": r"^stem", "blocks": blocks, "norm": [(r"^norm", (99999,))]}
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from frskd_plugin.core.checkpoint_file import BrokenCheckpointError
 from frskd_plugin.timm.checkpoint import create_model, load_trunk_checkpoint
-from frskd_plugin.timm.probe import check_out_indices, default_out_indices
+from frskd_plugin.timm.probe import check_out_indices, last_of_each, maps_alone
 
 # Arguments by which timm's models with a fixed input size (Swin, ViT) accept any size instead.
 ANY_SIZE_KWARGS = {"strict_img_size": False, "dynamic_img_size": True, "dynamic_img_pad": True}
@@ -47,13 +47,11 @@ class TimmFeatureExtractor(nn.Module):
         ValueError: an unknown model, or an index, number of stages or checkpoint that does not fit it.
         RuntimeError: pretrained weights could not be fetched.
 
-    Example:
-        >>> import torch
-        >>> backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3, 4))
-        >>> [list(f.shape) for f in backbone(torch.rand(1, 3, 64, 64))]
-        [[1, 64, 16, 16], [1, 128, 8, 8], [1, 256, 4, 4], [1, 512, 2, 2]]
-        >>> backbone.out_channels, backbone.strides
-        ((64, 128, 256, 512), (4, 8, 16, 32))
+    >>> backbone = TimmFeatureExtractor("test_resnet", out_indices=(1, 2, 3, 4))
+    >>> [list(f.shape) for f in backbone(torch.rand(1, 3, 64, 64))]
+    [[1, 32, 16, 16], [1, 48, 8, 8], [1, 192, 4, 4], [1, 96, 2, 2]]
+    >>> backbone.out_channels, backbone.strides
+    ((32, 48, 192, 96), (4, 8, 16, 32))
     """
 
     def __init__(
@@ -80,9 +78,10 @@ class TimmFeatureExtractor(nn.Module):
             load_trunk_checkpoint(model, checkpoint)
 
         infos = model.feature_info
-        indices = (
-            default_out_indices(infos) if out_indices is None else check_out_indices(out_indices, infos, model_name)
-        )
+        if out_indices is None:
+            indices = last_of_each([info["reduction"] for info in infos])
+        else:
+            indices = check_out_indices(out_indices, infos, model_name)
         # highest resolution first, whatever the order in which the network makes its maps
         indices = tuple(sorted(indices, key=lambda i: infos[i]["reduction"]))
         self.out_indices = indices
@@ -117,12 +116,10 @@ class TimmFeatureExtractor(nn.Module):
         for name, parameter in self.model.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
-        modules = []
-        for module_name, module in self.model.named_modules():
-            names = {f"{module_name}.{name}" for name, _ in module.named_parameters()}
-            if module_name and names and names <= frozen:
-                modules.append(module_name)
-        return tuple(modules)
+        owned = {
+            n: {f"{n}.{name}" for name, _ in module.named_parameters()} for n, module in self.model.named_modules()
+        }
+        return tuple(module_name for module_name, names in owned.items() if module_name and names and names <= frozen)
 
     def train(self, mode: bool = True) -> TimmFeatureExtractor:
         """Set the mode; frozen layers, and with ``norm_eval`` every batch norm, stay in eval mode."""
@@ -137,30 +134,21 @@ class TimmFeatureExtractor(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps ``[B, out_channels[i], H / strides[i], W / strides[i]]`` of an image ``[B, in_chans, H, W]``.
+        """Return the maps [B, out_channels[i], H / strides[i], W / strides[i]] of images [B, in_chans, H, W].
 
         Raises:
-            ValueError: The input is not a batch of images with ``in_chans`` channels.
+            ValueError: the input is no batch of images with ``in_chans`` channels.
         """
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(
                 f"TimmFeatureExtractor expects images [B, {self.in_chans}, H, W], got a tensor {list(x.shape)}. "
                 f"A single image needs x[None]; another number of channels needs the argument in_chans."
             )
-        ascending = sorted(self.out_indices)
-        maps = self.model.forward_intermediates(
-            x, indices=ascending, norm=False, output_fmt="NCHW", intermediates_only=True
-        )
-        return tuple(maps[ascending.index(i)] for i in self.out_indices)
+        return tuple(maps_alone(self.model, x, self.out_indices))
 
 
 def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.Module:
-    """Return the timm model without classifier, for any image size where the model has an argument for that.
-
-    Raises:
-        ValueError: an unknown name.
-        RuntimeError: pretrained weights that could not be had.
-    """
+    """Return the timm model without classifier, for any image size where the model has an argument for that."""
     check_model_name(model_name)
     model_kwargs.setdefault("num_classes", 0)
     model_kwargs = {**_any_size_kwargs(model_name, model_kwargs), **model_kwargs}
@@ -179,11 +167,7 @@ def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.M
 
 
 def check_model_name(model_name: str) -> None:
-    """Refuse a name that timm does not know.
-
-    Raises:
-        ValueError: naming the closest ones.
-    """
+    """Raise ValueError for a name that timm does not know, naming the closest ones."""
     if ":" in model_name or timm.is_model(model_name):  # 'hf-hub:...' and 'local-dir:...' are resolved by timm
         return
     close = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
@@ -192,7 +176,7 @@ def check_model_name(model_name: str) -> None:
 
 
 def _any_size_kwargs(model_name: str, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of `ANY_SIZE_KWARGS` that the model's class takes."""
+    """Return those of `ANY_SIZE_KWARGS` that the model's class takes."""
     try:
         with torch.device("meta"):  # only the class is of interest: no memory, no random numbers
             model = create_model(model_name, pretrained=False, **model_kwargs)

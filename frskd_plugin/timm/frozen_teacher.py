@@ -18,17 +18,11 @@ class FrozenTeacher(nn.Module):
 
     Args:
         model: a timm model with a classifier; it stays as it is.
-        out_indices: which maps it hands out, see `frskd_plugin.wrap`.
-        input_size: (channels, height, width) of the images; None is timm's own entry.
-        mean: of each channel of images in 0..1, that it was trained with; None is that of its ``pretrained_cfg``.
-        std: likewise.
+        out_indices, input_size: see `frskd_plugin.wrap`, which tells what is refused too.
+        mean, std: of each channel of images in 0..1, that it was trained with; None is those of its ``pretrained_cfg``.
 
     Attributes:
         normalisation: mean and std of the images that it takes; None where they are not known.
-
-    Raises:
-        TypeError: it is no timm model.
-        ValueError: it cannot be split into maps and classifier.
     """
 
     def __init__(

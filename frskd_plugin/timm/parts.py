@@ -13,7 +13,7 @@ from frskd_plugin.core.dry_run import evaluating, probe_images
 from frskd_plugin.core.soft_label import mean_prediction
 from frskd_plugin.methods.base import Method
 from frskd_plugin.methods.one import ONE
-from frskd_plugin.timm.probe import split_forward, usual_input_size
+from frskd_plugin.timm.probe import maps_alone, split_forward, usual_input_size
 
 PARTS = ("student", "self_teacher", "ensemble")
 
@@ -39,7 +39,7 @@ class SelfTeacherNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, K]."""
         if self.ensemble is None:
-            return self.self_teacher(_maps(self.student, images, self.out_indices))[1]
+            return self.self_teacher(maps_alone(self.student, images, self.out_indices))[1]
         feats, logits = split_forward(self.student, images, self.out_indices)
         return mean_prediction(logits, self.self_teacher(feats)[1], self.ensemble)
 
@@ -57,11 +57,7 @@ class BranchEnsemble(nn.Module):
 
 
 def make_part(student: nn.Module, method: Method, out_indices: Sequence[int], part: str) -> nn.Module:
-    """Return a part of a wrapped model; see `frskd_plugin.unwrap`.
-
-    Raises:
-        ValueError: an unknown part, or one that the method does not have.
-    """
+    """Return a part of a wrapped model, see `frskd_plugin.unwrap`; ValueError for one that the method does not have."""
     if check_one_of("part", part, PARTS) == "student":
         return student
     name = type(method).__name__
@@ -88,12 +84,6 @@ def soft_label_of(method: nn.Module) -> str:
     return getattr(getattr(method.loss_distill, "soft_label_loss", None), "soft_label", "auto")
 
 
-def _maps(student: nn.Module, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-    ascending = sorted(indices)
-    feats = student.forward_intermediates(images, indices=ascending, output_fmt="NCHW", intermediates_only=True)
-    return [feats[ascending.index(i)] for i in indices]
-
-
 def _pruned(student: nn.Module, indices: Sequence[int]) -> nn.Module:
     """Return a copy without classifier and layers behind the last map, or the student where timm cannot cut it so."""
     images = probe_images(student, usual_input_size(student))
@@ -101,7 +91,7 @@ def _pruned(student: nn.Module, indices: Sequence[int]) -> nn.Module:
     try:
         pruned.prune_intermediate_layers(sorted(indices), prune_norm=True, prune_head=True)
         with evaluating(student), evaluating(pruned):
-            pairs = zip(_maps(student, images, indices), _maps(pruned, images, indices), strict=True)
-            return pruned if all(torch.equal(*pair) for pair in pairs) else student
+            both = (maps_alone(network, images, indices) for network in (student, pruned))
+            return pruned if all(torch.equal(*pair) for pair in zip(*both, strict=True)) else student
     except Exception:  # whatever a model raises that has no such function, or cannot be cut there
         return student

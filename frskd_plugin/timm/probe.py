@@ -29,12 +29,9 @@ class StudentProbe:
 
 
 def split_forward(model: nn.Module, images: Tensor, indices: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
-    """Feature maps ``[B, C_i, H_i, W_i]`` and logits ``[B, K]`` in one pass, without hooks.
+    """Return a timm model's maps [B, C_i, H_i, W_i] and logits [B, K] for images [B, C, H, W] in one pass.
 
-    Args:
-        model: a timm model.
-        images: [B, C, H, W].
-        indices: which maps, in the order in which they are wanted; None: all, in the model's own.
+    ``indices`` says which maps, in the order in which they are wanted; None: all, in the model's own.
     """
     # `forward_intermediates` takes ascending indices and gives its maps in that order
     ascending = None if indices is None else sorted(indices)
@@ -47,12 +44,15 @@ def split_forward(model: nn.Module, images: Tensor, indices: Sequence[int] | Non
     return list(feats), logits
 
 
-def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> StudentProbe:
-    """Run the model once as it is and once split, in eval mode and on random images; nothing of it changes.
+def maps_alone(model: nn.Module, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    """Return the maps of `split_forward`; what lies behind the last one is not run, and may be gone from the model."""
+    ascending = sorted(indices)
+    feats = model.forward_intermediates(images, indices=ascending, output_fmt="NCHW", intermediates_only=True)
+    return [feats[ascending.index(i)] for i in indices]
 
-    Args:
-        model: a timm model with a classifier.
-        input_size: channels, height and width of the images; None: what timm says of the model.
+
+def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> StudentProbe:
+    """Run a timm classifier once as it is and once split, in eval mode and on random images; nothing of it changes.
 
     Raises:
         TypeError: it is no timm model.
@@ -82,7 +82,16 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
                 f"{name} failed on images {list(images.shape)}: {type(error).__name__}: {error}. If it takes another "
                 f"image size, give it as input_size=(channels, height, width)."
             ) from error
-    _check_logits(name, logits, split_logits)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{name} must give logits [B, num_classes] for images [B, C, H, W], got {got}.")
+    tolerance = TOLERANCE.get(logits.dtype, 1e-4)
+    near = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
+    if not logits.is_meta and not (logits.shape == split_logits.shape and torch.allclose(split_logits, logits, **near)):
+        raise ValueError(
+            f"{name} cannot be split: forward_head(forward_intermediates(x)) does not give the logits of model(x), so "
+            "the self-teacher would train another network than the one that is deployed."
+        )
     for index, feat in enumerate(feats):
         if feat.ndim != 4:
             raise ValueError(f"{name}: feature map {index} is not [B, C, H, W] but {list(feat.shape)}.")
@@ -106,35 +115,12 @@ def usual_input_size(model: nn.Module, input_size: Sequence[int] | None = None) 
     return channels, height, width
 
 
-def _check_logits(name: str, logits: Tensor, split_logits: Tensor) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        got = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{name} must give logits [B, num_classes] for images [B, C, H, W], got {got}.")
-    if logits.is_meta:
-        return
-    tolerance = TOLERANCE.get(logits.dtype, 1e-4)
-    if split_logits.shape != logits.shape or not torch.allclose(
-        split_logits, logits, rtol=tolerance, atol=tolerance, equal_nan=True
-    ):
-        raise ValueError(
-            f"{name} cannot be split: forward_head(forward_intermediates(x)) does not give the logits of model(x), so "
-            "the self-teacher would train another network than the one that is deployed."
-        )
-
-
-def default_out_indices(feature_info: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-    """The last map of each distinct stride; of a model with one stride (plain ViT), four evenly spaced blocks.
-
-    >>> default_out_indices([dict(reduction=2), dict(reduction=4), dict(reduction=4), dict(reduction=8)])
-    (0, 2, 3)
-    >>> default_out_indices([dict(reduction=16)] * 12)
-    (2, 5, 8, 11)
-    """
-    return last_of_each([info["reduction"] for info in feature_info])
-
-
 def last_of_each(strides: Sequence[Hashable]) -> tuple[int, ...]:
-    """Index of the last map of each stride (or size); where all are alike, four evenly spaced ones."""
+    """Return the index of the last map of each stride (or size); where all are alike (plain ViT), four evenly spaced.
+
+    >>> last_of_each([2, 4, 4, 8]), last_of_each([16] * 12)
+    ((0, 2, 3), (2, 5, 8, 11))
+    """
     if len(set(strides)) == 1 and len(strides) > 1:
         num_maps = min(NUM_MAPS, len(strides))
         return tuple((i + 1) * len(strides) // num_maps - 1 for i in range(num_maps))
@@ -144,7 +130,7 @@ def last_of_each(strides: Sequence[Hashable]) -> tuple[int, ...]:
 def choose_indices(
     maps: Sequence[tuple[int, int, int]], out_indices: int | Sequence[int] | None, model_name: str, least: int = 1
 ) -> tuple[int, ...]:
-    """Indices of the maps to take, highest resolution first.
+    """Return the indices of the maps to take, highest resolution first.
 
     Args:
         maps: channels, height and width of every map that the model hands out.
@@ -154,7 +140,7 @@ def choose_indices(
         least: number of maps that are needed.
 
     Raises:
-        ValueError: fewer maps than needed, or see `check_out_indices`.
+        ValueError: there are fewer, and see `check_out_indices`.
     """
     sizes = [(height, width) for _, height, width in maps]
     infos = [{"num_chs": c, "size": f"{h}x{w}"} for c, h, w in maps]
@@ -174,10 +160,10 @@ def choose_indices(
 def check_out_indices(
     out_indices: int | Sequence[int], feature_info: Sequence[dict[str, Any]], model_name: str
 ) -> tuple[int, ...]:
-    """Indices counted from the first map on; negative ones count from the last.
+    """Return the indices counted from the first map on; negative ones count from the last.
 
     Raises:
-        ValueError: An index does not exist, or the indices are not in the order in which the network makes the maps.
+        ValueError: an index does not exist, or they are not in the order in which the network makes the maps.
     """
     num_maps = len(feature_info)
     given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)

@@ -33,20 +33,19 @@ _logger = logging.getLogger(__name__)
 class FRSKDTask(TrainingTask):
     """Trains a timm classifier with a method of this package; what is validated and saved is the plain classifier.
 
-    The trainable module is the `DistilledModel` that `wrap` makes: student and self-teacher, to be given to the
-    optimizer, to DDP and to the EMA as one. The eval model, the EMA's too, is the student alone. A checkpoint has the
-    student's plain keys as ``state_dict``, which timm loads anywhere, and the self-teacher as ``task_state``.
+    The trainable module is the `DistilledModel` that `wrap` makes: student and self-teacher, for the optimizer, DDP and
+    the EMA as one. The eval model, the EMA's too, is the student alone. A checkpoint has the student's plain keys as
+    ``state_dict``, which timm loads anywhere, and the self-teacher as ``task_state``.
 
     Args:
         model: a timm model with a classifier, or what `wrap` made of one.
         criterion: loss of logits [B, K] against targets, for student and self-teacher. None: made by timm's
             ``create_classification_loss``.
         criterion_kwargs: arguments of ``create_classification_loss``, e.g. ``dict(smoothing=0.1)`` (timm >= 1.0.31).
-        method: name of the method, see `wrap`.
         device: of the criterion and the evaluator; None: the model's.
         dtype: kept for the task's own tensors, as in every timm task.
         verbose: log what was set up.
-        settings: more arguments of `wrap`: ``out_indices``, ``input_size`` and the method's own.
+        method, settings: of `wrap`: ``out_indices``, ``input_size`` and the method's own.
 
     Raises:
         TypeError: settings for a model that is wrapped already, or one that `wrap` refuses.
@@ -79,7 +78,13 @@ class FRSKDTask(TrainingTask):
             device = next((p.device for p in model.parameters()), None)
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if isinstance(model, DistilledModel):
-            _refuse_settings(criterion=criterion, criterion_kwargs=criterion_kwargs, method=method, **settings)
+            settings |= {"criterion": criterion, "criterion_kwargs": criterion_kwargs}
+            given = [name for name, value in settings.items() if value is not None] + ["method"] * (method != "frskd")
+            if given:
+                raise TypeError(
+                    f"FRSKDTask got a model that is wrapped already, and {', '.join(given)} for it: give them to "
+                    "frskd_plugin.wrap, or give FRSKDTask the plain timm model."
+                )
         else:
             criterion = _resolve_criterion(criterion, criterion_kwargs, self.device)
             model = wrap(model, method, criterion=criterion, **settings)
@@ -89,13 +94,7 @@ class FRSKDTask(TrainingTask):
             _logger.info("FRSKDTask: method=%s, criterion=%s", type(model.method).__name__, criterion_name)
 
     def forward(self, input: Tensor, target: Tensor, **extra: Tensor) -> dict[str, Tensor]:
-        """Return ``loss``, ``output`` and its parts, see `DistilledModel.forward`; in eval mode the plain student's.
-
-        Args:
-            input: [B, C, H, W].
-            target: labels [B] or soft labels [B, K].
-            extra: what the method asks for beside them, see `DataNeeds`.
-        """
+        """Return ``loss``, ``output`` and its parts, see `DistilledModel.forward`; in eval mode the plain student's."""
         result = self.trainable_module(input, target, **extra)
         if isinstance(result, Tensor):
             criterion = unwrap_model(self.trainable_module).criterion
@@ -125,23 +124,21 @@ class FRSKDTask(TrainingTask):
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain student, compiled where it was compiled; with ``ema`` the averaged one; None without an EMA."""
+        """Return the plain student, compiled where it was; with ``ema`` the averaged one, None without an EMA."""
         model = super().get_eval_model(module=module, ema=ema)
         inner = None if model is None else unwrap_model(model)
         return inner.student if isinstance(inner, DistilledModel) else model
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Student and self-teacher; ``exclude_head`` leaves out the student's classifier, all of it if it has more."""
+        """Return those of student and self-teacher; ``exclude_head`` leaves out the student's classifiers."""
         wrapped = unwrap_model(self.trainable_module)
-        head: set[nn.Parameter] = set()
-        if exclude_head:
-            classifiers = wrapped.student.get_classifier()
-            for classifier in classifiers if isinstance(classifiers, tuple) else (classifiers,):
-                head.update(classifier.parameters())
+        found = wrapped.student.get_classifier() if exclude_head else ()
+        classifiers = found if isinstance(found, tuple) else (found,)
+        head = {parameter for classifier in classifiers for parameter in classifier.parameters()}
         return [p for p in wrapped.parameters() if p not in head]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The method's state as ``{'method': state_dict}``; nothing where it has none (the baseline)."""
+        """Return the method's state as ``{'method': state_dict}``; nothing where it has none (the baseline)."""
         module = self.get_trainable_module(ema=ema) if module is None else module
         state = {} if module is None else unwrap_model(module).method.state_dict()
         return {"method": state} if state else {}
@@ -163,16 +160,16 @@ class FRSKDTask(TrainingTask):
             raise RuntimeError("Cannot load an EMA's task state before setup_ema().")
         method = unwrap_model(module).method
         name = type(method).__name__
-        if state and "method" not in state and strict:
-            raise RuntimeError(
-                f"The checkpoint's task_state has {', '.join(map(repr, state))} and no 'method': another task wrote "
-                f"it. The student is loaded; with strict=False the modules of {name} stay as they are."
-            )
-        if not state and strict and method.state_dict():
-            _logger.warning(
-                "The checkpoint has no task_state: the student is loaded, the modules of %s stay as they are.", name
-            )
         if not state or "method" not in state:
+            if state and strict:
+                raise RuntimeError(
+                    f"The checkpoint's task_state has {', '.join(map(repr, state))} and no 'method': another task "
+                    f"wrote it. The student is loaded; with strict=False the modules of {name} stay as they are."
+                )
+            if strict and method.state_dict():
+                _logger.warning(
+                    "The checkpoint has no task_state: the student is loaded, the modules of %s stay as they are.", name
+                )
             return
         try:
             method.load_state_dict(state["method"], strict=strict)
@@ -183,17 +180,6 @@ class FRSKDTask(TrainingTask):
                 f"The checkpoint's task_state does not fit {name} as it is set up here; method, out_indices, width, "
                 f"max_channels, depth, variant and schedule must be those of the checkpoint: {first.strip()}{more}"
             ) from error
-
-
-def _refuse_settings(method: str, **settings: Any) -> None:
-    given = [name for name, value in settings.items() if value is not None]
-    if method != "frskd":
-        given.append("method")
-    if given:
-        raise TypeError(
-            f"FRSKDTask got a model that is wrapped already, and {', '.join(given)} for it: give them to "
-            "frskd_plugin.wrap, or give FRSKDTask the plain timm model."
-        )
 
 
 def _resolve_criterion(

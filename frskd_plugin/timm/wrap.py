@@ -61,9 +61,9 @@ class DistilledModel(nn.Module):
             super().__setattr__(name, value)
 
     def forward(self, images: Tensor, targets: Tensor | None = None, **extra: Tensor) -> dict[str, Tensor] | Tensor:
-        """Return in train mode the losses of a batch, in eval mode the plain student's logits [B, K].
+        """Return in eval mode the plain student's logits [B, K], in train mode the losses of a batch.
 
-        In train mode these are ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits.
+        These are ``loss`` (the total), its parts ``loss_*``, and ``output``, the student's logits.
 
         Args:
             images: [B, C, H, W].
@@ -95,22 +95,25 @@ class DistilledModel(nn.Module):
         return {"loss": total, **terms}
 
     def student_forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The student's maps [B, C_i, H_i, W_i], level 0 = highest resolution, and its logits [B, K], in one pass."""
-        if hasattr(self.student, "set_requires_gradient_sync"):
-            _register_for_fsdp(self.student)
+        """Return the student's maps [B, C_i, H_i, W_i], highest resolution first, and logits [B, K], in one pass."""
+        if hasattr(self.student, "set_requires_gradient_sync"):  # FSDP2 gathers parameters for `forward` alone
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            for name in {"forward_intermediates", "forward_head"} - vars(self.student).keys():
+                register_fsdp_forward_method(self.student, name)
         return split_forward(self.student, images, self.out_indices)
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
-        """Logits [B, K] of the method's own teacher: self-teacher, ensemble or `KD`'s; None where it has none."""
+        """Return the logits [B, K] of the method's own teacher: self-teacher, ensemble or `KD`'s; None without one."""
         return self.method.evaluate(self.student_forward, images)[1]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that the student keeps from weight decay; timm's optimizer factory asks for them."""
+        """Return the names of parameters without weight decay, the student's, for timm's optimizer factory."""
         names = self.student.no_weight_decay() if hasattr(self.student, "no_weight_decay") else ()
         return {f"student.{name}" for name in names}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Name -> layer, for timm's layer-wise learning rates; the method's modules go with the head."""
+        """Return name -> layer for timm's layer-wise learning rates; the method's modules go with the head."""
         if hasattr(self.student, "group_matcher"):
             layers = group_parameters(self.student, self.student.group_matcher(coarse=coarse), reverse=True)
         else:
@@ -128,15 +131,6 @@ class DistilledModel(nn.Module):
         check_positive_int("num_classes", num_classes)
         self.method.reset_classifier(num_classes)
         self.student.reset_classifier(num_classes, *args, **kwargs)
-
-
-def _register_for_fsdp(student: nn.Module) -> None:
-    """Tell FSDP2 that these methods too need the student's parameters whole; in training ``forward`` is not called."""
-    from torch.distributed.fsdp import register_fsdp_forward_method
-
-    for name in ("forward_intermediates", "forward_head"):
-        if name not in vars(student):
-            register_fsdp_forward_method(student, name)
 
 
 def wrap(
@@ -173,7 +167,7 @@ def wrap(
             or a setting is wrong.
 
     >>> import timm, torch
-    >>> model = wrap(timm.create_model("resnet18", num_classes=10), input_size=(3, 64, 64))
+    >>> model = wrap(timm.create_model("test_resnet", num_classes=10), input_size=(3, 64, 64))
     >>> losses = model(torch.rand(2, 3, 64, 64), torch.tensor([3, 7]))
     >>> list(losses)
     ['loss', 'loss_ce', 'loss_teacher_ce', 'loss_kd', 'loss_feat', 'output', 'teacher_output']
@@ -182,9 +176,7 @@ def wrap(
     >>> type(unwrap(model)).__name__
     'ResNet'
     """
-    if _find_wrapped(model) is not None:
-        raise ValueError(f"{type(model).__name__} is wrapped already: frskd_plugin.unwrap(model) gives the timm model.")
-    _check_bare(model)
+    _check_model(model, method)
     if isinstance(criterion, type) or not (criterion is None or callable(criterion)):
         raise TypeError(
             f"`criterion` is called with logits and targets: expected nn.BCEWithLogitsLoss(), got {criterion}."
@@ -196,8 +188,6 @@ def wrap(
             "The cross-entropy of one logit (num_classes=1) is always 0: give criterion=torch.nn.BCEWithLogitsLoss() "
             "and targets [B, 1], or num_classes=2."
         )
-    if method != "baseline":
-        _check_all_patches(model)
     indices = choose_indices(probe.maps, out_indices, type(model).__name__, method_class(method).least_maps)
     student = StudentInfo(
         module=model,
@@ -225,10 +215,9 @@ def wrap(
 def unwrap(model: nn.Module, part: str = "student") -> nn.Module:
     """Return the very timm model that was given to `wrap`; or another part of what was trained, as a plain network.
 
-    It is found inside DDP, FSDP, torch.compile, an EMA, a task of timm, and any module that holds one wrapped model.
-
     Args:
-        model: what `wrap` made, or holds it; or a segmentor of mmseg that was trained with FRSKD.
+        model: what `wrap` made, or a module that holds one such (DDP, FSDP, torch.compile, an EMA, a task of timm); or
+            a segmentor of mmseg that was trained with FRSKD.
         part: 'student'; 'self_teacher', the student's trunk with the self-teacher on it; or 'ensemble', the mean of
             both probabilities (`mean_prediction`), of ONE its gated ensemble. The latter two, and each part of a
             segmentor, are copies in eval mode without gradients: images [B, C, H, W] -> logits [B, K] or [B, K, H, W].
@@ -238,29 +227,30 @@ def unwrap(model: nn.Module, part: str = "student") -> nn.Module:
         ValueError: there are several in it, an unknown part, or a method that has no such part.
     """
     wrapped = _find_wrapped(model)
+    if wrapped is not None:
+        return make_part(wrapped.student, wrapped.method, wrapped.out_indices, part)
     segmentor = unwrap_model(model)
-    if wrapped is None and hasattr(segmentor, "make_part"):
+    if hasattr(segmentor, "make_part"):
         return segmentor.make_part(part)
-    if wrapped is None:
-        raise TypeError(f"unwrap expects a model made by frskd_plugin.wrap, got {type(model).__name__}.")
-    return make_part(wrapped.student, wrapped.method, wrapped.out_indices, part)
+    raise TypeError(f"unwrap expects a model made by frskd_plugin.wrap, got {type(model).__name__}.")
 
 
-def _check_bare(model: nn.Module) -> None:
+def _check_model(model: nn.Module, method: str) -> None:
+    owner = type(model).__name__
+    if _find_wrapped(model) is not None:
+        raise ValueError(f"{owner} is wrapped already: frskd_plugin.unwrap(model) gives the timm model.")
     for name in _INNER:  # whose attributes may reach through, and the training would go around it
         if hasattr(getattr(model, name, None), "forward_intermediates"):
             raise TypeError(
-                f"{type(model).__name__} holds a timm model: wrap that one first (`wrap(model.{name})`), and compile "
-                f"the result or put it into DDP or an EMA."
+                f"{owner} holds a timm model: wrap that one first (`wrap(model.{name})`), and compile the result or "
+                f"put it into DDP or an EMA."
             )
-
-
-def _check_all_patches(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0:
+        drops_patches = type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0
+        if drops_patches and method != "baseline":
             raise ValueError(
-                f"{type(model).__name__} drops patches in training (`{name}`), so its tokens make no feature maps: "
-                f"create it with patch_drop_rate=0."
+                f"{owner} drops patches in training (`{name}`), so its tokens make no feature maps: create it with "
+                f"patch_drop_rate=0."
             )
 
 

@@ -5,18 +5,16 @@ import timm
 import torch
 from torch import nn
 
-import frskd_plugin.timm.feature_extractor
 from frskd_plugin.timm import TimmFeatureExtractor
-from tests.helpers.model_tester import ModelTester, scalar, without_gradient
+from tests.helpers.model_tester import ModelTester, same, scalar, without_gradient
 
 TINY_SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2), "window_size": 4}
 TINY_VIT = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 
 # name, model arguments, size, maps of that size (channels, height)
 FAMILIES = [
-    ("resnet18", {}, 64, [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)]),
-    ("tf_efficientnet_b0.aa_in1k", {}, 64, [(16, 32), (24, 16), (40, 8), (112, 4), (320, 2)]),
-    ("mobilenetv3_small_050", {}, 64, [(16, 32), (8, 16), (16, 8), (24, 4), (288, 2)]),
+    ("test_resnet", {}, 64, [(32, 32), (32, 16), (48, 8), (192, 4), (96, 2)]),
+    ("mobilenetv3_small_050.lamb_in1k", {}, 64, [(16, 32), (8, 16), (16, 8), (24, 4), (288, 2)]),
     ("convnext_atto", {}, 64, [(40, 16), (80, 8), (160, 4), (320, 2)]),
     ("swin_tiny_patch4_window7_224", TINY_SWIN, 96, [(16, 24), (32, 12), (64, 6), (128, 3)]),
     ("vit_tiny_patch16_224", TINY_VIT, 64, [(32, 4), (32, 4), (32, 4), (32, 4)]),
@@ -28,7 +26,7 @@ class TestResNetBackbone(ModelTester):
     sizes = (64, 71)
 
     def make_model(self) -> nn.Module:
-        return TimmFeatureExtractor("resnet10t", out_indices=(1, 2, 3))
+        return TimmFeatureExtractor("test_resnet", out_indices=(1, 2, 3))
 
     def make_inputs(self, size: int) -> tuple:
         return (torch.randn(2, 3, size, size),)
@@ -70,38 +68,31 @@ def test_transformers_take_any_size(name: str, kwargs: dict, sizes: list[tuple[i
 
 @pytest.mark.parametrize(
     ("name", "stages", "first_trained"),
-    [
-        ("resnet18", 2, "layer3"),
-        ("mobilenetv3_small_050", 1, "blocks.1"),
-        ("convnext_atto", 1, "stages.1"),
-    ],
+    [("test_resnet", 2, "layer3"), ("mobilenetv3_small_050", 1, "blocks.1"), ("convnext_atto", 1, "stages.1")],
 )
 def test_frozen_stages(name: str, stages: int, first_trained: str) -> None:
     backbone = TimmFeatureExtractor(name, frozen_stages=stages).train()
     scalar(backbone(torch.randn(2, 3, 64, 64))).backward()
     trained = [n for n, p in backbone.model.named_parameters() if p.grad is not None]
-    assert trained[0].startswith(first_trained)
-    assert without_gradient(backbone) == []
-    frozen = [n for n, p in backbone.model.named_parameters() if not p.requires_grad]
-    assert frozen and all(p.grad is None for n, p in backbone.model.named_parameters() if n in frozen)
+    assert trained[0].startswith(first_trained) and without_gradient(backbone) == []
+    frozen = [p for p in backbone.parameters() if not p.requires_grad]
+    assert frozen and all(p.grad is None for p in frozen)
 
 
 def test_frozen_batch_norm_keeps_its_statistics() -> None:
-    backbone = TimmFeatureExtractor("resnet18", frozen_stages=1)
-    backbone.eval()
-    backbone.train()
+    backbone = TimmFeatureExtractor("test_resnet", frozen_stages=1).eval().train()
     before = {k: v.clone() for k, v in backbone.state_dict().items() if k.endswith("running_mean")}
     backbone(torch.randn(2, 3, 64, 64))
     changed = [k for k, v in before.items() if not torch.equal(v, backbone.state_dict()[k])]
     assert changed and not [k for k in changed if "layer1" in k or "model.bn1" in k]
     assert not backbone.model.bn1.training and not backbone.model.layer1.training
     assert backbone.model.layer2[0].bn1.training
-    backbone = TimmFeatureExtractor("resnet18", norm_eval=True).train()
+    backbone = TimmFeatureExtractor("test_resnet", norm_eval=True).train()
     assert backbone.training and backbone.model.layer4.training
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_checkpoint_of_a_classifier_loads_and_gives_its_maps(name: str, tmp_path) -> None:
     kwargs = {"img_size": 64, **TINY_VIT} if name.startswith("vit") else {}
     classifier = timm.create_model(name, num_classes=7, **kwargs).eval()
@@ -113,12 +104,12 @@ def test_checkpoint_of_a_classifier_loads_and_gives_its_maps(name: str, tmp_path
 
 
 def test_checkpoint_is_adapted_to_the_image_channels(tmp_path) -> None:
-    classifier = timm.create_model("resnet18")
+    classifier = timm.create_model("test_resnet")
     torch.save(classifier.state_dict(), tmp_path / "rgb.pth")
-    grey = TimmFeatureExtractor("resnet18", checkpoint=str(tmp_path / "rgb.pth"), in_chans=1)
-    assert grey(torch.randn(2, 1, 32, 32))[0].shape == (2, 64, 16, 16)
-    expected = classifier.conv1.weight.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(grey.model.conv1.weight, expected)
+    grey = TimmFeatureExtractor("test_resnet", checkpoint=str(tmp_path / "rgb.pth"), in_chans=1)
+    first = "conv1.0.weight"
+    expected = classifier.state_dict()[first].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.model.state_dict()[first], expected)
 
 
 def test_position_embedding_of_another_size_is_resampled(tmp_path) -> None:
@@ -128,25 +119,28 @@ def test_position_embedding_of_another_size_is_resampled(tmp_path) -> None:
 
 
 def test_checkpoint_errors(tmp_path) -> None:
-    file = tmp_path / "resnet34.pth"
+    def load(name: str = "test_resnet", **settings) -> None:
+        TimmFeatureExtractor(name, checkpoint=file, **settings)
+
+    file = tmp_path / "resnet.pth"
     with pytest.raises(FileNotFoundError, match="is not a file. Give the path of a timm state_dict"):
-        TimmFeatureExtractor("resnet18", checkpoint=file)
-    torch.save(timm.create_model("resnet34").state_dict(), file)
-    with pytest.raises(ValueError, match="does not hold the weights of 'resnet18'.*is unknown.*and .* more"):
-        TimmFeatureExtractor("resnet18", checkpoint=file)
-    torch.save(timm.create_model("resnet18").state_dict(), file)
-    with pytest.raises(
-        ValueError, match="does not hold the weights of 'resnet50'.*conv3.weight is missing.*same model arguments"
-    ):
-        TimmFeatureExtractor("resnet50", checkpoint=file)
+        load()
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    with pytest.raises(ValueError, match="not hold the weights of 'test_vit': .*is missing.*more. .*same model arg"):
+        load("test_vit")
+    torch.save(timm.create_model("wrn_16_2", k=1).state_dict(), file)
+    with pytest.raises(ValueError, match="'wrn_16_2': .*is unknown"):
+        load("wrn_16_2", k=1, depth=10)
+    with pytest.raises(ValueError, match=r"'wrn_16_2': .*expected \[32, 16, 3, 3\].*and \d+ more"):
+        load("wrn_16_2", k=2)
     file.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="cannot be read as the weights of 'resnet18'"):
-        TimmFeatureExtractor("resnet18", checkpoint=file)
+    with pytest.raises(ValueError, match="cannot be read as the weights of 'test_resnet'"):
+        load()
     torch.save({"lr": 0.1}, file)
     with pytest.raises(ValueError, match="holds no weights: expected a state_dict of tensors"):
-        TimmFeatureExtractor("resnet18", checkpoint=file)
+        load()
     with pytest.raises(ValueError, match="exclude each other: set pretrained=False"):
-        TimmFeatureExtractor("resnet18", pretrained=True, checkpoint=file)
+        load(pretrained=True)
 
 
 def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch) -> None:
@@ -157,47 +151,46 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch) -> None:
             raise OSError("no route to host")
         return create_model(name, pretrained=False, **kwargs)
 
-    monkeypatch.setattr(frskd_plugin.timm.feature_extractor.timm, "create_model", offline)
-    with pytest.raises(
-        RuntimeError, match="no route to host.*checkpoint='FILE'.*from scratch with pretrained=False"
-    ) as caught:
-        TimmFeatureExtractor("resnet18", pretrained=True)
+    monkeypatch.setattr(timm, "create_model", offline)
+    message = "no route to host.*checkpoint='FILE'.*from scratch with pretrained=False"
+    with pytest.raises(RuntimeError, match=message) as caught:
+        TimmFeatureExtractor("test_resnet", pretrained=True)
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="has no model 'resnet81'. Did you mean .*resnet18"):
-        TimmFeatureExtractor("resnet81")
-    with pytest.raises(ValueError, match=r"has 5 feature maps \(0: 64 channels at stride 2, .*Choose from 0..4"):
-        TimmFeatureExtractor("resnet18", out_indices=(1, 5))
-    with pytest.raises(ValueError, match=r"ascending order .* e.g. \(1, 3\)"):
-        TimmFeatureExtractor("resnet18", out_indices=(3, 1))
-    with pytest.raises(ValueError, match=r"frozen_stages=5 does not fit 'resnet18'.* up to 4"):
-        TimmFeatureExtractor("resnet18", frozen_stages=5)
-    with pytest.raises(ValueError, match="leave frozen_stages=-1"):
-        TimmFeatureExtractor("poolformer_s12", frozen_stages=1)
-    with pytest.raises(TypeError, match="no_such_argument"):
-        TimmFeatureExtractor("resnet18", no_such_argument=1)
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "message"),
+    [
+        ("resnet81", {}, ValueError, "has no model 'resnet81'. Did you mean .*resnet18"),
+        ("resnet18", {"out_indices": (1, 5)}, ValueError, r"5 feature maps \(0: 64 channels at stride 2, .*from 0..4"),
+        ("resnet18", {"out_indices": (3, 1)}, ValueError, r"ascending order .* e.g. \(1, 3\)"),
+        ("resnet18", {"frozen_stages": 5}, ValueError, r"frozen_stages=5 does not fit 'resnet18'.* up to 4"),
+        ("poolformer_s12", {"frozen_stages": 1}, ValueError, "leave frozen_stages=-1"),
+        ("resnet18", {"no_such_argument": 1}, TypeError, "no_such_argument"),
+    ],
+)
+def test_bad_arguments(name, settings, error, message) -> None:
+    with pytest.raises(error, match=message):
+        TimmFeatureExtractor(name, **settings)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 4, 32, 32), (7,)])
-def test_bad_images(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expects images \[B, 3, H, W\], got a tensor"):
-        TimmFeatureExtractor("resnet18")(torch.zeros(shape))
+def test_bad_images() -> None:
+    backbone = TimmFeatureExtractor("test_resnet")
+    for shape in [(3, 32, 32), (2, 4, 32, 32), (7,)]:
+        with pytest.raises(ValueError, match=r"expects images \[B, 3, H, W\], got a tensor"):
+            backbone(torch.zeros(shape))
 
 
 def test_maps_out_of_order_are_handed_out_highest_resolution_first(monkeypatch):
-    plain = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3)).eval()
-    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    maps = plain(images)
-    made = timm.models.ResNet.forward_intermediates
+    plain = TimmFeatureExtractor("test_resnet", out_indices=(1, 2, 3)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    maps, plain_channels = plain(images), plain.out_channels
+    made, create = timm.models.ResNet.forward_intermediates, timm.create_model
     swap = {1: 2, 2: 1}  # a network that makes the map of stride 8 before that of stride 4
 
     def swapped(self, x, indices, **kwargs):
         feats = dict(zip((1, 2, 3), made(self, x, indices=[1, 2, 3], **kwargs), strict=True))
         return [feats[swap.get(i, i)] for i in indices]
-
-    create = timm.create_model
 
     def create_swapped(*args, **kwargs):
         model = create(*args, **kwargs)
@@ -207,7 +200,7 @@ def test_maps_out_of_order_are_handed_out_highest_resolution_first(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", create_swapped)
     monkeypatch.setattr(timm.models.ResNet, "forward_intermediates", swapped)
-    backbone = TimmFeatureExtractor("resnet18", out_indices=(1, 2, 3)).eval()
-    assert (backbone.strides, backbone.out_channels, backbone.out_indices) == ((4, 8, 16), (64, 128, 256), (2, 1, 3))
+    backbone = TimmFeatureExtractor("test_resnet", out_indices=(1, 2, 3)).eval()
+    assert (backbone.strides, backbone.out_channels, backbone.out_indices) == ((4, 8, 16), plain_channels, (2, 1, 3))
     backbone.load_state_dict(plain.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(backbone(images), maps, strict=True))
+    assert same(backbone(images), maps)

@@ -18,7 +18,6 @@ BY_FEATURES_ONLY = [
     ("test_resnet", {}, 64, "NCHW"),
     ("test_efficientnet", {}, 64, "NCHW"),
     ("test_convnext", {}, 64, "NCHW"),
-    ("mobilenetv3_small_050", {}, 64, "NCHW"),
     ("densenet121", TINY_DENSENET, 64, "NCHW"),
     ("test_maxvit", {"img_size": 64}, 64, "NCHW"),
     ("test_mambaout", {}, 64, "NHWC"),
@@ -28,15 +27,7 @@ BY_FEATURES_ONLY = [
 # name, arguments, image size, the modules that the levels come from, prefix tokens, side of each map
 BY_HOOK = [
     ("test_vit", {"img_size": 64}, 64, ["blocks.0", "blocks.2", "blocks.3", "blocks.5"], 1, [4, 4, 4, 4]),
-    (
-        "deit_tiny_distilled_patch16_224",
-        {"img_size": 64, "depth": 3},
-        64,
-        ["blocks.0", "blocks.1", "blocks.2"],
-        2,
-        [4] * 3,
-    ),
-    ("vit_tiny_r_s16_p8_224", {"img_size": 96, "depth": 2}, 96, ["blocks.0", "blocks.1"], 1, [3, 3]),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 2}, 64, ["blocks.0", "blocks.1"], 2, [4, 4]),
     ("levit_128s", {"img_size": 128}, 128, ["stages.0", "stages.1", "stages.2"], 0, [8, 4, 2]),
     ("cait_xxs24_224", {"img_size": 64, "depth": 2}, 64, ["blocks.0", "blocks.1"], 0, [4, 4]),
 ]

@@ -27,11 +27,10 @@ def wrapped(method="frskd", name="test_resnet", num_classes=5, **settings):
     [
         ({}, ("fc.",)),
         ({"method": "frskd_sla", "out_indices": (1, 2, 3)}, ("layer4.", "fc.")),
-        ({"feature_loss": "overhaul"}, ("fc.",)),
         ({"name": "test_vit", "input_size": (3, 160, 160)}, ("norm.", "head.")),
         ({"name": "wrn_16_2", "variant": "equations"}, ("fc.",)),
     ],
-    ids=["frskd", "frskd_sla", "overhaul", "vit", "wrn"],
+    ids=["frskd", "frskd_sla", "vit", "wrn"],
 )
 def test_parts_equal_the_wrapped_models_own(settings, gone):
     model = wrapped(**settings)
@@ -42,7 +41,6 @@ def test_parts_equal_the_wrapped_models_own(settings, gone):
         teacher, both = (frskd_plugin.unwrap(model, part) for part in ("self_teacher", "ensemble"))
         assert torch.equal(teacher(images), teacher_logits)
         mean = (logits.softmax(1) + teacher_logits.softmax(1)) / 2
-        torch.testing.assert_close(both(images).softmax(1), mean)
         torch.testing.assert_close(both(images).exp(), mean)
     # only what it needs, under the names of the wrapped model, and none of the wrapped model's own tensors
     student = model.student.state_dict()

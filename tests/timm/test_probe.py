@@ -8,23 +8,22 @@ from frskd_plugin.timm.probe import probe_student
 TINY_VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10}
 
 
-# both hand their class token, a parameter, to a module
 @pytest.mark.parametrize(
     ("name", "kwargs", "maps"),
     [
         ("cait_xxs24_224", {**TINY_VIT, "img_size": 32}, ((16, 2, 2), (16, 2, 2))),
         (
             "pit_ti_224",
-            {"base_dims": (8, 8, 8), "depth": (1, 1, 1), "img_size": 64},
+            {"base_dims": (8,) * 3, "depth": (1,) * 3, "img_size": 64},
             ((16, 7, 7), (32, 4, 4), (64, 2, 2)),
         ),
     ],
 )
 def test_a_parameter_may_be_handed_to_a_module(name: str, kwargs: dict, maps: tuple) -> None:
+    """Both hand over their class token."""
     model = timm.create_model(name, **kwargs)
     probe = probe_student(model)
-    assert probe.maps == maps
-    assert probe.macs > 0
+    assert probe.maps == maps and probe.macs > 0
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -45,21 +44,18 @@ def test_parameters_are_trainable_again_when_the_model_fails() -> None:
     model = timm.create_model("cait_xxs24_224", **TINY_VIT, img_size=32)
     with pytest.raises(ValueError, match=r"failed on images \[2, 3, 48, 48\]"):
         probe_student(model, (3, 48, 48))
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters()) and model.training
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "size"),
     [
-        ("test_vit", {"img_size": 64}, (64, 64)),
         ("test_vit", {"img_size": (32, 64)}, (32, 64)),
         ("cait_xxs24_224", {**TINY_VIT, "img_size": 64}, (64, 64)),  # known to its first layer alone
         ("swin_tiny_patch4_window7_224", {"img_size": 96, "embed_dim": 12, "depths": (1, 1, 1, 1)}, (96, 96)),
         ("test_resnet", {}, (160, 160)),
         ("test_resnet", {"in_chans": 1}, (160, 160)),
         ("test_vit", {"in_chans": 1}, (160, 160)),
-        ("test_convnext", {"in_chans": 1}, (160, 160)),
     ],
 )
 def test_images_are_those_that_the_model_was_made_for(name: str, kwargs: dict, size: tuple[int, int]) -> None:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import frskd_plugin
 from tests.helpers.toy_classifier import ToyClassifier, toy_batch
 
-IMAGES = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(2, 3, 160, 160)
 LABELS = torch.tensor([1, 2])
 
 
@@ -72,7 +72,7 @@ class TestQuestions:
 
 
 class TestResetClassifier:
-    @pytest.mark.parametrize("method", ["frskd", "baseline", "ddgsd", "label_smoothing"])
+    @pytest.mark.parametrize("method", ["frskd", "baseline"])
     def test_student_and_self_teacher_get_new_classes(self, method):
         student, model = make("test_resnet", method)
         model.double().reset_classifier(3)
@@ -82,7 +82,7 @@ class TestResetClassifier:
             losses = model(IMAGES[..., :64, :64].double(), LABELS)
             assert losses["output"].shape == losses["teacher_output"].shape == (2, 3)
 
-    @pytest.mark.parametrize("method", ["frskd_sla", "byot", "one", "kd"])
+    @pytest.mark.parametrize("method", ["frskd_sla", "byot", "kd"])
     def test_methods_that_cannot_follow_say_so_and_change_nothing(self, method):
         teacher = {"teacher": timm.create_model("test_resnet", num_classes=7)} if method == "kd" else {}
         student, model = make("test_resnet", method, **teacher)
@@ -100,9 +100,7 @@ class TestUnwrap:
             nn.DataParallel,
             lambda model: torch.compile(model, backend="eager"),
             Lightning,
-            lambda model: Lightning(model, "net"),
-            lambda model: Lightning(torch.compile(model, backend="eager")),
-            lambda model: torch.compile(Lightning(model), backend="eager"),
+            lambda model: torch.compile(Lightning(torch.compile(model, backend="eager"), "net"), backend="eager"),
             lambda model: nn.ModuleDict({"a": nn.Linear(1, 1), "b": model}),
         ],
     )
