@@ -105,26 +105,69 @@ class TestGate(FormTester):
         assert all(torch.equal(losses[name], expected[name]) for name in others)
 
 
+class TestTrunkGradient(FormTester):
+    method = "frskd"
+    settings = {"trunk_gradient": 0.25}
+
+    @pytest.mark.parametrize("method", ["frskd", "frskd_sla"])
+    def test_scales_what_the_self_teachers_losses_send_into_the_student_and_nothing_else(self, method):
+        (images, targets), _ = self.batch()
+
+        def gradients(share, progress=None):
+            model = wrap(method, width=1, alpha=2, beta=100, trunk_gradient=share).double()
+            if progress is not None:
+                model.method.set_progress(progress, 4)
+            losses = model(images.double(), targets)
+            names = [name for name in losses if name.startswith("loss_")]
+            trunk = model.student.stem.weight
+            mine = [name for name in names if "teacher" in name]
+            student, teacher = (
+                torch.autograd.grad(sum(losses[name] for name in group), trunk, retain_graph=True)[0]
+                for group in ([name for name in names if name not in (*mine, "loss_sla_kd")], mine)
+            )
+            own = torch.autograd.grad(losses[mine[0]], model.method.self_teacher.head.weight)[0]
+            return {name: losses[name].detach() for name in names}, student, teacher, own
+
+        losses, student, teacher, own = gradients(1)
+        for share, progress, factor in (
+            (0.25, None, 0.25),
+            (0, None, 0),
+            ("linear", None, 0.3),
+            ("linear", (3, 4), 0.75),
+        ):
+            found = gradients(share, progress)
+            assert all(torch.equal(found[0][name], value) for name, value in losses.items())
+            torch.testing.assert_close(found[1], student)
+            torch.testing.assert_close(found[2], factor * teacher)
+            torch.testing.assert_close(found[3], own)
+
+    @pytest.mark.parametrize("share", [1.5, -0.1, float("nan"), "gate"])
+    def test_refuses_what_is_no_share(self, share):
+        with pytest.raises(ValueError, match="`trunk_gradient`.*0..1"):
+            wrap("frskd", width=1, trunk_gradient=share)
+
+
 class TestDefaults:
     """`DEFAULTS` where alpha, beta and schedule are left out; the paper's constant weights where one is given."""
 
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
-            ({}, (1, 25, "gate")),  # the deepest map has 4x4 positions: 100 * 16 / 64
-            ({"schedule": "linear"}, (1, 25, "linear")),
-            ({"alpha": 2, "beta": 100}, (2, 100, "constant")),
-            ({"alpha": 3}, (3, 25, "constant")),
-            ({"beta": "auto", "schedule": "gate"}, (1, 25, "gate")),
-            ({"feature_reduction": "batchmean"}, (1, 25 / 16, "gate")),
-            ({"variant": "equations"}, (1, 25 / 16, "gate")),
-            ({"feature_loss": "hint"}, (1, 100, "gate")),
-            ({"feature_loss": "overhaul"}, (1, 0.01, "gate")),
+            ({}, (1, 25, "gate", "linear")),  # the deepest map has 4x4 positions: 100 * 16 / 64
+            ({"schedule": "linear"}, (1, 25, "linear", "linear")),
+            ({"alpha": 2, "beta": 100}, (2, 100, "constant", 1)),
+            ({"alpha": 3}, (3, 25, "constant", 1)),
+            ({"beta": "auto", "schedule": "gate", "trunk_gradient": "linear"}, (1, 25, "gate", "linear")),
+            ({"feature_reduction": "batchmean", "trunk_gradient": 0.5}, (1, 25 / 16, "gate", 0.5)),
+            ({"variant": "equations"}, (1, 25 / 16, "gate", "linear")),
+            ({"feature_loss": "hint"}, (1, 100, "gate", "linear")),
+            ({"feature_loss": "overhaul"}, (1, 0.01, "gate", "linear")),
         ],
     )
     def test_weights(self, settings, expected):
-        loss = wrap("frskd", width=1, **settings).method.loss_distill
-        assert (loss.alpha, loss.beta, loss.schedule) == expected
+        method = wrap("frskd", width=1, **settings).method
+        loss = method.loss_distill
+        assert (loss.alpha, loss.beta, loss.schedule, method.trunk_gradient) == expected
 
     def test_beta_belongs_to_the_deepest_map_and_ends_at_the_papers(self):
         info, _, _ = fake_student()
