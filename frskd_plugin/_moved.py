@@ -34,8 +34,10 @@ MOVED = {
         "mmdet": "mmdet.operators",
         "mmdet.detector": "mmdet.dense_head mmdet.servable mmdet.class_logits",
         "mmseg.convert": "mmseg.feature_maps",
-        "mmseg.segmentor": "mmseg.effdet_seg_head mmseg.self_taught mmseg.cascade_segmentor",
-        "mmseg.student_outputs": "mmseg.feature_list mmseg.semantic_logits mmseg.early_losses",
+        "mmseg.segmentor": "mmseg.effdet_seg_head mmseg.self_taught mmseg.cascade_segmentor mmseg.parts",
+        "mmseg.heads": (
+            "mmseg.student_outputs mmseg.teacher_head mmseg.feature_list mmseg.semantic_logits mmseg.early_losses"
+        ),
         "mmseg.data": "mmseg.dataset_files mmseg.voc mmseg.camvid mmseg.checked_loading mmseg.self_teacher_iou_metric",
         "core.soft_label": "core.binary_soft_label core.resized_soft_label",
         "commands.training_step": (

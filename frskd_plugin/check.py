@@ -498,7 +498,7 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
     from mmseg.models.segmentors.cascade_encoder_decoder import CascadeEncoderDecoder
     from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 
-    from frskd_plugin.mmseg.student_outputs import flat_maps, select_maps, semantic_logits
+    from frskd_plugin.mmseg.heads import flat_maps, select_maps, semantic_logits
 
     teacher = model.self_teacher if isinstance(getattr(model, "self_teacher", None), nn.Module) else None
     heads = _as_list(model.decode_head)  # one, or the stages of a cascade

@@ -213,7 +213,7 @@ def _segmentor(config: Any, checkpoint: str, part: str) -> Student:
 
     from frskd_plugin.mmengine.export import plain_config
     from frskd_plugin.mmseg.convert import build_plain, image_size_of
-    from frskd_plugin.mmseg.parts import SegmentationNetwork
+    from frskd_plugin.mmseg.segmentor import SegmentationNetwork
 
     weights, entry = read_weights(checkpoint, whole=part != "student")
     if part == "student":
@@ -505,6 +505,6 @@ def check_tensors(tensors: Mapping[str, int], network: nn.Module) -> int:
 def __getattr__(name: str) -> Any:
     if name != "SegmentationNetwork":  # where it stood before
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from frskd_plugin.mmseg.parts import SegmentationNetwork
+    from frskd_plugin.mmseg.segmentor import SegmentationNetwork
 
     return SegmentationNetwork

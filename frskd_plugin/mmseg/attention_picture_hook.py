@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmseg.models.utils import resize
 
 from frskd_plugin.mmengine.attention import AttentionHook, Panel, as_picture, attention_panels, draw_grid
-from frskd_plugin.mmseg.student_outputs import flat_maps
+from frskd_plugin.mmseg.heads import flat_maps
 
 
 class AttentionPictureHook(AttentionHook):

@@ -23,7 +23,7 @@ from frskd_plugin.core.dry_run import forked_rng, image_channels
 from frskd_plugin.methods.base import StudentInfo
 from frskd_plugin.methods.frskd import CHANNEL_STEP, check_width, teacher_share, width_within
 from frskd_plugin.mmengine.config_tools import explained_build, read_config, without_pretrained
-from frskd_plugin.mmseg.student_outputs import flat_maps, select_maps
+from frskd_plugin.mmseg.heads import flat_maps, select_maps
 
 FRSKD_TYPES = {"EncoderDecoder": "FRSKDEncoderDecoder", "CascadeEncoderDecoder": "FRSKDCascadeEncoderDecoder"}
 DEFAULT_MAX_SHARE = 0.5  # the self-teacher's copy of the decode head comes on top

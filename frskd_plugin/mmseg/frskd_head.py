@@ -19,8 +19,15 @@ from frskd_plugin.core.checks import check_bool, check_in_channels, check_one_of
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import criterion_soft_label
-from frskd_plugin.mmseg.student_outputs import early_losses, flat_maps, select_maps, semantic_logits
-from frskd_plugin.mmseg.teacher_head import check_servable, fitted, maps_read
+from frskd_plugin.mmseg.heads import (
+    check_servable,
+    early_losses,
+    fitted,
+    flat_maps,
+    maps_read,
+    select_maps,
+    semantic_logits,
+)
 
 _logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from frskd_plugin.core import soft_label_loss
 from frskd_plugin.core.dry_run import count_forward
-from frskd_plugin.mmseg.student_outputs import early_losses
+from frskd_plugin.mmseg.heads import early_losses
 from tests.helpers.segmentors import CLASSES, build, effdet, fcn, make_batch, with_frskd
 
 SIZE = (64, 64)

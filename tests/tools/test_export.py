@@ -30,7 +30,7 @@ from frskd_plugin.export import (
     open_student,
 )
 from frskd_plugin.mmengine.export import export_student, plain_config
-from frskd_plugin.mmseg.parts import SegmentationNetwork
+from frskd_plugin.mmseg.segmentor import SegmentationNetwork
 from tests.helpers.real_runs import REPOSITORY, train
 from tests.helpers.segmentors import build, effdet
 from tests.helpers.tiny_mmseg import tiny_config
