@@ -133,7 +133,7 @@ class TestTrunkGradient(FormTester):
             (0.25, None, 0.25),
             (0, None, 0),
             ("linear", None, 0.3),
-            ("linear", (3, 4), 0.75),
+            ("linear", 3, 0.75),
         ):
             found = gradients(share, progress)
             assert all(torch.equal(found[0][name], value) for name, value in losses.items())
