@@ -15,35 +15,17 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
-def tensors(nested: Any) -> Iterator[Tensor]:
+def tensors(nested: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict):
-        for value in nested.values():
-            yield from tensors(value)
-    elif isinstance(nested, (list, tuple)):
-        for value in nested:
-            yield from tensors(value)
-
-
-def map_tensors(nested: Any, function: Any) -> Any:
-    """The same nesting with `function` applied to each tensor."""
-    if isinstance(nested, Tensor):
-        return function(nested)
-    if isinstance(nested, dict):
-        return {key: map_tensors(value, function) for key, value in nested.items()}
-    if isinstance(nested, (list, tuple)):
-        return type(nested)(map_tensors(value, function) for value in nested)
-    return nested
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
 
 
 def without_gradient(model: nn.Module) -> list[str]:
@@ -57,7 +39,7 @@ def scalar(outputs: Any) -> Tensor:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether all tensors are bit-equal."""
+    """Tell if all tensors are bit-equal."""
     pairs = list(zip(tensors(first), tensors(second), strict=True))
     return all(torch.equal(a, b) for a, b in pairs) and bool(pairs)
 
@@ -93,7 +75,7 @@ class ModelTester:
             assert without_gradient(model) == []
 
     def test_inputs_are_left_alone(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        kept = map_tensors(inputs, torch.clone)
+        kept = tree_map_only(Tensor, torch.clone, inputs)
         scalar(model.train()(*inputs)).backward()
         assert same(kept, inputs)
 
@@ -118,9 +100,8 @@ class ModelTester:
         assert same(expected, pickle.loads(pickle.dumps(model))(*inputs))
 
     def test_float64_agrees(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        outputs = list(tensors(model.eval()(*inputs)))
-        double_inputs = map_tensors(inputs, lambda t: t.double() if t.is_floating_point() else t)
-        double_outputs = list(tensors(model.double()(*double_inputs)))
-        for single, double in zip(outputs, double_outputs, strict=True):
+        outputs = tensors(model.eval()(*inputs))
+        double_inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+        for single, double in zip(outputs, tensors(model.double()(*double_inputs)), strict=True):
             assert double.dtype == torch.float64
             assert (single - double).abs().max() <= self.double_tolerance * max(1.0, double.abs().max().item())
