@@ -168,7 +168,8 @@ def run_step(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
             plain, frskd = row[f"plain_{key}"] / unit, row[f"frskd_{key}"] / unit
             cells += [*(f"{value:.{0 if unit == 1 else 1}f}" for value in (plain, frskd)), f"{frskd / plain:.2f}"]
         yield [row], table_lines(header, [cells])[2:]
-    yield [], ["", NOTES.get(torch.device(args.device).type, "")]
+    notes = NOTES.get(torch.device(args.device).type, "").splitlines()
+    yield [], ["", *(note for note in notes if note.partition(":")[0] in measures)]
 
 
 def measure_steps(steps: Sequence[TrainingStep], repeat: int, launches: bool, what: str) -> Row:

@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_plugin.commands.reproduce_plan import FOR_ALL, TABLES, Run, Scale, read_leaf
 from frskd_plugin.commands.training_step import (
-    SEGMENTOR_BATCH,
     SEGMENTORS,
     StepSettings,
+    TrainingStep,
     classifier_step,
     interleaved_medians,
     seconds_of,
-    training_steps,
+    segmentor_step,
 )
 from frskd_plugin.core.blocks import FusionNode, Resize
 from frskd_plugin.core.self_teacher import SelfTeacher
@@ -30,7 +30,6 @@ from frskd_plugin.data.image_folder import IMAGE_SETS
 
 CPU_BATCHES, SMALL_IMAGE = (32, 8), 64  # images in a step, of small and of larger images; pixels of a side
 VOC_IMAGES = 3335  # of VOC 2007 and 2012 trainval with a segmentation
-WARMUP, REPEAT = 2, 5  # steps of each kind; the second are timed
 WEIGHTS = ("alpha", "beta")  # settings that do not change what a step computes, unless they are 0
 # images in a step, seconds of the plain network's (`plain`), row's key -> its step over the plain one (`ratios`)
 StepCost = Mapping[str, Any]
@@ -42,29 +41,27 @@ def measure(runs: Mapping[str, Run], device: str) -> StepCost:
     Raises:
         ImportError: it is a segmentor, and mmsegmentation is not installed.
     """
-    signatures = {key: step_signature(run) for key, run in runs.items()}
     first = next(iter(runs.values()))
     torch.manual_seed(0)
-    if first.model in SEGMENTORS:
-        batch = SEGMENTOR_BATCH
-        plain, frskd = training_steps(first.model, StepSettings(device=device))
-        steps = {signatures["baseline"]: plain, signatures["frskd"]: frskd}
-    else:
-        leaf, pixels = read_leaf(first.config), timm.get_pretrained_cfg(first.model).input_size[-1]
-        # on a CPU so many that the ratio is that of the recipe's batch, in bearable time
-        batch = leaf.train_dataloader.batch_size if "cuda" in device else CPU_BATCHES[pixels > SMALL_IMAGE]
-        settings, classes = StepSettings(batch, device=device), leaf.model.student.num_classes
-        plain, steps = classifier_step(first.model, "baseline", settings, classes), {}
-        for run in {signatures[key]: run for key, run in runs.items()}.values():
-            options = dict(run.settings, out_indices=leaf.model.out_indices)
-            if run.teacher is not None:
-                options["teacher"] = timm.create_model(run.teacher.model, num_classes=classes)
-            steps[step_signature(run)] = classifier_step(run.model, str(run.method), settings, classes, **options)
+    plain = _step(Run(first.config, first.data, first.model, "baseline"), device)
+    steps = {signature: _step(run, device) for signature, run in {step_signature(r): r for r in runs.values()}.items()}
     turns = [functools.partial(seconds_of, step) for step in (plain, *steps.values())]
-    plain_s, *seconds = interleaved_medians(turns, REPEAT, WARMUP, f"steps of {first.model}")
+    plain_s, *seconds = interleaved_medians(turns, 5, 2, f"steps of {first.model}")
     times = dict(zip(steps, seconds, strict=True))
-    ratios = {key: times[signature] / plain_s for key, signature in signatures.items()}
-    return {"batch": batch, "plain": plain_s, "ratios": ratios}
+    ratios = {key: times[step_signature(run)] / plain_s for key, run in runs.items()}
+    return {"batch": len(plain.inputs[0]), "plain": plain_s, "ratios": ratios}
+
+
+def _step(run: Run, device: str) -> TrainingStep:
+    if run.model in SEGMENTORS:
+        return segmentor_step(run.model, run.row.method, StepSettings(device=device))
+    leaf, pixels = read_leaf(run.config), timm.get_pretrained_cfg(run.model).input_size[-1]
+    # on a CPU so many images that the ratio is that of the recipe's batch, in bearable time
+    batch = leaf.train_dataloader.batch_size if "cuda" in device else CPU_BATCHES[pixels > SMALL_IMAGE]
+    options, classes = dict(run.settings, out_indices=leaf.model.out_indices), leaf.model.student.num_classes
+    if run.teacher is not None:
+        options["teacher"] = timm.create_model(run.teacher.model, num_classes=classes)
+    return classifier_step(run.model, str(run.method), StepSettings(batch, device=device), classes, **options)
 
 
 def step_signature(run: Run) -> str:

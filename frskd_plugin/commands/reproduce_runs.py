@@ -28,12 +28,9 @@ from frskd_plugin.mmengine.registration import installed_versions
 from frskd_plugin.mmengine.resume import newest_checkpoint
 from frskd_plugin.version import __version__
 
-LOG_NAME = "train.log"
 SEGMENTATION_SCORE = "mIoU"
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
-DATA_FOLDERS = {"voc": "VOCdevkit"}  # of the others: their name
-TAIL_LINES = 3
-POLL_SECONDS, TELL_SECONDS = 0.1, 30.0
+TELL_SECONDS = 30.0
 TRAIN_RUNS = "--train-runs"  # `frskd reproduce` as the process that trains
 say = functools.partial(print, flush=True)
 
@@ -52,7 +49,7 @@ class Store:
 
     def log(self, run: Run) -> Path:
         """Return the file with all that its process writes."""
-        return self.folder(run) / LOG_NAME
+        return self.folder(run) / "train.log"
 
     def record_file(self, run: Run) -> Path:
         """Return its JSON file."""
@@ -166,7 +163,7 @@ def training_arguments(run: Run, store: Store, data: Path) -> list[str]:
     config, recipe = locate_config(run.config)
     return [
         *(str(config), *(["--recipe", recipe] if recipe else [])),
-        *("--data-root", str(data / DATA_FOLDERS.get(run.data, run.data))),
+        *("--data-root", str(data / ("VOCdevkit" if run.data == "voc" else run.data))),
         *("--work-dir", str(store.folder(run)), "--seed", str(run.seed), "--resume"),
         *method,
         *run.arguments,
@@ -229,7 +226,7 @@ class Trainer:
                     busy = [run for group, _ in running.values() for run in group]
                     if slot not in running and not self._is_late() and (group := self._next_group(busy)):
                         running[slot] = group, self._start(group, slot)
-                time.sleep(POLL_SECONDS)
+                time.sleep(0.1)
                 for slot, (group, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
@@ -279,7 +276,7 @@ class Trainer:
             self.on_done()
             return
         log = self.store.log(run)
-        lines = log.read_text(errors="replace").strip().splitlines()[-TAIL_LINES:] if log.is_file() else []
+        lines = log.read_text(errors="replace").strip().splitlines()[-3:] if log.is_file() else []
         if lines[-1:] == [PAUSED]:
             self._paused += 1
             say(f"paused   {run.label}")
