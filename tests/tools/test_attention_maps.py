@@ -15,10 +15,9 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 import frskd_plugin.mmengine  # noqa: F401
-from frskd_plugin import commands
 from frskd_plugin.commands.attention_maps import TrainedNetwork, attention_picture, in_order
 from frskd_plugin.mmengine.attention import Panel, attention_panels, draw_grid
-from tests.helpers.real_runs import load_tool
+from tests.helpers.real_runs import command
 from tests.helpers.tiny_classification import tiny_config, write_image_folder
 from tests.helpers.tiny_mmseg import tiny_config as tiny_segmentor
 
@@ -49,26 +48,13 @@ def frskd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def independent_map(feat: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """Mean of squares over the channels, bilinear by hand at half-pixel centres, stretched to 0..1, in float64."""
-    pooled = (feat[0].double().numpy() ** 2).mean(0)
 
-    def weights(source: int, target: int) -> np.ndarray:
-        matrix = np.zeros((target, source))
-        for row in range(target):
-            position = min(max((row + 0.5) * source / target - 0.5, 0), source - 1)
-            low = min(int(position), max(source - 2, 0))
-            matrix[row, low] += 1 - (position - low)
-            matrix[row, min(low + 1, source - 1)] += position - low
-        return matrix
+    def widen(rows: np.ndarray, width: int) -> np.ndarray:
+        places = (np.arange(width) + 0.5) * rows.shape[1] / width - 0.5
+        return np.array([np.interp(places, np.arange(len(row)), row) for row in rows])
 
-    large = weights(pooled.shape[0], size[0]) @ pooled @ weights(pooled.shape[1], size[1]).T
+    large = widen(widen((feat[0].double().numpy() ** 2).mean(0), size[1]).T, size[0]).T
     return (large - large.min()) / (large.max() - large.min())
-
-
-def drawn(figure) -> np.ndarray:
-    """The picture's pixels [H, W, 3]."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
 def grid(figure) -> tuple[int, int]:
@@ -100,17 +86,13 @@ def test_grid_lays_maps_over_images_row_by_row() -> None:
     figure = draw_grid(
         [[Panel("image", white), Panel("a", white, hot), Panel("b", white, cold)], [None, Panel("c", white * 0, hot)]]
     )
-    pixels = drawn(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
     assert pixels.shape[:2] == (2 * 230, 3 * 200)
-    found = [[pixels[row * 230 + 125, column * 200 + 100].tolist() for column in range(3)] for row in range(2)]
-    blank = [255, 255, 255]
-    red, blue = np.array([127.5, 0, 0]), np.array([0, 0, 127.5])  # the ends of the colours 'jet'
-    expected = [
-        [blank, 0.55 * red + 0.45 * 255, 0.55 * blue + 0.45 * 255],
-        [blank, 0.55 * red, blank],
-    ]
-    np.testing.assert_allclose(found, [[np.asarray(cell) for cell in row] for row in expected], atol=2)
-    assert figure.axes[3].get_title() == "" and not figure.axes[3].images
+    red, blue, blank = np.array([127.5, 0, 0]), np.array([0, 0, 127.5]), np.full(3, 255)  # the ends of 'jet'
+    expected = [[blank, 0.55 * red + 0.45 * 255, 0.55 * blue + 0.45 * 255], [blank, 0.55 * red, blank]]
+    np.testing.assert_allclose(pixels[[125, 355]][:, [100, 300, 500]], expected, atol=2)
 
 
 def test_two_epochs_stand_side_by_side(frskd: list[Path], images: Path) -> None:
@@ -204,22 +186,18 @@ def test_segmentor(data_root: Path, tmp_path: Path, kind: str) -> None:
     config = tiny_segmentor(data_root, frskd=kind == "frskd")
     config.model.data_preprocessor.test_cfg = dict(size_divisor=24)  # 32 pixels become 48
     checkpoint = save_checkpoint(config, tmp_path / "epoch_3.pth", 3)
-    image = data_root / "JPEGImages" / "image_0.jpg"
-    load_tool("attention_maps").main([str(checkpoint), str(image), "-o", str(tmp_path)])
-    assert Image.open(tmp_path / "image_0.png").size == (3 * 200, (2 if kind == "frskd" else 1) * 260)
+    image, names = data_root / "JPEGImages" / "image_0.jpg", ["student", "self-teacher"][: 2 if kind == "frskd" else 1]
+    assert command("attention_maps", checkpoint, image, "-o", tmp_path).returncode == 0
+    assert Image.open(tmp_path / "image_0.png").size == (3 * 200, len(names) * 260)
 
     network = TrainedNetwork(checkpoint)
     figure = attention_picture([network], image)
-    names = ["student", "self-teacher"] if kind == "frskd" else ["student"]
-    assert [title for title in titles(figure) if title] == [
-        "image",
-        *(f"epoch 3, level {level}, {name}" for name in names for level in (0, 1)),
-    ]
-    pixels = np.asarray(Image.open(image))
-    assert np.abs(figure.axes[0].images[0].get_array().astype(int) - pixels).mean() < 3  # two decoders of JPEG
+    expected_titles = [f"epoch 3, level {level}, {name}" for name in names for level in (0, 1)]
+    assert [title for title in titles(figure) if title] == ["image", *expected_titles]
+    shown = figure.axes[0].images[0].get_array()
+    assert np.abs(shown.astype(int) - np.asarray(Image.open(image))).mean() < 3  # two decoders of JPEG
     inputs = torch.zeros(1, 3, 48, 48)
-    rgb = torch.from_numpy(figure.axes[0].images[0].get_array().copy()).permute(2, 0, 1)
-    inputs[..., :32, :32] = (rgb.float() - 120) / 60
+    inputs[..., :32, :32] = (torch.from_numpy(shown.copy()).permute(2, 0, 1).float() - 120) / 60
     with torch.no_grad():
         feats = network.model.extract_feat(inputs)
         rows = [feats, network.model.self_teacher.neck(feats)] if kind == "frskd" else [feats]
@@ -230,15 +208,15 @@ def test_segmentor(data_root: Path, tmp_path: Path, kind: str) -> None:
 
 
 def test_command_line_writes_a_picture_for_each_image(
-    frskd: list[Path], images: Path, tmp_path: Path, monkeypatch, capsys
+    frskd: list[Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("mmcv", "mmseg"):  # importing them fails, as where they are not installed: a classifier needs neither
         monkeypatch.setitem(sys.modules, name, None)
-    paths = [str(images / name / "0.png") for name in ("class_0", "class_1")]
-    load_tool("attention_maps").main([str(frskd[0]), *paths, "-o", str(tmp_path / "out")])
+    paths = [images / name / "0.png" for name in ("class_0", "class_1")]
+    done = command("attention_maps", frskd[0], *paths, "-o", tmp_path / "out")
     written = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in written] == ["class_0_0.png", "class_1_0.png"]  # both images are called 0.png
-    assert str(written[1]) in capsys.readouterr().out
+    assert str(written[1]) in done.stdout
     assert Image.open(written[0]).size == (4 * 240, 2 * 260)  # the images are 48x40
 
 
@@ -260,7 +238,7 @@ def test_command_line_writes_a_picture_for_each_image(
     ],
 )
 def test_mistakes_end_in_one_line(
-    files: list[str], message: str, frskd: list[Path], images: Path, tmp_path: Path, monkeypatch, capsys
+    files: list[str], message: str, frskd: list[Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     image = images / "class_0" / "0.png"
@@ -270,20 +248,16 @@ def test_mistakes_end_in_one_line(
     Path("broken.png").write_bytes(image.read_bytes()[:60])
     checkpoint = torch.load(frskd[0], weights_only=True)
     weights, meta = checkpoint["state_dict"], checkpoint["meta"]
-    first = next(iter(weights))
-    changed = {
+    for name, content in {
         "foreign": {"weights": weights},
         "no_config": {"state_dict": weights, "meta": {}},
         "detector": {"state_dict": weights, "meta": {"cfg": "model = dict(type='RetinaNet')"}},
         "other": {"state_dict": {"backbone.weight": torch.zeros(1)}, "meta": meta},
-        "shape": {"state_dict": {**weights, first: torch.zeros(1)}, "meta": meta},
-    }
-    for name, content in changed.items():
+        "shape": {"state_dict": {**weights, next(iter(weights)): torch.zeros(1)}, "meta": meta},
+    }.items():
         torch.save(content, f"{name}.pth")
-    command = [{"IMAGE": str(image), "FRSKD": str(frskd[0])}.get(name, name) for name in files]
-    assert commands.run("attention_maps", command) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(message, error), error
+    done = command("attention_maps", *({"IMAGE": image, "FRSKD": frskd[0]}.get(name, name) for name in files))
+    assert done.returncode == 2 and re.search(message, done.stderr.splitlines()[-1]), done.stderr
 
 
 def test_image_of_a_size_that_the_network_cannot_take_is_refused(images: Path, tmp_path: Path) -> None:

@@ -118,11 +118,7 @@ def test_new_names_of_moved_modules_exist() -> None:
     ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 )
 def test_a_signal_ends_in_one_line(
-    number: signal.Signals,
-    status: int,
-    name: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, status: int, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait(argv: list[str]) -> None:
         try:
