@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frskd_plugin.commands import run as run_command
 from frskd_plugin.commands.report import main, write_report
 from frskd_plugin.commands.report_charts import COLOURS, charts_of, thin
 from frskd_plugin.commands.report_facts import facts_of
@@ -30,7 +28,7 @@ LOOP = "train_cfg = dict(type='EpochBasedTrainLoop', max_epochs={})\n"
 
 
 class Page(HTMLParser):
-    """What a page holds: its tags with their attributes, its text, and the exact values of its tables by caption."""
+    """What a page holds: its tags with their attributes, its text, and its tables, numbers as exactly as they stand."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -53,12 +51,8 @@ class Page(HTMLParser):
         elif tag == "data":
             self.tables[-1][-1][-1] = dict(attrs)["value"] or ""
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
+        assert tag in VOID or self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
@@ -67,7 +61,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(self.texts)
+        return " ".join(" ".join(self.texts).split())
 
     def images(self, kind: str) -> dict[str, bytes]:
         """Alternative text -> file, of 'png' or 'svg+xml'."""
@@ -78,19 +72,20 @@ class Page(HTMLParser):
     def labels(self) -> list[str]:
         return list(self.images("svg+xml"))
 
+    def pictures(self) -> dict[str, bytes]:
+        """Image and epoch -> file."""
+        return {alt.partition(":")[0].removeprefix("Attention maps, "): png for alt, png in self.images("png").items()}
+
     def lines(self) -> list[np.ndarray]:
-        """The pixels [N, 2] of each line that is drawn in a chart; NaN where it has a gap."""
+        """The pixels [N, 2] of each line that is drawn in a chart."""
         charts = "".join(svg.decode() for svg in self.images("svg+xml").values())
         paths = re.findall(r'id="curve\d+">\s*<path d="([^"]*)"', charts)
-        return [
-            np.array([[float(n) for n in pair.split()[1:]] for pair in path.strip().splitlines()]) for path in paths
-        ]
+        return [np.array([pair.split()[1:] for pair in path.strip().splitlines()], float) for path in paths]
 
     def values(self, title: str) -> list[list[str]]:
         """The rows of the table below the chart with this title."""
         charts = [re.split(r" over \w+s\. ", label)[0] for label in self.labels()]
-        (facts,) = (i for i, table in enumerate(self.tables) if table[0][0] == "fact")
-        return self.tables[facts + 1 + charts.index(title)]
+        return self.tables[self.tables.index(self.facts()) + 1 + charts.index(title)]
 
     def scores(self, run: int = 0) -> dict[str, list[str]]:
         """'top1, best' -> epoch, student's, self-teacher's."""
@@ -177,7 +172,7 @@ def test_last_and_best_are_those_of_the_result(classifier: Path, page: Page) -> 
             expected = [str(entry["epoch"]), repr(entry[key]), repr(entry[f"teacher_{key}"])]
             assert page.scores()[f"{key}, {name}"] == expected
         headline = f"{entry['top1']:.2f} self-teacher {entry['teacher_top1']:.2f}, epoch {entry['epoch']}"
-        assert f"{name} top1 {headline}" in " ".join(page.text.split())
+        assert f"{name} top1 {headline}" in page.text
 
 
 def test_facts_of_a_run(classifier: Path, page: Page) -> None:
@@ -191,16 +186,10 @@ def test_facts_of_a_run(classifier: Path, page: Page) -> None:
     assert facts["time per training step"] == f"{(times[3] + times[4]) / 2:.3g} s (median of 8 logged values)"
 
 
-def pictures(page: Page) -> dict[str, bytes]:
-    return {alt.partition(":")[0]: png for alt, png in page.images("png").items()}
-
-
 def test_pictures_of_the_run_stand_by_epoch(classifier: Path, page: Page) -> None:
-    places = {"epoch 1": "epoch_1", "end of the training": ""}
-    expected = {
-        f"Attention maps, image_0, {when}": classifier / "attention" / p / "image_0.png" for when, p in places.items()
-    }
-    assert list(pictures(page).items()) == [(alt, file.read_bytes()) for alt, file in expected.items()]
+    files = {"epoch 1": "epoch_1/image_0.png", "end of the training": "image_0.png"}
+    expected = [(f"image_0, {when}", (classifier / "attention" / file).read_bytes()) for when, file in files.items()]
+    assert list(page.pictures().items()) == expected
 
 
 def test_maps_are_drawn_from_the_checkpoints_that_are_left(classifier: Path, tmp_path: Path) -> None:
@@ -208,7 +197,7 @@ def test_maps_are_drawn_from_the_checkpoints_that_are_left(classifier: Path, tmp
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(image)
     main([str(classifier), "-o", str(tmp_path / "page.html"), "--images", str(image)])
     page = Page((tmp_path / "page.html").read_text())
-    ((_, png),) = pictures(page).items()
+    (png,) = page.pictures().values()
     assert "bird.png: epoch 1, epoch 2" in page.text  # the best one is one of these
     width, height = Image.open(io.BytesIO(png)).size
     # the image and three blocks of two epochs, students above self-teachers
@@ -271,7 +260,7 @@ def test_segmentor(data_root: Path, tmp_path: Path) -> None:
     assert {key: facts[key] for key in expected_facts} == expected_facts
     best = max(scores, key=lambda line: line["mIoU"])
     assert page.scores()["mIoU, best"] == [str(best["step"]), repr(best["mIoU"]), repr(best["self_teacher.mIoU"])]
-    assert list(pictures(page)) == [f"Attention maps, image_0, {when}" for when in ("epoch 1", "end of the training")]
+    assert list(page.pictures()) == ["image_0, epoch 1", "image_0, end of the training"]
     # IoU of each class, whose mean is the logged one, of both networks
     (classes,) = (table for table in page.tables if table[0][0] == "class")
     assert classes[0] == ["class", "student", "self-teacher"] and len(classes) == 1 + 4
@@ -342,7 +331,7 @@ def test_state_of_a_run(tmp_path: Path) -> None:
     log.write_text(whole + '{"loss": 1.5, "ep')  # the process is writing
     page = report(run)
     assert "No validation yet." in page.text and "under way or stopped, at epoch 0.5 of 2" in page.text
-    assert page.labels() == ["total loss over epochs. run: from 3 to 2, lowest 2, highest 3."] and not pictures(page)
+    assert page.labels() == ["total loss over epochs. run: from 3 to 2, lowest 2, highest 3."] and not page.pictures()
     log.write_text(whole + json.dumps({"top1": 5.0, "step": 1}) + "\n" + json.dumps(step(8, 2, loss=2.0)) + "\n")
     assert "all 2 epochs are trained, the last validation is missing" in report(run).text
     log.write_text(log.read_text() + '{"top1": 6.0, "step": 2}\n')
@@ -410,7 +399,7 @@ def test_picture_that_is_being_written_is_left_out(tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "a.png").write_bytes(png)
     page = report(tmp_path / "run")
-    assert list(pictures(page)) == ["Attention maps, a, epoch 2", "Attention maps, a, epoch 10"]
+    assert list(page.pictures()) == ["a, epoch 2", "a, epoch 10"]
     assert "a.png is left out, because it is no whole PNG file" in page.text
 
 
@@ -475,34 +464,42 @@ def test_odd_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:
     assert [row[1] for row in report(tmp_path / "run").values("total loss")[1:]] == [repr(float(x)) for x in losses]
 
 
-def errors(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
-    good = tmp_path / "good"
-    write_start(good, "20260102_000000", [step(4, 1, loss=1.0)])
-    yield tmp_path / "none", {}, r"none is not a folder; expected the work folder of a run, with \*/vis_data"
-    (tmp_path / "bare").mkdir()
-    yield tmp_path / "bare", {}, r"bare holds no log; expected .* LocalVisBackend"
-    write_start(tmp_path / "empty", "20260102_000000", [])
-    yield tmp_path / "empty", {}, "has no entry in its logs yet .* logs first after"
-    long = f'{{"step": 1{"0" * 400}}}'
-    for n, line in enumerate(("hello", "[1]", "[" * 200000, '{"loss": 1}', '{"step": "x"}', '{"step": NaN}', long)):
-        folder = write_start(tmp_path / f"line{n}", "20260102_000000", [step(4, 1, loss=1.0)])
-        with open(folder / "scalars.json", "a") as file:
-            file.write(line + "\n")
-        yield tmp_path / f"line{n}", {}, r"scalars.json, line 2: expected a JSON object with the numbers of a step"
-    yield good, {"work_dirs": [good, tmp_path / "x" / ".." / "good"]}, "good was given 2 times; give each run once"
-    yield good, {"work_dirs": [good] * 9}, "expected 1 to 8 runs, got 9"
-    yield good, {"out": tmp_path / "page.png"}, "must be an .html file, got .*page.png"
-    yield good, {"images": [tmp_path / "a.png"]}, "holds no checkpoint .* leave --images out"
+GOOD = step(4, 1, loss=1.0)
+LINES = ("hello", "[1]", "[" * 200000, '{"loss": 1}', '{"step": "x"}', '{"step": NaN}', f'{{"step": 1{"0" * 400}}}')
 
 
-def test_errors_say_what_is_expected_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for work_dir, options, text in errors(tmp_path):
-        with pytest.raises(ValueError, match=text):
-            write_report(**{"work_dirs": [work_dir], "out": tmp_path / "page.html", **options})
-        assert not (tmp_path / "page.html").exists(), work_dir
-    for debug in ([], ["--debug"]):
-        assert run_command("report", [str(tmp_path / "bare"), *debug]) == 2
-        assert ("Traceback" in capsys.readouterr().err) == bool(debug)
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_damaged_logs_are_named(line: str, tmp_path: Path) -> None:
+    with open(write_start(tmp_path, "20260102_000000", [GOOD]) / "scalars.json", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"scalars.json, line 2: expected a JSON object with the numbers of a step"):
+        write_report([tmp_path], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"work_dirs": ["none"]}, r"none is not a folder; expected the work folder of a run, with \*/vis_data"),
+        ({"work_dirs": ["bare"]}, r"bare holds no log; expected .* LocalVisBackend"),
+        ({"work_dirs": ["empty"]}, "has no entry in its logs yet .* logs first after"),
+        ({"work_dirs": ["good", "x/../good"]}, "good was given 2 times; give each run once"),
+        ({"work_dirs": ["good"] * 9}, "expected 1 to 8 runs, got 9"),
+        ({"out": Path("page.png")}, "must be an .html file, got .*page.png"),
+        ({"images": [Path("a.png")]}, "holds no checkpoint .* leave --images out"),
+    ],
+)
+def test_errors_say_what_is_expected_where(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bare").mkdir()
+    write_start(Path("good"), "20260102_000000", [GOOD])
+    write_start(Path("empty"), "20260102_000000", [])
+    settings: dict[str, Any] = {"work_dirs": ["good"], "out": Path("page.html"), **options}
+    with pytest.raises(ValueError, match=message):
+        write_report([Path(work_dir) for work_dir in settings.pop("work_dirs")], **settings)
+    assert not Path("page.html").exists()
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
