@@ -60,29 +60,19 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     description = "Write the FRSKD config for a plain config of mmseg, with the channels found by a dry run."
     parser = command_parser("convert", description, EPILOG)
-    parser.add_argument("config", metavar="CONFIG", help="the plain config")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write (.py)")
-    parser.add_argument("--alpha", type=float, default=1.0, help="weight of the soft labels (1)")
-    parser.add_argument(
-        "--beta", type=float, help="weight of the feature distillation (50 at 512x512, in proportion to the pixels)"
-    )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the soft labels (1)")
-    parser.add_argument(
-        "--width",
-        type=lambda text: int(text) if text.isdigit() else text,
-        default="auto",
-        metavar="N|auto",
-        help="width of the feature network; auto (default): 1, with fewer channels where --max-share asks for it",
-    )
-    parser.add_argument(
-        "--max-share",
-        type=float,
-        default=DEFAULT_MAX_SHARE,
-        help=f"limit of the feature network's multiply-accumulates / the segmentor's ({DEFAULT_MAX_SHARE})",
-    )
-    parser.add_argument("--max-channels", type=int, metavar="N", help="limit to the feature network's channels")
-    parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="images of the dry run (those of the training)"
-    )
-    parser.add_argument("--force", action="store_true", help="write over OUT if it is there")
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="the plain config")
+    add("-o", "--output", required=True, metavar="OUT", help="file to write (.py)")
+    add("--alpha", type=float, default=1.0, help="weight of the soft labels (1)")
+    add("--beta", type=float, help="weight of the feature distillation (50 at 512x512, in proportion to the pixels)")
+    add("--temperature", type=float, default=1.0, help="of the soft labels (1)")
+    text = "width of the feature network; auto (default): 1, with fewer channels where --max-share asks for it"
+    width = {"type": lambda text: int(text) if text.isdigit() else text, "default": "auto", "metavar": "N|auto"}
+    add("--width", **width, help=text)
+    text = f"limit of the feature network's multiply-accumulates / the segmentor's ({DEFAULT_MAX_SHARE})"
+    add("--max-share", type=float, default=DEFAULT_MAX_SHARE, help=text)
+    add("--max-channels", type=int, metavar="N", help="limit to the feature network's channels")
+    text = "images of the dry run (those of the training)"
+    add("--image-size", type=int, nargs=2, metavar=("H", "W"), help=text)
+    add("--force", action="store_true", help="write over OUT if it is there")
     return parser

@@ -123,6 +123,10 @@ def summary(student: Student, made: Exported, part: str = "student", normalized:
     return "\n".join(lines)
 
 
+def _dynamic(text: str) -> int | str:
+    return text if text == "batch" else positive_int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     description = "Write the plain student of a checkpoint: its weights, or a file for another runtime."
@@ -136,21 +140,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--part", choices=PARTS, default="student", help="what to write of a training checkpoint (student)")
     add("--size", nargs=2, type=positive_int, metavar=("H", "W"), help="of the images (those of the config or model)")
     add("--batch", type=positive_int, default=1, help="images in a batch (1)")
-    add(
-        "--dynamic",
-        nargs="?",
-        const=1,
-        type=lambda text: text if text == "batch" else positive_int(text),
-        metavar="N|batch",
-        help="any batch and size; N: sizes that are multiples of N; batch: any batch, one size",
-    )
+    text = "any batch and size; N: sizes that are multiples of N; batch: any batch, one size"
+    add("--dynamic", nargs="?", const=1, type=_dynamic, metavar="N|batch", help=text)
     add("--with-normalization", action="store_true", help="the file takes RGB images in 0..255")
-    add(
-        "--tolerance",
-        type=float,
-        default=DEFAULT_TOLERANCE,
-        help=f"allowed difference from torch, as a share of its largest logit ({DEFAULT_TOLERANCE:g})",
-    )
+    text = f"allowed difference from torch, as a share of its largest logit ({DEFAULT_TOLERANCE:g})"
+    add("--tolerance", type=float, default=DEFAULT_TOLERANCE, help=text)
     add_keywords(parser, "--model-kwargs", "arguments of timm.create_model, for a MODEL")
     add_keywords(parser, "--set", "what a MODEL was wrapped with, for its --part: width=1 out_indices=1,2,3")
     add_settings(parser, "--cfg-options", "settings that override the CONFIG: model.test_cfg.mode=whole")

@@ -151,10 +151,6 @@ def make_devkit(
     Half of the training scenes go to either year; VOC2007 test has the ``val`` scenes. As in the real devkit, VOC2012
     trainval also contains images of VOC2007 test: every fourth, in turn renamed by year, under a strange id, and
     encoded anew, so that `tools/prepare_voc.py` has something to find.
-
-    Raises:
-        ValueError: If there are fewer than 4 training or 1 test scenes, or they are smaller than 32 pixels.
-        FileExistsError: If the folder holds something already.
     """
     if train < 4 or val < 1 or min(size) < 32:
         raise ValueError(f"expected train >= 4, val >= 1 and size >= 32x32, got train={train}, val={val}, size={size}")

@@ -119,18 +119,16 @@ def find_copies(candidates: dict[str, Fingerprint], references: dict[str, Finger
     reference_ids, thumbnails = list(references), np.stack([print_.thumbnail for print_ in references.values()])
     copies = []
     for image_id, candidate in candidates.items():
-        old_id = image_id.removeprefix("2007_")
-        if old_id in references:
+        difference = np.abs(thumbnails - candidate.thumbnail)
+        mean = difference.mean(axis=(1, 2, 3))
+        nearest = int(mean.argmin())
+        allowed = min(_SAME_MEAN, _SAME_SHARE * float(candidate.thumbnail.std()))
+        if (old_id := image_id.removeprefix("2007_")) in references:
             copies.append(Copy(image_id, old_id, "same id"))
         elif candidate.pixels in by_pixels:
             copies.append(Copy(image_id, by_pixels[candidate.pixels], "same pixels"))
-        else:
-            difference = np.abs(thumbnails - candidate.thumbnail)
-            mean = difference.mean(axis=(1, 2, 3))
-            nearest = int(mean.argmin())
-            allowed = min(_SAME_MEAN, _SAME_SHARE * float(candidate.thumbnail.std()))
-            if mean[nearest] < allowed and difference[nearest].max() <= _SAME_MAX:
-                copies.append(Copy(image_id, reference_ids[nearest], "same picture, encoded anew"))
+        elif mean[nearest] < allowed and difference[nearest].max() <= _SAME_MAX:
+            copies.append(Copy(image_id, reference_ids[nearest], "same picture, encoded anew"))
     return copies
 
 
@@ -138,10 +136,6 @@ def make_training_lists(devkit: Path, paper_protocol: bool = False) -> TrainingL
     """Choose the ids of VOC2007 and VOC2012 trainval, without the images of VOC2007 test unless ``paper_protocol``.
 
     Images of VOC2012 that are in VOC2007 *trainval* stay, as in the paper's combined set, and count twice.
-
-    Raises:
-        FileNotFoundError: If a list, an image or a mask is missing.
-        ValueError: If an image cannot be read, or no image of VOC2012 is left.
     """
     splits = read_splits(devkit)
     wanted = [(key, image_id) for key, ids in splits.items() for image_id in ids]

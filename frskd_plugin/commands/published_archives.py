@@ -32,21 +32,13 @@ TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")  # of ImageNet and Tiny ImageNet
 
 
 class Member(NamedTuple):
-    """One file of a data set. It can be read until its iterator goes on to the next.
+    """One file of a data set. It can be read until its iterator goes on to the next."""
 
-    Attributes:
-        name: path in the archive or below the folder, with '/'.
-        source: the archive or folder that holds it.
-        size: bytes that it has; of a file in an archive no more are ever read than are stated.
-        open: opens it for reading.
-        path: where it lies as a file of its own, None in an archive.
-    """
-
-    name: str
-    source: Path
-    size: int
+    name: str  # path in the archive or below the folder, with '/'
+    source: Path  # the archive or folder that holds it
+    size: int  # bytes that it has; of a file in an archive no more are ever read than are stated
     open: Callable[[], IO[bytes]]
-    path: Path | None = None
+    path: Path | None = None  # where it lies as a file of its own, None in an archive
 
     @contextmanager
     def opened(self, limit: float = math.inf) -> Iterator[IO[bytes]]:
@@ -63,9 +55,7 @@ class Member(NamedTuple):
 class Source:
     """Published data set: an archive, or a folder of archives and unpacked files.
 
-    Args:
-        path: the archive or the folder.
-        archives: file as published -> what it unpacks to; an archive beside which that lies is passed over.
+    ``archives`` maps a file as published to what it unpacks to; an archive beside which that lies is passed over.
     """
 
     def __init__(self, path: str | Path, archives: Mapping[str, str | None]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from frskd_plugin.commands.arguments import command_parser
-from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.report_charts import COLOURS, charts_of, draw
 from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures, read_config_of
 from frskd_plugin.commands.report_logs import (
@@ -44,22 +43,17 @@ def build_parser() -> argparse.ArgumentParser:
         "IoU of each class, attention maps, settings."
     )
     parser = command_parser("report", description, EPILOG)
-    parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="folder of a run that tools/train.py wrote")
-    parser.add_argument("-o", "--out", type=Path, help=f"page to write (WORK_DIR/{PAGE_NAME})")
-    parser.add_argument(
-        "--compare", nargs="+", type=Path, default=[], metavar="WORK_DIR", help="more runs, in the same charts"
+    add = parser.add_argument
+    add("work_dir", type=Path, metavar="WORK_DIR", help="folder of a run that tools/train.py wrote")
+    add("-o", "--out", type=Path, help=f"page to write (WORK_DIR/{PAGE_NAME})")
+    add("--compare", nargs="+", type=Path, default=[], metavar="WORK_DIR", help="more runs, in the same charts")
+    text = (
+        "draw the attention maps of these images with the checkpoints that are still in the folders; without it the "
+        "page shows the pictures in WORK_DIR/attention and WORK_DIR/attention_maps"
     )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="draw the attention maps of these images with the checkpoints that are still in the folders; without it "
-        "the page shows the pictures in WORK_DIR/attention and WORK_DIR/attention_maps",
-    )
+    add("--images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
     add_allow_imports(parser)
-    parser.add_argument("--title", help="of the page (the names of the runs)")
+    add("--title", help="of the page (the names of the runs)")
     return parser
 
 
@@ -82,7 +76,7 @@ def write_report(
 
     Args:
         work_dirs: of the runs.
-        out: file to write; its folder is made.
+        out: file to write.
         images: files whose attention maps are drawn; none shows the pictures that are there.
         title: of the page; None takes the names of the runs.
         allow_imports: trust the configs in the checkpoints, see `stored_config`.
@@ -108,9 +102,6 @@ def write_report(
         {"number": i, **read_page(d, name, images, allow_imports)}
         for i, (d, name) in enumerate(zip(work_dirs, names, strict=True))
     ]
-    sections = charts_of([run["logs"] for run in runs], names)
-    charts = [chart for charts in sections.values() for chart in charts]
-    drawn = {id(chart): draw(chart) for chart in progress(charts, "drawing", "charts", len(charts))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("frskd_plugin", "commands"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -124,7 +115,8 @@ def write_report(
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         runs=runs,
         facts=list(dict.fromkeys(fact for run in runs for fact in run["facts"])),
-        sections={section: [(chart, drawn[id(chart)]) for chart in charts] for section, charts in sections.items()},
+        sections=charts_of([run["logs"] for run in runs], names),
+        draw=draw,
         teacher_of=teacher_of,
         colours=COLOURS,
     )

@@ -190,11 +190,6 @@ def read_text_log(folder: Path) -> TextLog:
     return log
 
 
-def is_teacher(key: str) -> bool:
-    """Tell whether a score is the self-teacher's."""
-    return key.startswith(TEACHER_PREFIXES)
-
-
 def student_key(key: str) -> str:
     """Return the name of the student's score that belongs to a score, which may be the self-teacher's.
 
@@ -204,6 +199,11 @@ def student_key(key: str) -> str:
     for prefix in TEACHER_PREFIXES:
         key = key.removeprefix(prefix)
     return key
+
+
+def is_teacher(key: str) -> bool:
+    """Tell whether a score is the self-teacher's."""
+    return student_key(key) != key
 
 
 def scores_of(run: RunLogs) -> Scores | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -21,17 +22,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     parser = command_parser("test", "Evaluate a checkpoint on the test set of a config")
     add_common_options(parser)
-    parser.add_argument("checkpoint", help="checkpoint file (.pth), of training or of tools/export.py")
-    parser.add_argument("--out", help="folder for the predicted label maps")
-    parser.add_argument("--show", action="store_true", help="show each prediction in a window")
-    parser.add_argument("--show-dir", help="folder for the painted predictions")
-    parser.add_argument("--wait-time", type=float, default=2, help="seconds between two windows of --show")
-    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument(
-        "--partial-load",
-        action="store_true",
-        help="test a checkpoint that fits the model in part; the rest has random values",
-    )
+    add, flag = parser.add_argument, partial(parser.add_argument, action="store_true")
+    add("checkpoint", help="checkpoint file (.pth), of training or of tools/export.py")
+    add("--out", help="folder for the predicted label maps")
+    flag("--show", help="show each prediction in a window")
+    add("--show-dir", help="folder for the painted predictions")
+    add("--wait-time", type=float, default=2, help="seconds between two windows of --show")
+    flag("--tta", help="test-time augmentation")
+    flag("--partial-load", help="test a checkpoint that fits the model in part; the rest has random values")
     return parser
 
 

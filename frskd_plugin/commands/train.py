@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -24,46 +25,24 @@ from frskd_plugin.mmengine.safety_hooks import guard_training
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    description = "Train a classifier or a segmentor, plain or with feature-refinement distillation"
-    parser = command_parser("train", description)
+    parser = command_parser("train", "Train a classifier or a segmentor, plain or with feature-refinement distillation")
     add_common_options(parser)
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help="train a classifier with weight decay 5e-4, Nesterov and a cosine (strong), or with Mixup or CutMix",
-    )
-    parser.add_argument(
-        "--method",
-        metavar="NAME",
-        help=f"train a classifier with this method in place of the config's: {', '.join(method_names())}",
-    )
+    add, flag = parser.add_argument, partial(parser.add_argument, action="store_true")
+    add("--recipe", choices=RECIPES, help="of a classifier: weight decay 5e-4, Nesterov, cosine (strong), or a mixture")
+    add("--method", metavar="NAME", help=f"of a classifier, in place of the config's: {', '.join(method_names())}")
     text = "settings of the method, such as temperature=3 or teacher.model_name=resnet34 teacher.checkpoint=FILE"
     add_settings(parser, "--method-options", text)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest whole checkpoint in the work folder, if any"
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start again in a work folder that holds a training, whose checkpoints are removed",
-    )
-    parser.add_argument(
-        "--allow-nan", action="store_true", help="go on with a loss that is not finite, in place of stopping"
-    )
-    parser.add_argument(
-        "--amp", action="store_true", help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU"
-    )
-    parser.add_argument("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
-    parser.add_argument("--channels-last", action="store_true", help="train in that memory format")
-    parser.add_argument("--compile", action="store_true", help="train through torch.compile")
-    parser.add_argument(
-        "--cuda-graph",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="run each training step of a classifier as one CUDA graph; auto: where device, data and config allow it",
-    )
-    parser.add_argument("--seed", type=whole_number, help="random seed; the same seed gives the same run")
-    parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms only (slower on CUDA)")
+    flag("--resume", help="go on from the newest whole checkpoint in the work folder, if any")
+    flag("--overwrite", help="start again in a work folder that holds a training, whose checkpoints are removed")
+    flag("--allow-nan", help="go on with a loss that is not finite, in place of stopping")
+    flag("--amp", help="mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU")
+    add("--amp-dtype", choices=["bf16", "fp16"], help="mixed precision in this type; implies --amp")
+    flag("--channels-last", help="train in that memory format")
+    flag("--compile", help="train through torch.compile")
+    text = "run each step of a classifier as one CUDA graph; auto (default): where device, data and config allow it"
+    add("--cuda-graph", choices=["auto", "on", "off"], default="auto", help=text)
+    add("--seed", type=whole_number, help="random seed; the same seed gives the same run")
+    flag("--deterministic", help="deterministic algorithms only (slower on CUDA)")
     return parser
 
 
