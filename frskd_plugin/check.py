@@ -9,7 +9,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,6 @@ from frskd_plugin.methods import method_settings
 from frskd_plugin.methods.base import DataNeeds
 from frskd_plugin.methods.targets import check_targets, soft_targets
 from frskd_plugin.timm.checkpoint import create_model
-from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.parts import has_self_teacher
 from frskd_plugin.timm.probe import usual_input_size
 from frskd_plugin.timm.wrap import DistilledModel, wrap
@@ -323,8 +322,7 @@ def prepare(
             model, config_size, known = _build_config(str(model), cfg_options, batch, device)
             input_size = input_size or config_size
         elif isinstance(model, (str, Path)):
-            check_model_name(str(model))
-            student = create_model(str(model), pretrained=False, **(model_kwargs or {})).to(device)
+            student = create_model(str(model), **(model_kwargs or {})).to(device)
             model = wrap(student, method, input_size=input_size, **{**_training_set(method, batch), **(settings or {})})
         model = unwrap_model(model)
         network = getattr(model, "network", model)
@@ -463,9 +461,7 @@ def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: M
     teacher = method.self_teacher if has_self_teacher(method) else None
 
     def step() -> Step:
-        with ExitStack() as stack:
-            passes = stack.enter_context(record_calls(model, "student_forward"))
-            refined = stack.enter_context(record_calls(teacher, "forward")) if teacher is not None else []
+        with record_calls(model, "student_forward") as passes, _calls(teacher) as refined:
             losses = model.forward(images, targets, **extra)  # also where it is compiled
         return Step(
             feats=[list(feats) for feats, _ in passes],
@@ -500,7 +496,7 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
 
     from frskd_plugin.mmseg.heads import flat_maps, select_maps, semantic_logits
 
-    teacher = model.self_teacher if isinstance(getattr(model, "self_teacher", None), nn.Module) else None
+    teacher = getattr(model, "self_teacher", None)
     heads = _as_list(model.decode_head)  # one, or the stages of a cascade
     plain = model
     if teacher is not None:  # mmseg's own segmentor; parameters are shared, not copied
@@ -513,10 +509,7 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
         return _tensors(output)[0] if logits is None else logits  # none of points
 
     def step() -> Step:
-        with ExitStack() as stack:
-            feats = stack.enter_context(record_calls(model, "extract_feat"))
-            outputs = stack.enter_context(record_calls(heads[-1], "forward"))
-            refined = stack.enter_context(record_calls(teacher, "forward")) if teacher is not None else []
+        with record_calls(model, "extract_feat") as feats, _calls(heads[-1]) as outputs, _calls(teacher) as refined:
             _, terms = model.parse_losses(model.loss(images, samples))
         indices = None if teacher is None else teacher.feat_indices
         return Step(
@@ -580,6 +573,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(f"`{name}` is now `{old_names[name].__name__}`", DeprecationWarning, stacklevel=2)
     return old_names[name]
+
+
+def _calls(module: nn.Module | None) -> AbstractContextManager[list[Any]]:
+    return nullcontext([]) if module is None else record_calls(module, "forward")
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -24,8 +23,7 @@ from torch.export import Dim, ExportedProgram
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import is_config
 from frskd_plugin.core.dry_run import count_forward, evaluating, image_channels
-from frskd_plugin.timm.checkpoint import read_weights
-from frskd_plugin.timm.feature_extractor import check_model_name
+from frskd_plugin.timm.checkpoint import create_model, read_weights
 from frskd_plugin.timm.parts import has_self_teacher
 from frskd_plugin.timm.probe import usual_input_size
 from frskd_plugin.timm.wrap import unwrap, wrap
@@ -157,12 +155,11 @@ def _classifier(
     kwargs: dict[str, Any], checkpoint: str, part: str, settings: dict[str, Any], config: Mapping[str, Any]
 ) -> Student:
     kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
-    check_model_name(kwargs["model_name"])
     weights, entry = read_weights(checkpoint)
-    network = timm.create_model(pretrained=False, **kwargs)
+    network = create_model(**kwargs)
     classes = _num_classes(network, weights)
     if "num_classes" not in kwargs and classes not in (None, network.num_classes):
-        network = timm.create_model(pretrained=False, num_classes=classes, **kwargs)
+        network = create_model(num_classes=classes, **kwargs)
     load_strictly(network, weights, checkpoint)
     network.eval()
     input_size = config.get("input_size")

@@ -39,7 +39,7 @@ from frskd_plugin.commands.training_step import (
 )
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages, take_batch
-from frskd_plugin.timm.feature_extractor import check_model_name
+from frskd_plugin.timm.checkpoint import check_model_name
 
 Row = dict[str, Any]
 OPTIONS = ("compile", "channels_last", "amp")

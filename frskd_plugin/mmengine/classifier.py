@@ -20,7 +20,6 @@ from frskd_plugin.core.soft_label import mean_prediction
 from frskd_plugin.methods import method_class, method_settings
 from frskd_plugin.mmengine.stored_config import parse_config, stored_text
 from frskd_plugin.timm.checkpoint import create_model
-from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.parts import has_self_teacher, soft_label_of
 from frskd_plugin.timm.wrap import wrap
 
@@ -191,7 +190,6 @@ def _check_mix(mix: dict[str, Any], method: str) -> None:
 def _create_student(model_name: str | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     if model_name is None:
         raise ValueError("TimmClassifier: `student` must have a model_name, such as dict(model_name='resnet18')")
-    check_model_name(model_name)
     if "num_classes" in kwargs:
         check_positive_int("student.num_classes", kwargs["num_classes"])
     return create_model(model_name, pretrained=pretrained, **kwargs)

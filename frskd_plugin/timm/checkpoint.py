@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Iterable
@@ -30,9 +31,20 @@ def create_model(model_name: str, pretrained: bool = False, **settings: Any) -> 
 
     Raises:
         BrokenCheckpointError: a file cannot be read without running code.
+        ValueError: an unknown name.
     """
+    check_model_name(model_name)
     with safe_torch_load():
         return timm.create_model(model_name, pretrained=pretrained, **settings)
+
+
+def check_model_name(model_name: str) -> None:
+    """Raise ValueError for a name that timm does not know, naming the closest ones."""
+    if ":" in model_name or timm.is_model(model_name):  # 'hf-hub:...' and 'local-dir:...' are resolved by timm
+        return
+    close = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+    hint = f"Did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names."
+    raise ValueError(f"timm {timm.__version__} has no model {model_name!r}. {hint}")
 
 
 def read_weights(path: str | Path, whole: bool = False) -> tuple[dict[str, Tensor], str]:

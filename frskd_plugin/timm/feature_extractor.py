@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -149,16 +147,14 @@ class TimmFeatureExtractor(nn.Module):
 
 def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.Module:
     """Return the timm model without classifier, for any image size where the model has an argument for that."""
-    check_model_name(model_name)
     model_kwargs.setdefault("num_classes", 0)
     model_kwargs = {**_any_size_kwargs(model_name, model_kwargs), **model_kwargs}
-    if not pretrained:
-        return create_model(model_name, pretrained=False, **model_kwargs)
     try:
-        return create_model(model_name, pretrained=True, **model_kwargs)
-    except (TypeError, BrokenCheckpointError):  # a wrong argument of the model, or a file of more than weights
-        raise
+        return create_model(model_name, pretrained=pretrained, **model_kwargs)
     except Exception as error:  # hub, proxy, disk: every library in between raises its own classes
+        # not of a wrong argument of the model, or a file of more than weights
+        if not pretrained or isinstance(error, (TypeError, BrokenCheckpointError)):
+            raise
         raise RuntimeError(
             f"The pretrained weights of {model_name!r} could not be loaded ({type(error).__name__}: {error}). Give a "
             f"file you have with checkpoint='FILE' and pretrained=False (a timm state_dict, .safetensors or .pth), or "
@@ -166,22 +162,13 @@ def create_trunk(model_name: str, pretrained: bool, **model_kwargs: Any) -> nn.M
         ) from error
 
 
-def check_model_name(model_name: str) -> None:
-    """Raise ValueError for a name that timm does not know, naming the closest ones."""
-    if ":" in model_name or timm.is_model(model_name):  # 'hf-hub:...' and 'local-dir:...' are resolved by timm
-        return
-    close = difflib.get_close_matches(model_name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
-    hint = f"Did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names."
-    raise ValueError(f"timm {timm.__version__} has no model {model_name!r}. {hint}")
-
-
 def _any_size_kwargs(model_name: str, model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return those of `ANY_SIZE_KWARGS` that the model's class takes."""
     try:
         with torch.device("meta"):  # only the class is of interest: no memory, no random numbers
-            model = create_model(model_name, pretrained=False, **model_kwargs)
+            model = create_model(model_name, **model_kwargs)
     except (NotImplementedError, RuntimeError):  # a constructor that needs real numbers
-        model = create_model(model_name, pretrained=False, **model_kwargs)
+        model = create_model(model_name, **model_kwargs)
     # Subclasses hand their **kwargs on, so the arguments of every base class count.
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module)]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from frskd_plugin.timm.checkpoint import create_model, load_trunk_checkpoint
-from frskd_plugin.timm.feature_extractor import check_model_name
 from frskd_plugin.timm.probe import choose_indices, probe_student, split_forward
 
 
@@ -45,7 +44,7 @@ class FrozenTeacher(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """[B, C, H, W] -> maps, level 0 = highest resolution, and logits [B, K]."""
+        """Images [B, C, H, W] -> maps, level 0 = highest resolution, and logits [B, K]."""
         return split_forward(self.model, images, self.out_indices)
 
 
@@ -84,7 +83,6 @@ def make_teacher(
         raise ValueError(
             f"The teacher {name!r} has no weights: give checkpoint=FILE, or pretrained=True for timm's own."
         )
-    check_model_name(name)
     model = create_model(name, **settings)
     if checkpoint is not None:
         load_trunk_checkpoint(model, checkpoint)  # a model with a classifier gets the classifier too

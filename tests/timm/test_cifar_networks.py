@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -11,11 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_plugin.timm  # noqa: F401  (registers the networks)
-from frskd_plugin.core import attention_map
 from frskd_plugin.timm.cifar_networks import WideResNet, WideResNetPublished
 from tests.helpers.model_tester import ModelTester
-from tests.helpers.published_student import published_state, published_student
-from tests.helpers.reference import DATA, assert_close
+from tests.helpers.reference import DATA
 
 NAMES = ["resnet18_cifar", "wrn_16_2", "wrn_16_2_published"]
 
@@ -33,29 +30,6 @@ class TestPublishedWideResNet(ModelTester):
 class TestWideResNet(TestPublishedWideResNet):
     def make_model(self) -> nn.Module:
         return timm.create_model("wrn_16_2", num_classes=10)
-
-
-# --- equal to the published network (reference sections 5 and 6)
-
-
-@pytest.fixture(scope="module")
-def step() -> dict[str, np.ndarray]:
-    with np.load(DATA / "frskd_step.npz") as arrays:
-        return dict(arrays)
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_published_network_equals_the_reference_in_float32_too(step, mode: str) -> None:
-    """In float64, with gradients: test_training_step.py."""
-    student = published_student(step, torch.float32).train(mode == "train")
-    last, feats = student.forward_intermediates(torch.from_numpy(step["image"]).float())
-    assert_close(student.forward_head(last).detach(), step[f"{mode}.logits_student"], 6e-6)
-    for i, feat in enumerate(feats):
-        assert_close(attention_map(feat).detach(), step[f"{mode}.map_student.{i}"], 6e-6)
-    after = published_state(step, "train.after.student.") if mode == "train" else {}
-    assert len(after) == (12 if mode == "train" else 0)
-    for name, value in after.items():
-        assert_close(student.state_dict()[name], value, 6e-6)
 
 
 # --- sizes (reference section 10)

@@ -11,7 +11,7 @@ import torch
 
 import frskd_plugin
 from frskd_plugin.core import attention_map
-from tests.helpers.published_student import published_student
+from tests.helpers.published_student import published_state, published_student
 from tests.helpers.reference import DATA, assert_close, grads, load_reference, statistics
 
 TOL = 2e-7  # float64 against numbers stored as float32
@@ -68,6 +68,10 @@ def test_terms_and_gradients_equal_reference(model, arrays, mode):
         assert_close(parameter.grad, arrays[f"train.grad.student.{name}"], TOL, name)
     for key, grad in grads(teacher).items():
         assert_close(grad, arrays[f"train.grad.teacher.{key}"], TOL, key)
+    after = published_state(arrays, "train.after.student.")
+    assert len(after) == 12
+    for name, value in after.items():
+        assert_close(student.state_dict()[name], value, TOL, name)
     for key, value in statistics(teacher).items():
         assert_close(value, arrays[f"train.after.teacher.{key}"], TOL, key)
 

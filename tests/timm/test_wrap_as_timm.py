@@ -39,36 +39,30 @@ def pair():
     return make()
 
 
-class TestQuestions:
-    def test_descriptions_are_the_students(self, pair):
-        student, model = pair
-        names = ["pretrained_cfg", "num_classes", "num_features", "head_hidden_size", "feature_info", "patch_embed"]
-        assert all(getattr(model, name) is getattr(student, name) for name in names)
-        config = resolve_model_data_config(model)
-        assert config == resolve_model_data_config(student)
-        assert config["input_size"] == (3, 160, 160) and config["mean"] == (0.5, 0.5, 0.5)
+def test_questions_are_answered_as_the_student_does(pair):
+    student, model = (module.eval() for module in pair)
+    names = ["pretrained_cfg", "num_classes", "num_features", "head_hidden_size", "feature_info", "patch_embed"]
+    assert all(getattr(model, name) is getattr(student, name) for name in names)
+    config = resolve_model_data_config(model)
+    assert config == resolve_model_data_config(student) and config["input_size"] == (3, 160, 160)
+    with torch.no_grad():
+        features = model.forward_features(IMAGES)
+        assert torch.equal(model.forward_head(features), student(IMAGES))
+        assert torch.equal(model.forward_intermediates(IMAGES)[0], student.forward_intermediates(IMAGES)[0])
+    assert model.get_classifier() is student.get_classifier()
+    assert not hasattr(model, "module")
+    with pytest.raises(AttributeError, match="'DistilledModel' object has no attribute 'colour'"):
+        _ = model.colour
 
-    def test_passes_are_the_students(self, pair):
-        student, model = (module.eval() for module in pair)
-        with torch.no_grad():
-            features = model.forward_features(IMAGES)
-            assert torch.equal(model.forward_head(features), student(IMAGES))
-            assert torch.equal(model.forward_intermediates(IMAGES)[0], student.forward_intermediates(IMAGES)[0])
-        assert model.get_classifier() is student.get_classifier()
 
-    def test_an_attribute_that_neither_has(self, pair):
-        assert not hasattr(pair[1], "module")
-        with pytest.raises(AttributeError, match="'DistilledModel' object has no attribute 'colour'"):
-            _ = pair[1].colour
-
-    def test_what_is_set_is_set_on_the_student(self):
-        student, model = make()
-        model.set_grad_checkpointing(True)
-        assert student.grad_checkpointing
-        model.head = nn.Linear(student.num_features, 7)
-        assert student.head is model.head and "head" not in model._modules
-        model.note = "mine"
-        assert not hasattr(student, "note") and model.note == "mine"
+def test_what_is_set_is_set_on_the_student():
+    student, model = make()
+    model.set_grad_checkpointing(True)
+    assert student.grad_checkpointing
+    model.head = nn.Linear(student.num_features, 7)
+    assert student.head is model.head and "head" not in model._modules
+    model.note = "mine"
+    assert not hasattr(student, "note") and model.note == "mine"
 
 
 class TestResetClassifier:
@@ -108,17 +102,14 @@ class TestUnwrap:
         student = ToyClassifier()
         assert frskd_plugin.unwrap(outer(frskd_plugin.wrap(student))) is student
 
-    def test_looks_through_averages(self):
+    def test_looks_through_averages_and_prefers_the_model_to_one(self):
         wrapped = frskd_plugin.wrap(ToyClassifier())
         for average in (AveragedModel, ModelEma, ModelEmaV3, lambda model: Lightning(AveragedModel(model))):
             found = frskd_plugin.unwrap(average(wrapped))
             assert isinstance(found, ToyClassifier) and found is not wrapped.student
-
-    def test_prefers_the_model_to_its_average(self):
-        student = ToyClassifier()
-        module = Lightning(frskd_plugin.wrap(student))
+        module = Lightning(wrapped)
         module.average = AveragedModel(module.model)
-        assert frskd_plugin.unwrap(module) is student
+        assert frskd_plugin.unwrap(module) is wrapped.student
 
     def test_several_models_are_told(self):
         models = nn.ModuleList(frskd_plugin.wrap(ToyClassifier()) for _ in range(2))
