@@ -7,13 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
 from frskd_plugin.core.blocks import (
     ConvBNReLU,
     Resize,
-    batch_norm,
     max_pool_to,
     subsample_to,
     upsample_to,
@@ -138,15 +136,6 @@ def test_projecting_first_is_projecting_last(size, to, frozen):
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
     for a, b in zip(layer.project.bn.buffers(), plain.bn.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
-
-
-def test_repeats_with_cumulative_average():
-    cumulative, plain = (nn.BatchNorm2d(3, momentum=None).double().train() for _ in range(2))
-    for seed in range(3):
-        x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        batch_norm(cumulative, x, repeats=4)
-        plain(F.interpolate(x, scale_factor=2, mode="nearest"))
-    torch.testing.assert_close(cumulative.running_var, plain.running_var, rtol=1e-12, atol=0)
 
 
 def test_max_pool_pads_below_and_right():

@@ -214,21 +214,22 @@ class TestFRSKDSLAInOnePass(FormTester):
         torch.testing.assert_close(losses["loss_joint_ce"], F.cross_entropy(u, joint_targets(targets)))
 
 
-def leaves(arrays, name):
-    return [x.double().requires_grad_() for x in numbered(arrays, name)]
+def load_joint_heads(method, arrays):
+    heads = {"fc_student": method.joint_head, "fc_teacher": method.teacher_joint_head}
+    for key, head in heads.items():
+        head.load_state_dict({n: torch.from_numpy(arrays[f"{key}.{n}"]) for n in ("weight", "bias")})
+    return heads
 
 
 def test_sla_loss_and_gradients_equal_reference():
     """The networks are replaced by what the file says that they return (sla.npz)."""
     arrays = dict(np.load(DATA / "sla.npz"))
-    info, _, _ = fake_student()
     names = ("feat_s", "feat_t", "rot_feat_s", "rot_feat_t")
-    leaf = {name: leaves(arrays, name) for name in names}
+    leaf = {name: [x.double().requires_grad_() for x in numbered(arrays, name)] for name in names}
     logits = {k: torch.from_numpy(arrays[k]).double().requires_grad_() for k in ("logits_s", "logits_t")}
-    object.__setattr__(info, "in_channels", [8, 16])
+    info = dataclasses.replace(fake_student()[0], in_channels=[8, 16])
     method = make_double("frskd_sla", info, alpha=2, beta=100)
-    for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
-        head.load_state_dict({n: torch.from_numpy(arrays[f"{key}.{n}"]) for n in ("weight", "bias")})
+    heads = load_joint_heads(method, arrays)
     images, labels = torch.from_numpy(arrays["image"]).double(), torch.from_numpy(arrays["labels"])
     assert_close(rotate_images(images), arrays["rotated_images"], TOL)
     assert np.array_equal(joint_targets(labels), arrays["joint_labels"])
@@ -241,18 +242,21 @@ def test_sla_loss_and_gradients_equal_reference():
     terms = {k: v for k, v in losses.items() if k.startswith("loss_")}
     total = sum(terms.values())
     total.backward()
-    for name, key in (("loss_ce", "ce_s"), ("loss_teacher_ce", "ce_t"), ("loss_sla_kd", "sla_kd")):
-        assert_close(terms[name], arrays[f"loss.{key}"], TOL, name)
-    assert_close(terms["loss_joint_ce"], arrays["loss.joint_ce_s"], TOL)
-    assert_close(terms["loss_teacher_joint_ce"], arrays["loss.joint_ce_t"], TOL)
-    assert_close(terms["loss_kd"] / 2, arrays["loss.distill_kd"], TOL)
-    assert_close(terms["loss_feat"] / 100, arrays["loss.distill_feature"], TOL)
-    assert_close(total, arrays["loss.total"], TOL)
+    for name, found in {
+        "ce_s": terms["loss_ce"],
+        "ce_t": terms["loss_teacher_ce"],
+        "joint_ce_s": terms["loss_joint_ce"],
+        "joint_ce_t": terms["loss_teacher_joint_ce"],
+        "sla_kd": terms["loss_sla_kd"],
+        "distill_kd": terms["loss_kd"] / 2,
+        "distill_feature": terms["loss_feat"] / 100,
+        "total": total,
+    }.items():
+        assert_close(found, arrays[f"loss.{name}"], TOL, name)
 
     found = {f"{name}.{i}": x.grad for name in names for i, x in enumerate(leaf[name])}
     found |= {name: x.grad for name, x in logits.items()}
-    for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
-        found |= {f"{key}.weight": head.weight.grad, f"{key}.bias": head.bias.grad}
+    found |= {f"{key}.{n}": p.grad for key, head in heads.items() for n, p in head.named_parameters()}
     stored = {k.removeprefix("total.grad."): v for k, v in arrays.items() if k.startswith("total.grad.")}
     assert {name for name, grad in found.items() if grad is not None} == set(stored)
     for name, grad in stored.items():
@@ -268,8 +272,7 @@ def test_sla_step_equals_reference(mode):
     model = frskd_plugin.wrap(student, "frskd_sla", alpha=2, beta=100, temperature=4, width=2)
     method = model.method
     load_reference(method.self_teacher, step, prefix="teacher.")
-    for head, key in ((method.joint_head, "fc_student"), (method.teacher_joint_head, "fc_teacher")):
-        head.load_state_dict({n: torch.from_numpy(arrays[f"{key}.{n}"]) for n in ("weight", "bias")})
+    load_joint_heads(method, arrays)
     model.train(mode == "train")
     model.training = True  # asks for the losses, whatever the mode of the networks
     losses = model(torch.from_numpy(step["image"]).double(), torch.from_numpy(step["labels"]))
@@ -289,11 +292,8 @@ def test_sla_step_equals_reference(mode):
         "grad.teacher.head.weight": method.self_teacher.head.weight.grad,
     }.items():
         assert_close(found, arrays[f"{mode}.{name}"], TOL, name)
-    teacher_grads = grads(method.self_teacher)
-    for found, stored in (
-        ({name: p.grad for name, p in student.named_parameters()}, norms["student"]),
-        (teacher_grads, norms["teacher"]),
-    ):
+    student_grads = {name: p.grad for name, p in student.named_parameters()}
+    for found, stored in ((student_grads, norms["student"]), (grads(method.self_teacher), norms["teacher"])):
         for name, norm in stored.items():
             assert (found.get(name) is None) == (norm is None), name
             if norm is not None:
