@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -73,19 +74,17 @@ def width_within(
         if fits(width, max_channels):
             return width, max_channels
     widest = min(max(student.in_channels), max_channels or max(student.in_channels))
-    low, high = 0, widest // CHANNEL_STEP + 1  # in steps: `low` fits (0: unknown), `high` does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(1, middle * CHANNEL_STEP) else (low, middle)
-    if low == 0 and max_share is None:
+    steps = range(1, widest // CHANNEL_STEP + 1)
+    fitting = bisect.bisect_left(steps, True, key=lambda n: not fits(1, n * CHANNEL_STEP))  # how many of them do
+    if not fitting and max_share is None:
         return 1, min(CHANNEL_STEP, widest)
-    if low == 0:
+    if not fitting:
         least = teacher_share(student, 1, CHANNEL_STEP, **settings)
         raise ValueError(
             f"`width='auto'`: even {CHANNEL_STEP} channels a level cost {least:.2f} of the student's MACs, more than "
             f"max_share={max_share}. Leave the largest maps out (`out_indices`), or raise `max_share`."
         )
-    return 1, low * CHANNEL_STEP
+    return 1, fitting * CHANNEL_STEP
 
 
 # For users who give none of the three: found on fine-tuning and short trainings (docs/choosing.md). The paper's for

@@ -173,11 +173,6 @@ class PSKD(Method):
     def capturable(self) -> bool:  # type: ignore[override]
         return self.predictions.file is None  # a file is the host's
 
-    @property
-    def alpha_now(self) -> float:
-        """alpha_t of the epoch that `set_progress` told of."""
-        return self._alpha_now.value
-
     def set_progress(self, epoch: float, max_epochs: float) -> None:
         super().set_progress(epoch, max_epochs)
         self._alpha_now.set(self.alpha * min(1.0, (int(epoch) + 1) / max_epochs))

@@ -154,7 +154,7 @@ class TestPSKD(MethodTester):
         assert torch.equal(method.predictions.table[other], expected)
         assert method.predictions.table[[2, 4, 6, 7]].sum() == 0
         method.set_progress(9, 10)
-        assert method.alpha_now == pytest.approx(0.6)  # all of the share in the last epoch
+        assert method._alpha_now.value == pytest.approx(0.6)  # all of the share in the last epoch
 
     def test_other_dtypes_leave_the_table_alone(self):
         model = self.make()
