@@ -15,6 +15,20 @@ from frskd_plugin.core.schedule import SCHEDULES, Gate, ScheduledWeight, schedul
 from frskd_plugin.core.soft_label import SoftLabelLoss
 
 
+def _weight(name: str, doc: str) -> property:
+    """Property whose number lies in a `ScheduledWeight` that the module keeps as ``_name``."""
+
+    def get(loss: FRSKDLoss) -> float:
+        return getattr(loss, f"_{name}").value
+
+    def set_checked(loss: FRSKDLoss, value: float) -> None:
+        getattr(loss, f"_{name}").set(check_not_negative(name, value))
+        if name == "factor":
+            loss._awaits_progress = False
+
+    return property(get, set_checked, doc=doc)
+
+
 class FRSKDLoss(nn.Module):
     """``factor * (alpha * L_KD + beta * L_F)``; the cross-entropies of Eq. 5 stay with the classifiers.
 
@@ -81,33 +95,9 @@ class FRSKDLoss(nn.Module):
             )
         self.feature_loss = attention_transfer if feature_loss is None else feature_loss
 
-    @property
-    def alpha(self) -> float:
-        """Weight of the soft labels."""
-        return self._alpha.value
-
-    @alpha.setter
-    def alpha(self, value: float) -> None:
-        self._alpha.set(check_not_negative("alpha", value))
-
-    @property
-    def beta(self) -> float:
-        """Weight of the feature distillation."""
-        return self._beta.value
-
-    @beta.setter
-    def beta(self, value: float) -> None:
-        self._beta.set(check_not_negative("beta", value))
-
-    @property
-    def factor(self) -> float:
-        """Factor on both terms; a schedule that follows the progress sets it anew with each `set_progress`."""
-        return self._factor.value
-
-    @factor.setter
-    def factor(self, value: float) -> None:
-        self._factor.set(check_not_negative("factor", value))
-        self._awaits_progress = False
+    alpha = _weight("alpha", "Weight of the soft labels.")
+    beta = _weight("beta", "Weight of the feature distillation.")
+    factor = _weight("factor", "Factor on both terms; a schedule that follows the progress sets it at each step of it.")
 
     @property
     def follows_progress(self) -> bool:
