@@ -44,7 +44,6 @@ class FeatureMaps:
         image_size: height and width of the images that were tried.
         macs: multiply-accumulates of the segmentor for one such image, in evaluation.
         head_macs: those of its decode head(s) among them; 0 where only backbone and neck could be run.
-        binary: whether the segmentor has one logit a pixel, for two classes.
     """
 
     channels: tuple[int, ...]
@@ -54,7 +53,6 @@ class FeatureMaps:
     image_size: tuple[int, int]
     macs: int
     head_macs: int
-    binary: bool
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -192,8 +190,6 @@ def plan_self_teacher(
     if maps.extra_levels:
         made["extra_levels"] = maps.extra_levels
     made["loss_distill"] = loss_distill
-    if maps.binary:  # one logit a pixel has no softmax
-        loss_distill["soft_label"] = "sigmoid"
     return TeacherPlan(maps, made, teacher_share(student, int(width), max_channels))
 
 
@@ -264,7 +260,6 @@ def _look(model: Any, size: tuple[int, int]) -> FeatureMaps:
         image_size=size,
         macs=macs,
         head_macs=macs - trunk_macs,
-        binary=getattr(model, "out_channels", None) == 1,
     )
 
 

@@ -20,7 +20,6 @@ from tests.helpers.tiny_mmseg import frskd_model, tiny_config
 
 # mmsegmentation's own configs as they are: a dry run needs no memory for weights' gradients nor numbers
 SHIPPED = {
-    "ocrnet/ocrnet_hr18s_4xb4-20k_voc12aug-512x512.py": ([18, 36, 72, 144], (4, 8, 16, 32), None),
     # hands its maps out from the lowest resolution to the highest
     "unet/unet-s5-d16_deeplabv3_4xb4-40k_drive-64x64.py": (
         [64, 128, 256, 512, 1024],
@@ -44,9 +43,12 @@ def plain(**model):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_configs_give_their_channels(name):
+def test_shipped_configs_give_their_channels(name, monkeypatch):
     channels, strides, feat_indices = SHIPPED[name]
     config = Config.fromfile(find_config(name))
+    maps = feature_channels(config)
+    monkeypatch.setattr(convert, "feature_channels", lambda *_: maps)  # looked at once, as that takes seconds
+    assert maps.strides == strides
     before = copy.deepcopy(config.to_dict())
     made = frskd_config(config).to_dict()
     assert config.to_dict() == before
@@ -54,7 +56,6 @@ def test_shipped_configs_give_their_channels(name):
     assert self_teacher["neck"]["in_channels"] == channels
     assert self_teacher.get("feat_indices") == feat_indices
     assert "extra_levels" not in self_teacher
-    assert feature_channels(config).strides == strides
     assert made["model"]["type"] == f"FRSKD{config.model.type}"
     assert made["custom_imports"]["imports"][-1] == "frskd_plugin"
     # all else stays
@@ -86,11 +87,6 @@ def test_a_single_map_gets_a_second_level():
     maps = feature_channels(config)
     assert maps.sizes == ((2, 3), (1, 2)) and maps.indices == (0,)
     assert build(made.to_dict()).train().loss(*make_batch())["self_teacher.loss_feat"] > 0
-
-
-def test_one_logit_a_pixel_is_distilled_with_the_sigmoid():
-    config = plain(decode_head=dict(num_classes=2, out_channels=1, loss_decode=dict(use_sigmoid=True)))
-    assert frskd_config(config).model.self_teacher.loss_distill.soft_label == "sigmoid"
 
 
 def test_width_keeps_the_cost_within_the_share(monkeypatch):
