@@ -205,22 +205,3 @@ class MethodTester(FormTester):
         assert without_gradient(model) == []
         if "loss_kd" in losses and self.method != "dlb":  # DLB knows nothing of the first batch
             assert losses["loss_kd"] > 0
-
-    def test_one_logit_trains_by_a_sigmoid_or_is_refused(self):
-        (images, targets), extra = self.batch()
-        student = WideResNet(depth=10, k=1, num_classes=1)
-        settings = dict(self.settings, input_size=SIZE)
-        if "teacher" in settings:
-            settings["teacher"] = WideResNet(depth=10, k=1, num_classes=1)
-        with pytest.raises(ValueError, match="cross-entropy of one logit .* is always 0"):
-            frskd_plugin.wrap(student, self.method, **settings)
-        settings["criterion"] = torch.nn.BCEWithLogitsLoss()
-        if self.method in ("sla_sd", "frskd_sla"):
-            with pytest.raises(ValueError, match="cannot make soft labels by a sigmoid"):
-                frskd_plugin.wrap(student, self.method, **settings)
-            return
-        losses = frskd_plugin.wrap(student, self.method, **settings)(images, (targets % 2).float()[:, None], **extra)
-        assert losses["loss"].isfinite()
-        if self.method not in ("baseline", "sad"):
-            with pytest.raises(ValueError, match=r"One logit \(num_classes=1\) .* criterion MSELoss does not say"):
-                frskd_plugin.wrap(student, self.method, **{**settings, "criterion": torch.nn.MSELoss()})

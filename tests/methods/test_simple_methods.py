@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import frskd_plugin
 from frskd_plugin.methods.sad import attention_distance
 from frskd_plugin.methods.sla_sd import rotate_images
-from frskd_plugin.methods.targets import soft_loss
+from frskd_plugin.methods.targets import choose_soft_label, soft_loss
+from frskd_plugin.timm.cifar_networks import WideResNet
 from tests.core.equations import bilinear
 from tests.methods.method_tester import (
     CLASSES,
+    SIZE,
     FormTester,
     MethodTester,
     ce,
@@ -61,6 +66,35 @@ class TargetsTester(MethodTester):
             model(images[:0], targets[:0], **extra)
         with pytest.raises(ValueError, match=r"`loss_\w*` must be a scalar tensor, got shape .*reduction='mean'"):
             self.make(criterion=torch.nn.CrossEntropyLoss(reduction="none"))(images, targets, **extra)
+
+    def test_one_logit_trains_by_a_sigmoid_alone(self):
+        (images, targets), _ = self.batch()
+        student = WideResNet(depth=10, k=1, num_classes=1)
+        with pytest.raises(ValueError, match="cross-entropy of one logit .* is always 0"):
+            frskd_plugin.wrap(student, self.method, input_size=SIZE)
+        model = frskd_plugin.wrap(student, self.method, input_size=SIZE, criterion=torch.nn.BCEWithLogitsLoss())
+        assert model(images, (targets % 2).float()[:, None])["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("classes", "criterion", "soft_label", "chosen"),
+    [
+        (1, None, "auto", "sigmoid"),
+        (1, torch.nn.MSELoss(), "sigmoid", "sigmoid"),
+        (1, torch.nn.MSELoss(), "auto", r"One logit \(num_classes=1\) .* criterion MSELoss does not say"),
+        (1, None, "softmax", r"One logit \(num_classes=1\) .* soft_label='softmax' does not say"),
+        (CLASSES, torch.nn.BCEWithLogitsLoss(), "auto", "sigmoid"),
+        (CLASSES, torch.nn.BCEWithLogitsLoss(), "softmax", "softmax"),
+        (CLASSES, torch.nn.MSELoss(), "auto", "softmax"),
+    ],
+)
+def test_soft_labels_are_made_as_the_criterion_makes_probabilities(classes, criterion, soft_label, chosen):
+    info = dataclasses.replace(fake_student()[0], num_classes=classes, criterion=criterion)
+    if chosen in ("softmax", "sigmoid"):
+        assert choose_soft_label(soft_label, info) == chosen
+    else:
+        with pytest.raises(ValueError, match=chosen):
+            choose_soft_label(soft_label, info)
 
 
 class TestBaseline(TargetsTester):
