@@ -42,14 +42,15 @@ def measure(runs: Mapping[str, Run], device: str) -> StepCost:
         ImportError: it is a segmentor, and mmsegmentation is not installed.
     """
     first = next(iter(runs.values()))
+    plain = Run(first.config, first.data, first.model, "baseline")
+    runs_by_cost = {step_signature(run): run for run in (plain, *runs.values())}
     torch.manual_seed(0)
-    plain = _step(Run(first.config, first.data, first.model, "baseline"), device)
-    steps = {signature: _step(run, device) for signature, run in {step_signature(r): r for r in runs.values()}.items()}
-    turns = [functools.partial(seconds_of, step) for step in (plain, *steps.values())]
-    plain_s, *seconds = interleaved_medians(turns, 5, 2, f"steps of {first.model}")
-    times = dict(zip(steps, seconds, strict=True))
-    ratios = {key: times[step_signature(run)] / plain_s for key, run in runs.items()}
-    return {"batch": len(plain.inputs[0]), "plain": plain_s, "ratios": ratios}
+    steps = {signature: _step(run, device) for signature, run in runs_by_cost.items()}
+    turns = [functools.partial(seconds_of, step) for step in steps.values()]
+    seconds = dict(zip(steps, interleaved_medians(turns, 5, 2, f"steps of {first.model}"), strict=True))
+    of_plain = seconds[step_signature(plain)]
+    ratios = {key: seconds[step_signature(run)] / of_plain for key, run in runs.items()}
+    return {"batch": len(steps[step_signature(plain)].inputs[0]), "plain": of_plain, "ratios": ratios}
 
 
 def _step(run: Run, device: str) -> TrainingStep:
