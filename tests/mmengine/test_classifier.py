@@ -71,45 +71,40 @@ def batch(size: int = 4) -> dict[str, torch.Tensor]:
     )
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, config: Config, work_dir: Path, at_iter: int, **settings: Any) -> None:
-    """Train up to an iteration in the middle of an epoch."""
+def check_resume(
+    monkeypatch: pytest.MonkeyPatch, config: Config, folder: Path, at_iter: int, **settings: Any
+) -> tuple[dict[str, Any], ...]:
+    """Compare a run with one that stops in the middle of an epoch and goes on; return what both have written."""
+    train(config, folder / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setenv("TINY_STOP_AT_ITER", str(at_iter))
-        train(config, work_dir, **settings)
+        train(config, folder / "resumed", **settings)
+    train(config, folder / "resumed", resume=True)
+    assert_equal(*(final_weights(folder / name, 2) for name in ("whole", "resumed")))
+    return tuple(result(folder / name) for name in ("whole", "resumed"))
 
 
-@pytest.mark.parametrize(
-    ("name", "mix"),
-    [("frskd", dict(type="Mixup", alpha=0.2)), ("baseline", CUTMIX)],
-)
+@pytest.mark.parametrize(("name", "mix"), [("frskd", dict(type="Mixup", alpha=0.2)), ("baseline", CUTMIX)])
 def test_resumed_run_equals_the_uninterrupted_one(
     name: str, mix: dict | None, cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(cifar, f"{name}_cifar100_wrn_16_2", epochs=2, model__mix=mix)
-    train(config, tmp_path / "whole")
-    interrupt(monkeypatch, config, tmp_path / "resumed", at_iter=5)  # in the second of two epochs of 3 iterations
-    train(config, tmp_path / "resumed", resume=True)
-    assert_equal(final_weights(tmp_path / "whole", 2), final_weights(tmp_path / "resumed", 2))
-    assert result(tmp_path / "whole")["history"] == result(tmp_path / "resumed")["history"]
+    whole, resumed = check_resume(monkeypatch, config, tmp_path, at_iter=5)  # of two epochs of 3 iterations
+    assert whole["history"] == resumed["history"]
     kinds = ("", "teacher_", "ensemble_") if name == "frskd" else ("",)
-    scores = {"epoch", *(f"{kind}top{k}" for kind in kinds for k in (1, 5))}
-    assert set(result(tmp_path / "whole")["last"]) == scores
+    assert set(whole["last"]) == {"epoch", *(f"{kind}top{k}" for kind in kinds for k in (1, 5))}
 
 
 def test_image_folders_resume_and_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_image_folder(tmp_path / "folders")
     config = tiny_config(root, "frskd_cub200_resnet18", epochs=2, model__student=dict(STUDENT, _delete_=True))
     config.merge_from_dict(dict(model=dict(out_indices=(0, 1, 2), input_size=(3, 32, 32))))
-    loader = config.train_dataloader
-    loader.dataset.dataset.transforms[0]["size"] = 32
-    config.val_dataloader.dataset.transforms[0]["size"] = 36
-    config.val_dataloader.dataset.transforms[1]["size"] = 32
-    for settings in (loader, config.val_dataloader):
-        settings.num_workers, settings.persistent_workers = 0, False
-    train(config, tmp_path / "whole")
-    interrupt(monkeypatch, config, tmp_path / "resumed", at_iter=3, train_dataloader__num_workers=2)
-    train(config, tmp_path / "resumed", resume=True)
-    assert_equal(final_weights(tmp_path / "whole", 2), final_weights(tmp_path / "resumed", 2))
+    train_set, val_set = config.train_dataloader.dataset.dataset, config.val_dataloader.dataset
+    train_set.transforms[0]["size"] = val_set.transforms[1]["size"] = 32
+    val_set.transforms[0]["size"] = 36
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.num_workers, loader.persistent_workers = 0, False
+    check_resume(monkeypatch, config, tmp_path, at_iter=3, train_dataloader__num_workers=2)
 
 
 def test_scores_equal_an_independent_computation(cifar: Path, finished: Path) -> None:
