@@ -75,7 +75,7 @@ def draw_grid(rows: Sequence[Sequence[Panel | None]]) -> Figure:
     height, width = panels[0].image.shape[:2]
     row_height = 1 + 0.15 * max(len(panel.title.splitlines()) for panel in panels)
     figure = Figure(figsize=(2 * columns * width / height, 2 * row_height * len(rows)), layout="tight")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False, subplot_kw=dict(xticks=[], yticks=[]))
     for axis in axes.flat:
         axis.axis("off")
     for row, row_axes in zip(rows, axes, strict=True):
