@@ -88,8 +88,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
 
     Args:
         name: key of `COMMANDS`, with hyphens or underscores, or an old name.
-        argv: its arguments; ``--debug`` among them shows the traceback of an error, ``--verbose`` what libraries print
-            that is no matter of the user. None takes those of the process.
+        argv: its arguments, with ``--debug`` and ``--verbose`` or not; None takes those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug, verbose = "--debug" in arguments, "--verbose" in arguments
@@ -126,11 +125,9 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def asked_to_stop(error: BaseException) -> type[KeyboardInterrupt] | type[Terminated] | None:
-    """Return the signal behind an error, as an exception; None where there is none.
-
-    A library with a bare ``except`` turns the exception of a signal into an error of its own, and of a signal to a
-    whole job the main process may hear by the end of a data-loading worker first.
-    """
+    """Return the signal behind an error, as an exception; None where there is none."""
+    # A library with a bare `except` turns the exception of a signal into an error of its own, and of a signal to a
+    # whole job the main process may hear by the end of a data-loading worker first.
     if isinstance(error, KeyboardInterrupt) or signal.SIGINT in _signals:
         return KeyboardInterrupt
     if isinstance(error, Terminated) or signal.SIGTERM in _signals or "killed by signal: Terminated" in str(error):

@@ -51,29 +51,24 @@ SCHEDULE_NUMBERS = {"gamma", "begin", "T_max", "start_factor", "end_factor", "fa
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add ``config`` and the options of every command that runs a config."""
-    parser.add_argument(
-        "config", help="config file, such as configs/frskd_voc_effdet_d0.py; one of the package is found anywhere"
-    )
-    parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
-    parser.add_argument("--data-root", help="folder of the data set; sets every data_root in the config")
+    add = parser.add_argument
+    add("config", help="config file, such as configs/frskd_voc_effdet_d0.py; one of the package is found anywhere")
+    add("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<name of the config>)")
+    add("--data-root", help="folder of the data set; sets every data_root in the config")
     text = "settings that override the config: key=value, nested as a.b=value, lists as key='[a,b]' or key=a,b"
     add_settings(parser, "--cfg-options", text)
     add_import_option(parser)
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
+    add("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    add("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
 
 
 def add_import_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--import``, for `import_modules`."""
-    parser.add_argument(
-        "--import",
-        nargs="+",
-        dest="imports",
-        default=[],
-        metavar="MODULE",
-        help="modules to import first, which register methods and components of yours: in this folder, beside the "
-        "config or on PYTHONPATH",
+    text = (
+        "modules to import first, which register methods and components of yours: in this folder, beside the config or "
+        "on PYTHONPATH"
     )
+    parser.add_argument("--import", nargs="+", dest="imports", default=[], metavar="MODULE", help=text)
 
 
 def import_modules(names: Sequence[str], *folders: str | Path) -> None:
@@ -84,12 +79,10 @@ def import_modules(names: Sequence[str], *folders: str | Path) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if not name or not f"{name}.".startswith(f"{error.name}."):
-                raise ImportError(f"--import {name}: it needs a module that is missing: {error}") from error
-            raise ImportError(
-                f"--import {name}: there is no such module in {', '.join(places)} or on PYTHONPATH; expected the name "
-                f"of a module, without .py"
-            ) from error
+            reason = f"it needs a module that is missing: {error}"
+            if name and f"{name}.".startswith(f"{error.name}."):
+                reason = f"there is no such module in {', '.join(places)} or on PYTHONPATH; give its name, without .py"
+            raise ImportError(f"--import {name}: {reason}") from error
         except Exception as error:
             raise ImportError(f"--import {name}: importing it fails with {type(error).__name__}: {error}") from error
 

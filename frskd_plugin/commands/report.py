@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_plugin.commands.arguments import command_parser
-from frskd_plugin.commands.report_charts import COLOURS, charts_of, draw
+from frskd_plugin.commands.report_charts import COLOURS, MARKERS, charts_of, draw
 from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures, read_config_of
 from frskd_plugin.commands.report_logs import (
     NOT_SCORES,
@@ -119,6 +119,7 @@ def write_report(
         draw=draw,
         teacher_of=teacher_of,
         colours=COLOURS,
+        markers=MARKERS,
     )
     atomic_write(out, page.encode(errors="replace"))
 

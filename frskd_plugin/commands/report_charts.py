@@ -61,12 +61,6 @@ class Curve(NamedTuple):
         """The values; NaN, a gap, where one has no place in a chart."""
         return np.where(_has_place(self.points.values), self.points.values, np.nan)
 
-    @property
-    def swatch(self) -> str:
-        """A piece of it for a legend."""
-        line, marker = "─╌"[self.dashed], MARKERS[self.run][1][self.dashed]
-        return f"{line}{marker}{line}"
-
 
 class Chart(NamedTuple):
     """The curves of one quantity, over ``unit``s from 0 to ``end``, which all charts of that unit share."""
