@@ -275,7 +275,7 @@ def _obstacles_of_data(loader: DataLoader, model: TimmClassifier) -> Iterator[st
 
 
 def _obstacles_of_optimizer(runner: Any) -> Iterator[str]:
-    wrapper, optimizer = runner.optim_wrapper, runner.optim_wrapper.optimizer
+    wrapper = runner.optim_wrapper
     if isinstance(wrapper, AmpOptimWrapper):
         yield "optim_wrapper.type='AmpOptimWrapper' scales the loss on the host (`--amp-dtype bf16` does not)"
     if type(wrapper) not in (OptimWrapper, AmpOptimWrapper, AutocastOptimWrapper):
@@ -285,6 +285,7 @@ def _obstacles_of_optimizer(runner: Any) -> Iterator[str]:
         yield f"optim_wrapper.accumulative_counts={wrapper._accumulative_counts}"
     if (wrapper.clip_grad_kwargs or {}).get("error_if_nonfinite"):
         yield "optim_wrapper.clip_grad.error_if_nonfinite waits for the device"
+    optimizer = wrapper.optimizer
     if type(optimizer) is not torch.optim.SGD and not all(group.get("capturable") for group in optimizer.param_groups):
         yield f"the optimizer {type(optimizer).__name__} is not `capturable` (optim_wrapper.optimizer.capturable=True)"
     for scheduler in runner.param_schedulers or []:
