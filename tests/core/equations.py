@@ -1,73 +1,34 @@
-"""Eq. 1 and 2 with the connections of Figure 2, written with plain tensor operations in float64, train mode."""
+"""Eq. 1 and 2 with the connections of Figure 2, written with torch's functions alone, train mode."""
 
 from __future__ import annotations
 
-import math
-
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def bn(x: Tensor, norm) -> Tensor:
-    mean = x.mean((0, 2, 3), keepdim=True)
-    var = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
-    return (x - mean) / (var + 1e-5).sqrt() * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
-
-
-def conv1x1(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
+    return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)
 
 
 def conv_bn_relu(x: Tensor, block) -> Tensor:
-    return bn(conv1x1(x, block.conv.weight), block.bn).clamp_min(0)
-
-
-def depthwise3x3(x: Tensor, weight: Tensor) -> Tensor:
-    batch, channels, height, width = x.shape
-    padded = x.new_zeros(batch, channels, height + 2, width + 2)
-    padded[:, :, 1:-1, 1:-1] = x
-    return sum(
-        padded[:, :, i : i + height, j : j + width] * weight[:, 0, i, j].view(1, -1, 1, 1)
-        for i in range(3)
-        for j in range(3)
-    )
-
-
-def interpolation_matrix(source: int, target: int) -> Tensor:
-    """Rows of linear weights with half-pixel centres, clamped at the edges."""
-    matrix = torch.zeros(target, source, dtype=torch.float64)
-    for i in range(target):
-        position = max((i + 0.5) * source / target - 0.5, 0.0)
-        low = min(math.floor(position), source - 1)
-        high = min(low + 1, source - 1)
-        matrix[i, low] += 1 - (position - low)
-        matrix[i, high] += position - low
-    return matrix
+    return bn(F.conv2d(x, block.conv.weight), block.bn).relu()
 
 
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    rows, columns = interpolation_matrix(x.shape[2], size[0]), interpolation_matrix(x.shape[3], size[1])
-    return torch.einsum("ih,jw,bchw->bcij", rows, columns, x)
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def max_pool(x: Tensor) -> Tensor:
     """3x3, stride 2, on even sizes: windows of rows 2i .. 2i+2."""
-    height, width = x.shape[2:]
-    rows = [x[:, :, 2 * i : 2 * i + 3].amax(2) for i in range(height // 2)]
-    halved = torch.stack(rows, 2)
-    return torch.stack([halved[..., 2 * j : 2 * j + 3].amax(3) for j in range(width // 2)], 3)
-
-
-def fuse(weights: Tensor, maps: list[Tensor]) -> Tensor:
-    positive = weights.clamp_min(0)
-    return sum(w * x for w, x in zip(positive, maps, strict=True)) / (positive.sum() + 1e-6)
+    return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-float("inf")), 3, 2)
 
 
 def node(module, maps: list[Tensor]) -> Tensor:
     (conv,) = module.convs
-    return bn(
-        conv1x1(depthwise3x3(fuse(module.fusion_weights, maps), conv.dw.weight), conv.pw.weight), conv.bn
-    ).clamp_min(0)
+    positive = module.fusion_weights.relu()
+    fused = sum(w * x for w, x in zip(positive, maps, strict=True)) / (positive.sum() + 1e-6)
+    depthwise = F.conv2d(fused, conv.dw.weight, padding=1, groups=fused.shape[1])
+    return bn(F.conv2d(depthwise, conv.pw.weight), conv.bn).relu()
 
 
 def project(resize, x: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from frskd_plugin.methods.sad import attention_distance
 from frskd_plugin.methods.sla_sd import rotate_images
 from frskd_plugin.methods.targets import choose_soft_label, soft_loss
 from frskd_plugin.timm.cifar_networks import WideResNet
-from tests.core.equations import bilinear
 from tests.methods.method_tester import (
     CLASSES,
     SIZE,
@@ -124,7 +123,7 @@ class TestSAD(MethodTester):
         expected = 0.0
         for f, g in zip(feats, feats[1:], strict=False):
             size = tuple(f.shape[2:])
-            energies = [(f**2).sum(1, keepdim=True), bilinear((g**2).sum(1, keepdim=True), size)]
+            energies = [(f**2).sum(1, keepdim=True), F.interpolate((g**2).sum(1, keepdim=True), size, mode="bilinear")]
             a, b = (e.flatten(1).exp() / e.flatten(1).exp().sum(1, keepdim=True) for e in energies)
             expected = expected + ((a - b) ** 2).mean()
         check_terms(losses, {"loss_ce": ce(logits, TARGETS), "loss_attention": 0.3 * expected})
