@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"next:         frskd check {target}; frskd train {target}")
 
 
+def _width(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     description = "Write the FRSKD config for a plain config of mmseg, with the channels found by a dry run."
@@ -67,8 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--beta", type=float, help="weight of the feature distillation (50 at 512x512, in proportion to the pixels)")
     add("--temperature", type=float, default=1.0, help="of the soft labels (1)")
     text = "width of the feature network; auto (default): 1, with fewer channels where --max-share asks for it"
-    width = {"type": lambda text: int(text) if text.isdigit() else text, "default": "auto", "metavar": "N|auto"}
-    add("--width", **width, help=text)
+    add("--width", type=_width, default="auto", metavar="N|auto", help=text)
     text = f"limit of the feature network's multiply-accumulates / the segmentor's ({DEFAULT_MAX_SHARE})"
     add("--max-share", type=float, default=DEFAULT_MAX_SHARE, help=text)
     add("--max-channels", type=int, metavar="N", help="limit to the feature network's channels")

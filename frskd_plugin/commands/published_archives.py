@@ -88,7 +88,7 @@ class Source:
                     yield from archive_members(path)
                 else:
                     name = path.relative_to(self.path).as_posix()
-                    yield Member(name, self.path, path.stat().st_size, partial(open, path, "rb"), path)
+                    yield Member(name, self.path, path.stat().st_size, cast(Any, partial(open, path, "rb")), path)
 
     def read_lists(self, *patterns: str) -> dict[str, bytes]:
         """Read the files with these names (``*_train.txt`` takes all that end so), by name without folders."""
