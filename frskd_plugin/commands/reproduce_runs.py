@@ -127,7 +127,7 @@ def read_history(folder: Path) -> list[Entry]:
 
 def training_seconds(folder: Path) -> float:
     """Sum the time of all starts of a run, each from the name of mmengine's log to its last line."""
-    logs = folder.glob("*_*/*_*.log")
+    logs = folder.glob("[0-9]*_[0-9]*/[0-9]*_[0-9]*.log")
     return sum(log.stat().st_mtime - time.mktime(time.strptime(log.stem, "%Y%m%d_%H%M%S")) for log in logs)
 
 

@@ -25,11 +25,7 @@ class Unsupported(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line, with its class where that says something.
-
-    >>> describe(KeyError("a")), describe(Unsupported("no gradient"))
-    ("KeyError: 'a'", 'no gradient')
-    """
+    """Return an error in one line, with its class where that says something."""
     text = " ".join(str(error).split())
     told = isinstance(error, (Unsupported, pytest.fail.Exception, pytest.skip.Exception))
     return text if told else f"{type(error).__name__}: {text}"
@@ -100,12 +96,7 @@ def smallest_fit(
     """Return the smallest square image on which a model runs and keeps its maps of different stride apart.
 
     Sizes are tried in ascending order on the meta device, without memory or arithmetic, and in earnest only where a
-    model cannot do without numbers.
-
-    Args:
-        name: of the timm model.
-        make: name and arguments -> model.
-        take_maps: model and images [B, 3, H, W] -> its maps.
+    model cannot do without numbers. ``make`` takes the name and further arguments, ``take_maps`` model and images.
     """
     native = int(timm.get_pretrained_cfg(name).input_size[-1])
     fractions = [native // k for k in range(2, native // STEP + 1) if native % k == 0 and native % STEP]
@@ -134,8 +125,7 @@ def _make_for_size(make: Callable[..., nn.Module], name: str, size: int) -> tupl
 def _kept_apart(model: nn.Module, maps: Sequence[Tensor]) -> bool:
     """Tell if the maps have as many sizes as timm lists strides, and none is a single pixel.
 
-    The attention of a single pixel is constant, so nothing of it is distilled, and batch norm over two such pixels
-    makes gradients explode.
+    Nothing of a single pixel is distilled, and batch norm over two of them makes gradients explode.
     """
     strides = {info["reduction"] for info in getattr(model, "model", model).feature_info}
     sizes = {tuple(feat.shape[-2:]) for feat in maps}

@@ -85,10 +85,7 @@ def smallest_config(family: str) -> Path:
 def shrunk_config(file: Path, image_size: int, fix_image_size: bool = False) -> Config:
     """Return a config for small images on a CPU, without pretrained weights; all else is the original's.
 
-    Args:
-        file: of the original.
-        image_size: height and width of the images.
-        fix_image_size: makes a backbone that is made for one image size for this one.
+    ``fix_image_size`` makes a backbone that is made for one image size for this one.
     """
     try:
         config = Config.fromfile(file)
@@ -142,7 +139,6 @@ def train_plain(file: Path) -> tuple[Config, list[str]]:
 
 
 def build(config: Config) -> Any:
-    """Build the segmentor, from one seed each time."""
     with DefaultScope.overwrite_default_scope("mmseg"):
         torch.manual_seed(SEED)
         model = MODELS.build(ConfigDict(config.model.to_dict()))
