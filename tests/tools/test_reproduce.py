@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from matplotlib.axes import Axes
 
 from frskd_plugin.commands import reproduce as command
 from frskd_plugin.commands import reproduce_cost, reproduce_runs
@@ -424,8 +425,13 @@ def test_each_file_keeps_the_columns_of_other_calls_and_has_one_scale(store: Sto
 
 
 def test_figure_4(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = []
-    monkeypatch.setattr("matplotlib.axes.Axes.errorbar", lambda axis, *line, label, **_: lines.append((label, *line)))
+    lines, draw = [], Axes.errorbar
+
+    def errorbar(axis: Axes, *line: Any, label: str, **style: Any) -> Any:
+        lines.append((label, *line))
+        return draw(axis, *line, label=label, **style)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
     table = TABLES["fig4"].chosen(datasets=["cifar100"])
     for key, seed, top1 in (("alpha2_beta50", 0, 70.0), ("alpha2_beta50", 1, 72.0), ("alpha2_beta500", 0, 71.0)):
         write_record(store, cell(table, key, WRN, PAPER, seed), top1=top1)
