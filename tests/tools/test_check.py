@@ -256,27 +256,6 @@ def feature_loss(function):
     return lambda model: setattr(model.method.loss_distill, "feature_loss", Loss(function))
 
 
-def with_open_kd(model: nn.Module) -> None:
-    model.method.loss_distill = OpenKD()
-
-
-def with_soft_labels_of_nothing(model: nn.Module) -> None:
-    model.method.loss_distill.soft_label_loss.register_forward_hook(lambda *call: 0 * call[-1])
-
-
-def with_spare_teacher_layer(model: nn.Module) -> None:
-    model.method.self_teacher.spare = nn.Linear(2, 2)
-
-
-def with_spare_student_parameter(model: nn.Module) -> None:
-    model.student.spare = nn.Parameter(torch.zeros(3))
-
-
-def with_detached_maps(model: nn.Module) -> None:
-    neck = model.method.self_teacher.neck
-    neck.register_forward_pre_hook(lambda module, inputs: ([feat.detach() for feat in inputs[0]],))
-
-
 def with_dead_map(model: nn.Module) -> None:
     """One that the pass to the logits does not read."""
     plain = model.student.forward_intermediates
@@ -292,16 +271,30 @@ def with_dead_map(model: nn.Module) -> None:
     ("change", "problem"),
     [
         (feature_loss(open_target), r"target of loss_feat is not detached.*outputs \(norm .*parameters .*`\.detach"),
-        (with_open_kd, "target of loss_kd is not detached"),
-        (with_soft_labels_of_nothing, "loss_kd is 0 although its weight is 2"),
-        (with_spare_teacher_layer, r"parameters of the method: method\.self_teacher\.spare\.weight, .*DistributedData"),
-        (with_spare_student_parameter, r"parameters of the student: student\.spare.*freeze them"),
+        (lambda model: setattr(model.method, "loss_distill", OpenKD()), "target of loss_kd is not detached"),
+        (
+            lambda model: model.method.loss_distill.soft_label_loss.register_forward_hook(lambda *call: 0 * call[-1]),
+            "loss_kd is 0 although its weight is 2",
+        ),
+        (
+            lambda model: setattr(model.method.self_teacher, "spare", nn.Linear(2, 2)),
+            r"parameters of the method: method\.self_teacher\.spare\.weight, .*DistributedDataParallel",
+        ),
+        (
+            lambda model: setattr(model.student, "spare", nn.Parameter(torch.zeros(3))),
+            r"parameters of the student: student\.spare.*freeze them",
+        ),
         (feature_loss(lambda feats, _: (feats[0] - feats[0]).sum()), "loss_feat is 0 although its weight is 100"),
         (
             feature_loss(lambda feats, _: feats[0].detach().square().mean()),
             "loss_feat gives the student no gradient.*student's side",
         ),
-        (with_detached_maps, "loss_teacher_ce gives the student no gradient: the student's maps are detached"),
+        (
+            lambda model: model.method.self_teacher.neck.register_forward_pre_hook(
+                lambda module, inputs: ([feat.detach() for feat in inputs[0]],)
+            ),
+            "loss_teacher_ce gives the student no gradient: the student's maps are detached",
+        ),
         (with_dead_map, r"The student's map 1 \(16x16\) is constant.*`out_indices`"),
         (
             feature_loss(lambda feats, _: 1 + (feats[0] - feats[0]).square().sum().sqrt()),
