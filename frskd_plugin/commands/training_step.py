@@ -116,7 +116,7 @@ def classifier_step(
     batch = settings.batch or DEFAULT_BATCH.get(name, BATCH)
     inputs = classification_batch(method_class(method).needs, batch, input_size, num_classes, settings.device)
     if method == "baseline":
-        return TrainingStep(student, inputs[:2], settings, lambda net, *batch: F.cross_entropy(net(batch[0]), batch[1]))
+        return TrainingStep(student, inputs[:2], settings, lambda net, x, y: F.cross_entropy(net(x), y))
     wrapped = wrap(student, method, input_size=input_size, **options)
     return TrainingStep(wrapped, inputs, settings, lambda net, x, y, extra: net(x, y, **extra)["loss"])
 
