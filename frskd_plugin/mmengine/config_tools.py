@@ -19,7 +19,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import Runner
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from frskd_plugin.mmengine.registration import MISSING_OPERATORS, LazyComponent, lacks_operators
 from frskd_plugin.version import __version__
@@ -85,7 +85,11 @@ def _forks_found() -> Iterator[None]:
 def check_version(config: Config, name: str = "the config") -> None:
     """Refuse a config that asks for a later version than this one (ValueError)."""
     wanted = config.get("frskd_plugin_version")
-    if wanted is not None and Version(str(wanted)).release > Version(__version__).release:
+    try:
+        later = wanted is not None and Version(str(wanted)).release > Version(__version__).release
+    except InvalidVersion:
+        raise ValueError(f"{name}: frskd_plugin_version must be a version, such as '0.2.0', got {wanted!r}") from None
+    if later:
         raise ValueError(
             f"{name} is for frskd_plugin {wanted} or later, but {__version__} is installed; "
             f"update the package, or use a config of {__version__}"

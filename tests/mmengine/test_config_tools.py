@@ -15,6 +15,8 @@ def test_configs_of_this_or_an_earlier_version_are_read_and_later_ones_refused()
     for version in ("99", "9.0", "1000.0.0rc1", "0.2.1"):
         with pytest.raises(ValueError, match=f"is for frskd_plugin {version} or later, but {__version__} is installed"):
             check_version(Config(dict(frskd_plugin_version=version)))
+    with pytest.raises(ValueError, match="my.py: frskd_plugin_version must be a version, .* got 'newest'"):
+        check_version(Config(dict(frskd_plugin_version="newest")), "my.py")
 
 
 def test_data_root_of_data_sets_is_set_at_every_depth_and_no_other() -> None:
