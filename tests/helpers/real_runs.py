@@ -29,10 +29,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.multiprocessing import start_processes
+from yapf.yapflib import yapf_api
 
 from frskd_plugin.commands import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+yapf_api.FormatCode = lambda text, **settings: (text, True)  # in other processes too; why says tests/conftest.py
 
 
 @HOOKS.register_module(force=True)
