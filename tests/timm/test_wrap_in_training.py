@@ -160,24 +160,17 @@ class TestFullyShardedDataParallel:
         yield
         distributed.destroy_process_group()
 
-    @pytest.mark.parametrize("whole_student", [False, True])
-    def test_step_equals_the_plain_one(self, process_group, whole_student):
+    @pytest.mark.parametrize("sharded", [("student.body", ""), ("student", ""), ("student",)])
+    def test_step_equals_the_plain_one(self, process_group, sharded):
+        """With the student alone the self-teacher stays whole: a user may shard what he knows."""
         expected = step(make(), *toy_batch())
         model = make()
-        mesh = distributed.init_device_mesh("cpu", (1,))
-        fully_shard(model.student if whole_student else model.student.body, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        assert all(isinstance(p, DTensor) for p in model.parameters())
-        losses, grads = step(model, *toy_batch())
-        assert_same_step((losses, {name: grad.full_tensor() for name, grad in grads.items()}), expected)
-        assert model.eval()(toy_batch()[0]).shape == (4, NUM_CLASSES)
-
-    def test_the_student_alone(self, process_group):
-        """The self-teacher stays whole: its parameters are small, and a user may shard what he knows."""
-        expected = step(make(), *toy_batch())
-        model = make()
-        fully_shard(model.student, mesh=distributed.init_device_mesh("cpu", (1,)))
+        student, mesh = model.student, distributed.init_device_mesh("cpu", (1,))
+        for name in sharded:
+            fully_shard(model.get_submodule(name), mesh=mesh)
+        assert all(isinstance(p, DTensor) for p in (model if "" in sharded else student.body).parameters())
         losses, grads = step(model, *toy_batch())
         grads = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
         assert_same_step((losses, grads), expected)
-        assert frskd_plugin.unwrap(model) is model.student
+        assert model.eval()(toy_batch()[0]).shape == (4, NUM_CLASSES)
+        assert frskd_plugin.unwrap(model) is student
