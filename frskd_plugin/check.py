@@ -421,17 +421,10 @@ def _classifier_batch(
 def classification_batch(
     needs: DataNeeds, batch: int, input_size: Sequence[int], num_classes: int, device: str
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Draw images and labels as a method asks for them, and what it is given beside them.
+    """Draw images [B, C, H, W], or [B, views, C, H, W], labels [B] and, where a method asks for it, ``index`` [B].
 
     ``batch`` counts the images that are new in a step, as a loader does; with partners of a class, or an overlap with
     the batch before, there are twice as many.
-
-    Returns:
-        images [B, C, H, W], or [B, views, C, H, W]; labels [B]; ``index`` [B] where the method asks for it.
-
-    >>> images, labels, extra = classification_batch(DataNeeds(order="class_pairs"), 3, (3, 8, 8), 10, "cpu")
-    >>> images.shape, labels[:3].equal(labels[3:]), extra
-    (torch.Size([6, 3, 8, 8]), True, {})
     """
     labels = torch.randint(max(num_classes, 2), (batch,), device=device)  # one logit has labels 0 and 1
     if needs.order != "any":  # both orders have the labels of one half in the other

@@ -22,12 +22,8 @@ NEEDS_TIMM = {
             (1, 0, 27),
             "that timm lacks the model, or its forward_intermediates, and wrap says so",
         )
-        for name in ("test_nfnet", "densenet121", "test_coatnet", "test_maxvit")
+        for name in ("densenet121", "test_maxvit")
     },
-    "tests/timm/test_maps.py::test_levels_go_from_high_to_low_resolution_whatever_the_order_of_the_network": (
-        (1, 0, 27),
-        "that timm lacks the model",
-    ),
     "tests/timm/test_cifar_networks.py::test_classifier_can_be_replaced[resnet18_cifar]": (
         (1, 0, 29),
         "timm's own ResNet.reset_classifier keeps the dtype only from then on",
