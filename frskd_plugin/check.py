@@ -204,8 +204,7 @@ def _restored(module: nn.Module) -> Iterator[None]:
 
 
 def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Term, ...], set[int]]:
-    """Return each term with the norms of its gradients, which are computed times ``scale``; and the ids of what any
-    gradient reaches."""
+    """Return the terms with the norms of their gradients, and the ids of the tensors that a gradient reaches."""
     student, method = ([*parameters.values()] for parameters in subject.parameters())
     num_levels = max(map(len, step.feats), default=0)
     maps = [[feats[i] for feats in step.feats if i < len(feats)] for i in range(num_levels)]
@@ -222,7 +221,7 @@ def _differentiate(subject: Subject, step: Step, scale: float) -> tuple[tuple[Te
     for name, value in step.terms.items():
         found: dict[int, Tensor] = {}
         if value.requires_grad and wanted:
-            # kept in the graph for the terms that follow; autograd.grad leaves every `.grad` alone
+            # `scale` keeps small gradients from vanishing; autograd.grad leaves every `.grad` alone
             grads = torch.autograd.grad(value, wanted, value.new_tensor(scale), retain_graph=True, allow_unused=True)
             found = {id(t): grad / scale for t, grad in zip(wanted, grads, strict=True) if grad is not None}
         reached |= found.keys()
