@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from frskd_plugin.core.dry_run import count_forward
-from frskd_plugin.core.immediate_gradient import differentiate_immediately
+from frskd_plugin.core.immediate_gradient import differentiate_immediately, with_known_gradient
 
 
 def terms(x):
@@ -35,6 +35,20 @@ def test_values_and_gradients_are_those_of_the_function(dtype):
     with torch.no_grad():
         differentiate_immediately(lambda z: calls.append(z) or {}, y)
     assert not calls[0].requires_grad and calls[1] is y
+
+
+def test_gradient_goes_on_behind_x_and_by_finite_differences():
+    weight = torch.rand(4, 4, dtype=torch.float64, requires_grad=True)
+    inputs = torch.rand(3, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda w: total(differentiate_immediately(terms, inputs @ w)), (weight,))
+
+
+def test_it_can_be_differentiated_once():
+    x = torch.rand(3, requires_grad=True)
+    value = with_known_gradient(x, x.square().sum(), 2 * x).square()
+    (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_only_the_gradients_are_kept():
