@@ -12,7 +12,7 @@ from typing import Any
 
 from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.report_charts import COLOURS, MARKERS, charts_of, draw
-from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures, read_config_of
+from frskd_plugin.commands.report_facts import drawn_pictures, facts_of, found_pictures
 from frskd_plugin.commands.report_logs import (
     NOT_SCORES,
     TEACHER_PREFIXES,
@@ -22,7 +22,7 @@ from frskd_plugin.commands.report_logs import (
     scores_of,
 )
 from frskd_plugin.core.atomic_write import atomic_write
-from frskd_plugin.mmengine.stored_config import add_allow_imports
+from frskd_plugin.mmengine.stored_config import add_allow_imports, parse_config
 
 PAGE_NAME = "report.html"
 MAX_RUNS = len(COLOURS)  # as many as can be told apart
@@ -142,11 +142,14 @@ def read_page(work_dir: Path, name: str, images: Sequence[Path] = (), allow_impo
     """Collect what the template shows of a run."""
     logs = read_run(work_dir)
     pictures, remarks = (drawn_pictures(work_dir, images, allow_imports), []) if images else found_pictures(work_dir)
-    try:
-        text, config = read_config_of(logs)
-    except ValueError as error:
-        text, config = None, {}
-        remarks.append(f"{error}; its facts are left out.")
+    text, config, file = None, {}, logs.folders[-1] / "vis_data" / "config.py"  # mmengine's; nothing in it is run
+    if file.is_file():
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            config = parse_config(text, str(file))
+        except ValueError as error:
+            text = None
+            remarks.append(f"{error}; its facts are left out.")
     scores = scores_of(logs)
     keys = [key for key in {**scores.last, **scores.best} if not is_teacher(key)] if scores else []
     keys = [key for key in keys if key not in ("epoch", *NOT_SCORES)]

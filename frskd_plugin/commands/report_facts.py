@@ -14,7 +14,6 @@ from PIL import Image
 from frskd_plugin.commands.attention_maps import TrainedNetwork, attention_picture, in_order, labels_of
 from frskd_plugin.commands.console import progress
 from frskd_plugin.commands.report_logs import RunLogs, position_text
-from frskd_plugin.mmengine.stored_config import parse_config
 
 # of AttentionPictureHook, and of tools/attention_maps.py where it was told to draw into the work folder
 _FOLDERS = ("attention", "attention_maps")
@@ -26,15 +25,6 @@ class Picture(NamedTuple):
 
     caption: str
     png: bytes
-
-
-def read_config_of(run: RunLogs) -> tuple[str | None, dict[str, Any]]:
-    """Read text and settings of the config that mmengine writes beside the last JSON log; nothing in it is run."""
-    file = run.folders[-1] / "vis_data" / "config.py"
-    if not file.is_file():
-        return None, {}
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return text, parse_config(text, str(file))
 
 
 def part(settings: Any, *keys: str) -> dict[str, Any]:
