@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from frskd_plugin.core.checks import check_share
+
 
 def sigmoid_rampup(current: float, length: float) -> float:
     """``exp(-5 (1 - t)^2)`` with t = current / length, clipped to 0..1; 1 for a ramp of no length.
@@ -109,6 +111,39 @@ class ScheduledWeight(nn.Module):
         if device != self.tensor.device:
             self.tensor = torch.full((), self.value, dtype=dtype, device=device)
         return self
+
+
+class TrunkGradient(nn.Module):
+    """Let a share of what a self-teacher's own losses send into the student's maps go on; an extension of the paper.
+
+    1 is the paper's. Early in a training that gradient takes the student's layers for the self-teacher, so the share
+    may grow with the training. It is no part of a checkpoint.
+
+    Args:
+        share: 0..1, or 'linear': the share of the training that is done, as `set_progress` tells it; 0.3 in a loop that
+            tells nothing.
+
+    Raises:
+        ValueError: for what is no share.
+    """
+
+    UNTOLD = 0.3
+
+    def __init__(self, share: float | str) -> None:
+        super().__init__()
+        if isinstance(share, str) and share != "linear":
+            raise ValueError(f"`trunk_gradient` must be a share in 0..1 or 'linear', got {share!r}.")
+        self.share = share if isinstance(share, str) else check_share("trunk_gradient", share, "a gradient")
+        self.weight = ScheduledWeight(self.UNTOLD if isinstance(self.share, str) else self.share)
+
+    def set_progress(self, step: float, total: float) -> None:
+        """Set the share of 'linear' for epochs or steps trained so far, and in all."""
+        if self.share == "linear":
+            self.weight.set(min(step / total, 1.0))
+
+    def forward(self, feats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the same maps."""
+        return list(feats) if self.share == 1 else scale_gradient(feats, self.weight.tensor)
 
 
 class Gate(nn.Module):

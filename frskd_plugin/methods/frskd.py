@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frskd_plugin.core.checks import check_bool, check_one_of, check_positive_int, check_share
+from frskd_plugin.core.checks import check_bool, check_one_of, check_positive_int
 from frskd_plugin.core.feature_losses import HintLoss, OverhaulLoss
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.preactivations import forward_with_preactivations
-from frskd_plugin.core.schedule import ScheduledWeight, scale_gradient
+from frskd_plugin.core.schedule import TrunkGradient
 from frskd_plugin.core.self_teacher import SelfTeacher
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
@@ -90,7 +90,6 @@ def width_within(
 # For users who give none of the three: found on fine-tuning and short trainings (docs/choosing.md). The paper's for
 # CIFAR-100 are alpha=2, beta=100, schedule='constant'; its configs name their own.
 DEFAULTS: dict[str, Any] = {"alpha": 1.0, "beta": "auto", "schedule": "gate", "trunk_gradient": "linear"}
-UNTOLD_SHARE = 0.3  # of `trunk_gradient='linear'`, in a loop that never tells the progress
 # feature losses by name, and the beta that goes with the scale of each: the reference's own examples
 FEATURE_BETAS = {"attention": 100.0, "hint": 100.0, "overhaul": 0.01}
 PAPER_POSITIONS = 8 * 8  # of WRN-16-2's deepest map on CIFAR, which the paper's beta of 100 was tuned for
@@ -123,10 +122,8 @@ class FRSKD(Method):
         schedule: of both terms: 'constant' (the default where alpha or beta is given), 'linear' or 'rampup', which grow
             to 1 at the end of the training and need `set_progress`, or 'gate', see `FRSKDLoss`.
         warmup: share of the training, 0..1, without distillation; needs `set_progress`.
-        trunk_gradient: share of the gradient of the self-teacher's cross-entropy that goes on into the student, 0..1;
-            1 is the paper's, and the default where alpha or beta is given. Early in a training it takes the student's
-            layers for the self-teacher, so by default it is 'linear', an extension of the paper: it grows from 0 to 1
-            with what `set_progress` tells, and is 0.3 where that is never called.
+        trunk_gradient: share of the gradient of the self-teacher's cross-entropy that goes on into the student, 0..1 or
+            'linear' (the default where neither alpha nor beta is given; else 1, the paper's): see `TrunkGradient`.
         width: the self-teacher's channels are ``width`` times the student's, at each level (the paper: 2). 'auto' takes
             2, 1, or 1 with a limit to the channels, whatever keeps its MACs within ``max_share`` of the student's.
         max_share: that limit; None is 0.75, and 8 channels a level where even these cost more.
@@ -179,8 +176,7 @@ class FRSKD(Method):
             schedule = DEFAULTS["schedule"] if chosen_here else "constant"
         if trunk_gradient is None:
             trunk_gradient = DEFAULTS["trunk_gradient"] if chosen_here else 1.0
-        self.trunk_gradient = _check_trunk_gradient(trunk_gradient)
-        self._trunk_share = ScheduledWeight(UNTOLD_SHARE if isinstance(trunk_gradient, str) else trunk_gradient)
+        self.trunk_gradient = TrunkGradient(trunk_gradient)
         alpha = DEFAULTS["alpha"] if alpha is None else alpha
         weight: Any = DEFAULTS["beta"] if beta is None else beta
         if weight == "auto" and feature_loss == "attention":
@@ -225,8 +221,7 @@ class FRSKD(Method):
     def set_progress(self, epoch: float, max_epochs: float) -> None:
         super().set_progress(epoch, max_epochs)
         self.loss_distill.set_progress(epoch, max_epochs)
-        if self.trunk_gradient == "linear":
-            self._trunk_share.set(min(epoch / max_epochs, 1.0))
+        self.trunk_gradient.set_progress(epoch, max_epochs)
 
     def forward(self, student: StudentForward, images: Tensor, targets: Tensor, criterion: Criterion) -> Terms:
         """Return weighted ``loss_ce, loss_teacher_ce, loss_kd, loss_feat``; logits ``output``, ``teacher_output``."""
@@ -256,22 +251,13 @@ class FRSKD(Method):
 
     def run_self_teacher(self, feats: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return refined maps and logits, whose loss trains the student's trunk too (`trunk_gradient`)."""
-        paper = self.trunk_gradient == 1
-        return self.self_teacher(feats if paper else scale_gradient(feats, self._trunk_share.tensor))
+        return self.self_teacher(self.trunk_gradient(feats))
 
     def reset_classifier(self, num_classes: int) -> None:
         self.self_teacher.reset_classifier(num_classes)
 
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor:
         return self.self_teacher(feats)[1]
-
-
-def _check_trunk_gradient(share: float | str) -> float | str:
-    if share == "linear":
-        return share
-    if isinstance(share, str):
-        raise ValueError(f"`trunk_gradient` must be a share in 0..1 or 'linear', got {share!r}.")
-    return check_share("trunk_gradient", share, "a gradient")
 
 
 def _log_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.core.frskd_loss import FRSKDLoss
-from frskd_plugin.core.schedule import distill_factor
+from frskd_plugin.core.schedule import TrunkGradient, distill_factor
 from frskd_plugin.methods import Method
 
 
@@ -27,8 +27,9 @@ def unwrap_model(model: Any) -> Any:
 
 
 class MethodProgressHook(Hook):
-    """Call `set_progress` of methods and of `FRSKDLoss` at each epoch's start; at each step where a loop counts those.
+    """Call `set_progress` of methods, `FRSKDLoss` and `TrunkGradient` at each epoch's start.
 
+    A loop that counts steps has it called at each of them.
     The progress follows from the runner's epoch or iteration alone, so it is right after a resume.
     """
 
@@ -44,7 +45,7 @@ class MethodProgressHook(Hook):
     @staticmethod
     def _set(runner: Any, epoch: float, max_epochs: float) -> None:
         for module in runner.model.modules():
-            if isinstance(module, Method | FRSKDLoss):
+            if isinstance(module, Method | FRSKDLoss | TrunkGradient):
                 module.set_progress(epoch, max_epochs)
             if isinstance(module, FRSKDLoss) and module.follows_progress:
                 runner.message_hub.update_scalar("train/distill_factor", module.factor)

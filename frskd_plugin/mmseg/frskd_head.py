@@ -17,6 +17,7 @@ from torch import Tensor
 from frskd_plugin.core.bifpn import BiFPN
 from frskd_plugin.core.checks import check_bool, check_in_channels, check_one_of, join_losses
 from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
+from frskd_plugin.core.schedule import TrunkGradient
 from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.core.soft_label import criterion_soft_label
 from frskd_plugin.mmseg.heads import (
@@ -54,6 +55,8 @@ class FRSKDHead(BaseModule):
             labels, of their sum and of its divisor. False takes all pixels, as the authors' code.
         early_gradients: compute the gradients of both heads' losses at once and keep no up-sampled map for the backward
             pass. Exact, as fast, and less memory; the losses then see float32 also under autocast.
+        trunk_gradient: share of the gradient of the self-teacher's own losses that goes on into the student, 0..1, 1 as
+            in the paper, or 'linear', for which `MethodProgressHook` tells the progress: see `TrunkGradient`.
         init_cfg: mmengine's initialisation config.
 
     Raises:
@@ -70,6 +73,7 @@ class FRSKDHead(BaseModule):
         kd_resolution: str = "label",
         early_gradients: bool = False,
         ignore_in_soft_label: bool = False,
+        trunk_gradient: float | str = 1.0,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -85,6 +89,7 @@ class FRSKDHead(BaseModule):
         self.kd_resolution = check_one_of("kd_resolution", kd_resolution, KD_RESOLUTIONS)
         self.early_gradients = early_gradients
         self.ignore_in_soft_label = check_bool("ignore_in_soft_label", ignore_in_soft_label)
+        self.trunk_gradient = TrunkGradient(trunk_gradient)
         levels = self._levels_of(maps_read(head), neck)
         self.neck = _build_neck(neck, max(levels))
         self.head = MODELS.build(fitted(head, levels, self.neck.out_channels))
@@ -122,7 +127,7 @@ class FRSKDHead(BaseModule):
 
     def forward(self, feats: Any) -> tuple[tuple[Tensor, ...], Any]:
         """Return refined maps [B, D_i, H_i, W_i], a level each, and the head's output for the student's maps."""
-        refined_feats = self.neck(self.levels(feats))
+        refined_feats = self.neck(self.trunk_gradient(self.levels(feats)))
         return refined_feats, self.head(_for_head(refined_feats))
 
     def loss(

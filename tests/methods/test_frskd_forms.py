@@ -167,7 +167,7 @@ class TestDefaults:
     def test_weights(self, settings, expected):
         method = wrap("frskd", width=1, **settings).method
         loss = method.loss_distill
-        assert (loss.alpha, loss.beta, loss.schedule, method.trunk_gradient) == expected
+        assert (loss.alpha, loss.beta, loss.schedule, method.trunk_gradient.share) == expected
 
     def test_beta_belongs_to_the_deepest_map_and_ends_at_the_papers(self):
         info, _, _ = fake_student()

@@ -375,3 +375,29 @@ def test_what_is_missing_is_named():
         model.train().loss(*edge_batch())
     with pytest.raises(ValueError, match=r"hands out none: got list with tensors of shapes \[\[2, 16\]\]"):
         model.self_teacher([torch.rand(2, 16)])
+
+
+def test_trunk_gradient_scales_what_the_self_teachers_own_losses_send_into_the_student():
+    def gradients(share, progress=None):
+        config = copy.deepcopy(FCN)
+        config["self_teacher"]["trunk_gradient"] = share
+        model = build(config).double()
+        if progress is not None:
+            model.self_teacher.trunk_gradient.set_progress(progress, 4)
+        images, samples = make_batch()
+        losses = model.loss(images.double(), samples)
+        weight = next(model.backbone.parameters())
+        teacher, distilled = (
+            torch.autograd.grad(sum(losses[f"self_teacher.loss_{name}"] for name in names), weight, retain_graph=True)[
+                0
+            ]
+            for names in (["ce"], ["kd", "feat"])
+        )
+        return losses, teacher, distilled
+
+    expected, teacher, distilled = gradients(1.0)
+    for share, progress, factor in ((0.25, None, 0.25), ("linear", None, 0.3), ("linear", 2, 0.5)):
+        losses, scaled, same = gradients(share, progress)
+        assert all(torch.equal(losses[name], value) for name, value in expected.items())
+        torch.testing.assert_close(scaled, factor * teacher)
+        torch.testing.assert_close(same, distilled)
