@@ -43,7 +43,7 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
         text: assignments of literals, lists, tuples and calls of ``dict``; anything else is a ValueError.
         name: what to call the text in errors.
     """
-    literals, settings, statement = _Literals(), {}, None
+    literals, settings = _Literals(), {}
     try:
         for statement in ast.parse(text).body:
             match statement:
@@ -53,35 +53,57 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
                 case ast.Expr(value=ast.Constant()):  # a docstring
                     pass
                 case _:
-                    raise ValueError
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        if type(error) is not ValueError or statement is None:
-            raise ValueError(f"{name} cannot be read as a config ({type(error).__name__}: {error})") from error
+                    raise _NotDataError(statement)
+    except _NotDataError as error:
+        node = error.args[0]
         raise ValueError(
-            f"{name} holds {ast.unparse(statement)[:80]!r} in line {statement.lineno}, which is code and was not run; "
-            f"expected data alone (numbers, text, lists, dict(...)), as tools/train.py stores it"
+            f"{name} holds {ast.unparse(node)[:80]!r} in line {node.lineno}, which is code and was not run; expected "
+            f"data alone (numbers, text, lists, dict(...)), as tools/train.py stores it"
         ) from error
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{name} cannot be read as a config ({type(error).__name__}: {error})") from error
     return settings
 
 
+class _NotDataError(Exception):
+    """Part of a config's text that is no data, as it stands there."""
+
+
 class _Literals(ast.NodeTransformer):
-    """Put literals in the place of calls of ``dict`` and of names that are known."""
+    """Put literals in the place of calls of ``dict``, of negative numbers and of names that are known; refuse the rest.
+
+    What is refused is untouched: with a list in the place of each name it could take the whole memory to write it.
+    """
 
     def __init__(self) -> None:
         known = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
         self.names = {name: ast.Constant(value) for name, value in known.items()}  # type: ignore[arg-type]
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self.names.get(node.id, node)
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        match node:
+            case ast.Constant() | ast.List() | ast.Tuple() | ast.Set() | ast.Load():
+                return super().generic_visit(node)
+            case ast.Dict(keys=keys) if None not in keys:
+                return super().generic_visit(node)
+        raise _NotDataError(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return self.names.get(node.id) or self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        match node.op, self.names.get(node.operand.id) if isinstance(node.operand, ast.Name) else node.operand:
+            case ast.USub(), ast.Constant(value=int() | float() as value):
+                return ast.Constant(-value)
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         match node:
             case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()]) if all(k.arg for k in node.keywords):
                 content: Any = self.visit(node.args[0]) if node.args else ast.Dict([], [])
                 content.keys += [ast.Constant(keyword.arg) for keyword in node.keywords]
                 content.values += [self.visit(keyword.value) for keyword in node.keywords]
                 return content
-        return node
+        return self.generic_visit(node)
 
 
 def stored_text(checkpoint: Any, name: str) -> str | None:

@@ -120,7 +120,8 @@ def _named(kind: str, path: str) -> Iterator[None]:
 class LoadCheckedImage(LoadImageFromFile):
     """mmcv's `LoadImageFromFile` with an error that says which image is missing or cannot be decoded.
 
-    So does one of more than 8 bits a channel that is read as one of 8 (``color_type='unchanged'`` keeps its values).
+    An image of more than 8 bits a channel that would be read as one of 8 is an error too: ``color_type='unchanged'``
+    keeps its values.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -136,7 +137,7 @@ class LoadCheckedImage(LoadImageFromFile):
 
 
 class LoadCheckedAnnotations(LoadAnnotations):
-    """mmseg's `LoadAnnotations`, behind the image's, that checks the label map against the image and the classes.
+    """mmseg's `LoadAnnotations` that checks the label map against the classes and the image, which is loaded before.
 
     Args:
         num_classes: labels must be below it or equal to `ignore_index`; None leaves the labels unchecked.

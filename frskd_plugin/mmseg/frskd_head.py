@@ -101,9 +101,9 @@ class FRSKDHead(BaseModule):
             return maps
         num_levels = neck.get("num_levels") or len(check_in_channels(neck["in_channels"]))
         indices = range(num_levels - self.extra_levels) if self.feat_indices is None else self.feat_indices
-        if len(indices) + self.extra_levels != num_levels:
+        if not indices or len(indices) + self.extra_levels != num_levels:
             raise ValueError(
-                f"The self-teacher receives {len(indices)} maps (feat_indices={indices}) and makes "
+                f"The self-teacher receives {len(indices)} maps (feat_indices={self.feat_indices}) and makes "
                 f"{self.extra_levels} more, but its neck has {num_levels} levels. Let `in_channels` list them all."
             )
         count = max(len(indices), max(indices) + 1)

@@ -223,7 +223,7 @@ class SegmentationNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> logits [B, K, H, W]."""
+        """Return logits [B, K, H, W] of images [B, C, H, W]."""
         size = images.shape[-2:]
         metas = [{"img_shape": size, "ori_shape": size, "pad_shape": size}]
         with record_calls(self.model, "extract_feat") as feats:

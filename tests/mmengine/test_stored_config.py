@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,9 @@ def test_text_that_is_no_config(text: str) -> None:
 def test_lists_of_lists_of_one_list_take_no_more_memory_than_it() -> None:
     lines = ["a0 = [1]", *(f"a{i} = [{', '.join([f'a{i - 1}'] * 10)}]" for i in range(1, 30))]
     assert len(parse_config("\n".join(lines), "it")["a29"]) == 10
+    for part, line in (("a29.append", "a30 = [a29, dict(b=a29.append)]"), ("-a29", "a30 = -a29"), ("a29[0]", "a29[0]")):
+        with pytest.raises(ValueError, match=f"it holds '{re.escape(part)}' in line 31, which is code"):
+            parse_config("\n".join([*lines, line]), "it")
 
 
 @pytest.mark.parametrize("meta", [5, [1], {"cfg": 3}])
