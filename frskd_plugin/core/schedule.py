@@ -139,7 +139,7 @@ class TrunkGradient(nn.Module):
     def set_progress(self, step: float, total: float) -> None:
         """Set the share of 'linear' for epochs or steps trained so far, and in all."""
         if self.share == "linear":
-            self.weight.set(min(step / total, 1.0))
+            self.weight.set(min(max(step / total, 0.0), 1.0))
 
     def forward(self, feats: Sequence[Tensor]) -> list[Tensor]:
         """Return the same maps."""

@@ -201,9 +201,11 @@ def soft_loss(criterion: Criterion, logits: Tensor, targets: Tensor, change: Cal
         try:
             criterion(logits.detach(), soft.argmax(1))
         except Exception:  # whatever a user's criterion raises: it fails on something else
-            raise error from None
-        raise ValueError(
-            f"The method hands soft labels [B, K] to the criterion, and {name_of(criterion)} failed on them ({error}): "
-            f"leave `criterion` and its smoothing out, or give one for soft labels, such as timm's "
-            f"SoftTargetCrossEntropy()."
-        ) from error
+            pass
+        else:
+            raise ValueError(
+                f"The method hands soft labels [B, K] to the criterion, and {name_of(criterion)} failed on them "
+                f"({error}): leave `criterion` and its smoothing out, or give one for soft labels, such as timm's "
+                f"SoftTargetCrossEntropy()."
+            ) from error
+        raise

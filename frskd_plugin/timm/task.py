@@ -106,8 +106,9 @@ class FRSKDTask(TrainingTask):
     def set_progress(self, epoch: float, max_epochs: float) -> None:
         """Tell the method how far training is: see `Method.set_progress`.
 
-        timm's tasks know no epochs, so the loop calls it at the start of each, after a resume too, for ``schedule`` and
-        ``warmup`` of FRSKD and for ONE, PS-KD and SAD; other methods and the gate need no call.
+        timm's tasks know no epochs, so the loop calls it at the start of each, after a resume too, for FRSKD's
+        ``trunk_gradient='linear'`` (its default), ``schedule`` and ``warmup``, and for ONE, PS-KD and SAD; others and
+        the gate need no call.
         """
         unwrap_model(self.trainable_module).method.set_progress(epoch, max_epochs)
 

@@ -7,11 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from frskd_plugin.core import BiFPN, SelfTeacher, SelfTeacherNeck
 from frskd_plugin.core.blocks import (
     ConvBNReLU,
     Resize,
+    batch_norm,
     max_pool_to,
     subsample_to,
     upsample_to,
@@ -138,6 +140,14 @@ def test_projecting_first_is_projecting_last(size, to, frozen):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
 
 
+def test_repeats_with_cumulative_average():
+    cumulative, plain = (nn.BatchNorm2d(3, momentum=None).double() for _ in range(2))
+    for x in torch.randn(3, 2, 3, 2, 2, dtype=torch.float64):
+        batch_norm(cumulative, x, repeats=4)
+        plain(F.interpolate(x, scale_factor=2))
+    torch.testing.assert_close(cumulative.running_var, plain.running_var, rtol=1e-12, atol=0)
+
+
 def test_max_pool_pads_below_and_right():
     x = torch.arange(36.0).view(1, 1, 6, 6)
     expected = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)
@@ -225,6 +235,10 @@ def neck(*args, **settings):
 def test_bad_input(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_a_batch_of_one_at_1x1_is_fine_in_eval_mode():
+    assert len(SelfTeacherNeck([8, 16]).eval()([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)])) == 2
 
 
 def test_limit_of_the_channels_narrows_the_wide_levels_alone():

@@ -112,6 +112,10 @@ def test_a_pickle_runs_no_code_and_gives_python_2_text_as_bytes(tmp_path, capsys
     with pytest.raises(ValueError, match="train cannot be read .*builtins.print, which is not data"):
         read_plain_pickle(path)
     assert capsys.readouterr().out == ""
+    for name in (b"numpy.core.multiarray\nscalar", b"argparse\nNamespace"):  # what later reads would use too
+        path.write_bytes(b"\x80\x02c" + name + b"\nN}\x8c\x08__init__Ns\x86b.")
+        with pytest.raises(ValueError, match="it changes what a name stands for"):
+            read_plain_pickle(path)
     path.write_bytes(pickle.dumps({"data": IMAGES})[:-100])
     with pytest.raises(ValueError, match="cannot be read as a pickle .*unpack the published archive again"):
         read_plain_pickle(path)

@@ -134,6 +134,7 @@ class TestTrunkGradient(FormTester):
             (0, None, 0),
             ("linear", None, 0.3),
             ("linear", 3, 0.75),
+            ("linear", -1, 0),
         ):
             found = gradients(share, progress)
             assert all(torch.equal(found[0][name], value) for name, value in losses.items())

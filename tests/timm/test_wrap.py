@@ -157,6 +157,11 @@ class TestWidth:
         make("cnn", width=4)  # a dear teacher is pointed out
         assert ["width='auto'" in r.getMessage() for r in caplog.records] == [True]
 
+    def test_a_tiny_network_gets_the_least_teacher_all_the_same(self):
+        student = ToyClassifier()
+        student.body, student.head = nn.Conv2d(4, 32, 3, stride=8, padding=1), nn.Linear(32, 3)
+        assert frskd_plugin.wrap(student).method.self_teacher.neck.out_channels == [4, 8]
+
     @pytest.mark.parametrize(("share", "message"), [(1e-5, "even 8 channels a level cost"), (0, "must be > 0")])
     def test_an_impossible_share_is_refused(self, share, message):
         with pytest.raises(ValueError, match=message):
@@ -290,6 +295,15 @@ def test_terms_that_make_no_total_are_refused(terms, error, message, monkeypatch
     monkeypatch.setattr(model.method, "forward", lambda *_: made)
     with pytest.raises(error, match=f"The method Baseline {message}"):
         model(*batch())
+
+
+def test_an_error_that_is_not_about_soft_labels_keeps_its_name_and_cause():
+    def broken(logits, targets):
+        raise RuntimeError("out of luck") from KeyError("cause")
+
+    with pytest.raises(RuntimeError, match="^out of luck") as raised:
+        make(method="label_smoothing", criterion=broken)[1](*batch())
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 class TestWhatIsNoBareModel:
