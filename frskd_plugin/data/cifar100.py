@@ -29,11 +29,12 @@ class _PlainUnpickler(pickle._Unpickler):
     """Unpickler that knows no names but those of `read_checkpoint`: a data set comes from the internet."""
 
     def load_build(self) -> None:
-        if callable(self.stack[-2]):  # a stand-in itself, which later reads of this process use too
+        # a stand-in itself, which later reads of this process use too
+        if callable(self.stack[-2]):  # type: ignore[attr-defined]
             raise pickle.UnpicklingError("it changes what a name stands for")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
 
     def find_class(self, module: str, name: str) -> Callable:
         # bytes that Python 3 writes as text, in the pickle format of Python 2
