@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise FileNotFoundError(f"{SOURCES} has no tests/support: run this command in a checkout of the sources.")
     kinds = [kind for kind in ("classifier", "segmentor") if getattr(args, kind)] or ["classifier"]
     if args.library == "mmseg":
+        if args.classifier or args.segmentor:
+            raise ValueError("--classifier and --segmentor are for timm: leave them out with mmseg")
         kinds = ["family"]
     if kinds != ["classifier"]:
         importlib.import_module("mmseg")

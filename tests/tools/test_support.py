@@ -81,3 +81,8 @@ def test_the_smallest_image_keeps_the_strides_apart_and_leaves_no_single_pixel()
     fit = smallest_fit("test_resnet", lambda name: TwoStrides(), lambda model, images: model(images))
     assert (fit.size, fit.kwargs, fit.strides, fit.maps) == (64, {}, [8, 32], [(3, 8, 8), (3, 2, 2)])
     assert smallest_model("visformer") == "visformer_tiny"
+
+
+def test_timms_options_are_refused_with_mmseg(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("support", ["mmseg", "--classifier"]) == 2
+    assert "--classifier and --segmentor are for timm: leave them out with mmseg" in capsys.readouterr().err
