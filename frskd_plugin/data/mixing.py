@@ -99,7 +99,7 @@ class Mixup:
     def __call__(
         self, images: Tensor, targets: Tensor, num_classes: int, drawn: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K] -> mixed images and soft targets [B, K].
+        """Mix images [B, C, H, W] and labels [B] or soft targets [B, K]; the mixed targets are soft, [B, K].
 
         ``drawn`` is of `draw`, on any device; by default it is drawn now.
         """

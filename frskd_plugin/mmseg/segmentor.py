@@ -133,7 +133,7 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         return teacher
 
     def make_part(self, part: str) -> nn.Module:
-        """A copy as plain network, images [B, C, H, W] -> logits [B, K, H, W]; see `frskd_plugin.unwrap`."""
+        """Return a copy as plain network of images [B, C, H, W]: logits [B, K, H, W]; see `frskd_plugin.unwrap`."""
         return SegmentationNetwork(copy.deepcopy(self), part).requires_grad_(False)
 
     def extract_feat(self, inputs: Tensor) -> Any:
