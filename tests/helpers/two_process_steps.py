@@ -7,16 +7,18 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import frskd_plugin
+import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import classification_batch
 from frskd_plugin.methods import method_class, method_names
 from tests.helpers.toy_classifier import ToyClassifier, toy_batch
 
 RANKS, BATCH = 2, 8
-SIZE, CLASSES = (3, 64, 64), 10
+SIZE, CLASSES = (3, 16, 16), 10
 Held = dict[str, Tensor]
 
 
@@ -68,15 +70,19 @@ def task_step(images: Tensor, targets: Tensor) -> Held:
     return gradients(model)
 
 
+def make_student() -> nn.Module:
+    """Return a network with a last stage to copy."""
+    return timm.create_model("wrn_16_2", num_classes=CLASSES, depth=10, k=1)
+
+
 def two_steps(method: str, rank: int, factor: float | None = None, **settings: Any) -> Held:
     """Of the second step; a parameter without a gradient in the first would stop DDP at its start."""
     torch.manual_seed(0)
     if method == "kd":
-        settings = {"teacher": timm.create_model("test_resnet", num_classes=CLASSES), "feature_loss": "attention"}
+        settings = {"teacher": make_student(), "feature_loss": "attention"}
     elif method == "ps_kd":
         settings = {"num_samples": BATCH}
-    student = timm.create_model("test_resnet", num_classes=CLASSES)
-    model = frskd_plugin.wrap(student, method, input_size=SIZE, **settings)
+    model = frskd_plugin.wrap(make_student(), method, input_size=SIZE, **settings)
     if factor is not None:
         model.method.loss_distill.factor = factor
     parallel = DistributedDataParallel(model)
@@ -104,5 +110,6 @@ def _train(rank: int, folder: Path) -> None:
 
 def train_in_two_processes(folder: Path) -> list[dict[str, Held]]:
     """What each rank holds after a step of each kind, and after two steps of each method."""
-    multiprocessing.spawn(_train, (folder,), nprocs=RANKS)
+    start_method = "spawn" if torch.cuda.is_available() else "fork"  # forked, they import nothing again
+    start_processes(_train, (folder,), nprocs=RANKS, start_method=start_method)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(RANKS)]

@@ -10,6 +10,7 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from torch import distributed
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -114,11 +115,24 @@ class TestOptimizerGroups:
         assert {scales[0][id(p)] for p in model.method.parameters()} == {1.0}
 
 
-def test_compiled_step_and_eval_equal_eager():
-    model, compiled = make(), torch.compile(make(), backend="aot_eager")
-    images, targets = toy_batch()
-    assert_same_step(step(compiled, images, targets), step(model, images, targets), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(compiled.eval()(images), model.eval()(images))
+def test_compiled_step_and_eval_equal_eager_and_other_weights_are_not_compiled_anew():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model, other = make(), make()
+    compiled, batch = torch.compile(other, backend=counter), toy_batch()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    assert_same_step(step(compiled, *batch), step(model, *batch), **close)
+    torch.testing.assert_close(compiled.eval()(batch[0]), model.eval()(batch[0]))
+    frames, values = counter.frame_count, []
+    for epoch in range(1, 4):
+        for module in (other, model):
+            loss = module.train().method.loss_distill
+            loss.factor, loss.alpha, loss.beta = epoch / 4, epoch, 1 + epoch
+            loss.gate.mean.fill_(0.5 / epoch)
+        found = step(compiled, *batch)
+        assert_same_step(found, step(model, *batch), **close)
+        values.append(found[0]["loss_feat"].item())
+    assert counter.frame_count == frames and len(set(values)) == 3
 
 
 class TestLayoutAndPrecision:

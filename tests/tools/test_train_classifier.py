@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin.commands.report_logs import read_text_log
 from frskd_plugin.mmengine.export import export_student
-from tests.helpers.real_runs import command, final_weights, free_port, load_tool, run_tool, train, write_config
+from tests.helpers.real_runs import command, final_weights, in_two_processes, load_tool, run_tool, train, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 
 # A command line in a process where these packages cannot be imported, as where they are not installed.
@@ -81,8 +81,8 @@ def test_two_processes_train_one_model_and_count_each_image_once(
 ) -> None:
     # 43 images: the sampler repeats one, so that both processes have 22
     changes = ("val_dataloader.dataset.type=OddCifar100", "train_cfg.max_epochs=1")
-    options = ("--work-dir", tmp_path / "two", "--cfg-options", *changes)
-    run_tool("tools/dist_train.sh", config_file, 2, *options, PORT=str(free_port()))
+    options = ["--launcher", "pytorch", "--work-dir", str(tmp_path / "two"), "--cfg-options", *changes]
+    in_two_processes(load_tool("train").main, [str(config_file), *options])
     assert_equal(*(torch.load(tmp_path / f"two/rank_{rank}.pth", weights_only=True) for rank in range(2)))
 
     (found,) = json.loads((tmp_path / "two" / "result.json").read_text())["history"]
