@@ -19,6 +19,7 @@ import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.core import attention_transfer_loss, soft_label_loss
 from frskd_plugin.methods import Method, method_names, register_method
 from tests.helpers.model_tester import same, without_gradient
+from tests.helpers.toy_classifier import ToyClassifier
 
 FAMILIES = {
     "cnn": ("test_resnet", (3, 64, 64)),
