@@ -10,7 +10,6 @@ from mmengine.registry import MODELS
 
 import frskd_plugin  # noqa: F401  (registers the components)
 from frskd_plugin.mmengine.config_tools import set_data_root
-from frskd_plugin.mmseg.data import CamVidDataset
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAVES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -58,11 +57,10 @@ def test_twins_differ_in_the_method_alone(name):
     assert unused is ("effdet" in name and "coco" not in name)
     assert not frskd.pop("find_unused_parameters", False)
     assert baseline == frskd
-    for warm_up in (hook for hook in more_hooks if hook["type"] == "DistillWarmupHook"):  # the last third, as on VOC
-        assert warm_up["end"] == frskd["train_cfg"]["max_epochs"]
-        assert warm_up["begin"] == pytest.approx(warm_up["end"] * 2 / 3, abs=1)
+    for warm_up in (hook for hook in more_hooks if hook["type"] == "DistillWarmupHook"):
+        assert warm_up["end"] / 2 <= warm_up["begin"] < warm_up["end"] == frskd["train_cfg"]["max_epochs"]
     if "camvid" in name:
-        assert plain["decode_head"]["num_classes"] == len(CamVidDataset.METAINFO["classes"]) == 11
+        assert plain["decode_head"]["num_classes"] == 11
 
 
 @pytest.mark.parametrize(("model", "channels", "backbone"), [("d0", 64, "b0"), ("d1", 88, "b1")])
