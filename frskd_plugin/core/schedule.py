@@ -57,18 +57,6 @@ def scheduled_factor(schedule: str, warmup: float, progress: float) -> float:
     return (progress - warmup) / (1 - warmup) if schedule == "linear" and warmup < 1 else 1.0
 
 
-def scale_gradient(tensors: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
-    """Return the same values, whose gradient is multiplied by a scalar ``weight`` on its way back.
-
-    >>> x = torch.ones(2, requires_grad=True)
-    >>> (same,) = scale_gradient([3 * x], torch.tensor(0.25))
-    >>> same.sum().backward()
-    >>> same, x.grad
-    (tensor([3., 3.], grad_fn=<LerpBackward1>), tensor([0.7500, 0.7500]))
-    """
-    return [torch.lerp(tensor.detach(), tensor, weight.to(tensor.dtype)) for tensor in tensors]
-
-
 class ScheduledWeight(nn.Module):
     """Scalar that a training changes from outside, such as the weight of a loss.
 
@@ -114,10 +102,10 @@ class ScheduledWeight(nn.Module):
 
 
 class TrunkGradient(nn.Module):
-    """Let a share of what a self-teacher's own losses send into the student's maps go on; an extension of the paper.
+    """Scale the gradient that a self-teacher's own losses send into the student's maps; an extension of the paper.
 
-    1 is the paper's. Early in a training that gradient takes the student's layers for the self-teacher, so the share
-    may grow with the training. It is no part of a checkpoint.
+    The paper has a share of 1. Early in a training that gradient takes the student's layers for the self-teacher, so
+    the share may grow with the training. It is no part of a checkpoint.
 
     Args:
         share: 0..1, or 'linear': the share of the training that is done, as `set_progress` tells it; 0.3 in a loop that
@@ -125,6 +113,12 @@ class TrunkGradient(nn.Module):
 
     Raises:
         ValueError: for what is no share.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> (same,) = TrunkGradient(0.25)([3 * x])
+    >>> same.sum().backward()
+    >>> same.tolist(), x.grad
+    ([3.0, 3.0], tensor([0.7500, 0.7500]))
     """
 
     UNTOLD = 0.3
@@ -142,8 +136,10 @@ class TrunkGradient(nn.Module):
             self.weight.set(min(max(step / total, 0.0), 1.0))
 
     def forward(self, feats: Sequence[Tensor]) -> list[Tensor]:
-        """Return the same maps."""
-        return list(feats) if self.share == 1 else scale_gradient(feats, self.weight.tensor)
+        """Return the same maps, whose gradient is multiplied by the share on its way back."""
+        if self.share == 1:
+            return list(feats)
+        return [torch.lerp(feat.detach(), feat, self.weight.tensor.to(feat.dtype)) for feat in feats]
 
 
 class Gate(nn.Module):
