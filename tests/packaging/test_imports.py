@@ -1,4 +1,4 @@
-"""What `import frskd_plugin` imports, seen from fresh interpreters. No times: which modules are loaded is the cost."""
+"""What `import frskd_plugin` imports, where nothing else is. No times: which modules are loaded is the cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,49 +20,85 @@ needs_mmseg = pytest.mark.skipif(importlib.util.find_spec("mmseg") is None, reas
 HEAVY = {"timm", "mmcv", "mmseg", "mmdet", "torchvision"}
 
 
-def run(code: str, *, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter, with `path` in front of everything and outside the checkout."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
-    return subprocess.run([sys.executable, "-c", code], cwd=path.parent, env=env, capture_output=True, text=True)
+# An interpreter that has imported torch alone. Each line that it reads is run in a fork of it, of which it prints the
+# exit status: torch takes most of the time of a question.
+FORKS = """
+import json, os, sys
+import torch
+for line in sys.stdin:
+    code, paths, outputs = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for descriptor, file in enumerate(outputs, start=1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.path[:0] = paths
+        exec(code, {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+LOADED = "\nimport json, sys; print(json.dumps([n for n, m in sys.modules.items() if m is not None]))"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def loaded(code: str, *blocked: str) -> set[str]:
-    """Names of all modules that are loaded after the code ran where some packages are not installed."""
-    blocks = "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
-    report = "print(json.dumps([n for n, m in sys.modules.items() if m is not None]))"
-    done = run(f"import json, sys\n{blocks}{code}\n{report}")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run code with `path` in front of everything and outside the checkout."""
+    outputs = [tmp_path_factory.mktemp("outside") / name for name in ("stdout", "stderr")]
+    settings = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=outputs[0].parent)
+
+    with subprocess.Popen([sys.executable, "-c", FORKS], **settings) as forks:
+
+        def ask(code: str, *blocked: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+            blocks = "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
+            for file in outputs:
+                file.unlink(missing_ok=True)
+            question = [f"import sys\n{blocks}{code}", [str(path), str(ROOT)], [str(file) for file in outputs]]
+            forks.stdin.write(json.dumps(question) + "\n")
+            forks.stdin.flush()
+            status = int(forks.stdout.readline())
+            return subprocess.CompletedProcess(code, status, *(file.read_text() for file in outputs))
+
+        yield ask
+
+
+def names(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """Names of all modules that are loaded after code that ends with `LOADED`."""
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_the_root_imports_neither_torch_nor_timm():
-    modules = loaded("import frskd_plugin", "mmengine")
+    code = f"import sys; sys.modules['mmengine'] = None\nimport frskd_plugin{LOADED}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    modules = names(subprocess.run(command, cwd=ROOT.parent, env=env, capture_output=True, text=True))
     ours = {name for name in modules if name.startswith("frskd_plugin")}
     assert ours == {"frskd_plugin", "frskd_plugin.version", "frskd_plugin._moved"}
     assert not modules & {"torch", "numpy", *HEAVY}
 
 
 @pytest.mark.parametrize("blocked", [["mmengine", *HEAVY], ["timm"]])
-def test_the_core_needs_torch_alone(blocked):
-    modules = loaded("import frskd_plugin.core", *blocked)
+def test_the_core_needs_torch_alone(run, blocked):
+    modules = names(run(f"import frskd_plugin.core{LOADED}", *blocked))
     assert "torch" in modules and not modules & {"timm", *blocked}
 
 
 @needs_mmengine
-def test_registration_imports_no_heavy_module():
-    modules = loaded("import frskd_plugin")
+def test_registration_imports_no_heavy_module(run):
+    modules = names(run(f"import frskd_plugin{LOADED}"))
     assert "frskd_plugin.mmengine.registration" in modules
     assert not modules & {"frskd_plugin.timm", "frskd_plugin.mmseg", *HEAVY}
 
 
 @needs_mmseg
-def test_mmseg_models_wait_for_the_first_component():
-    assert not any(name.startswith(("mmseg.models", "mmdet")) for name in loaded("import mmseg, frskd_plugin"))
+def test_mmseg_models_wait_for_the_first_component(run):
+    modules = names(run(f"import mmseg, frskd_plugin{LOADED}"))
+    assert "mmseg" in modules and not any(name.startswith(("mmseg.models", "mmdet")) for name in modules)
 
 
 @needs_mmengine
 @pytest.mark.parametrize("first", ["frskd_plugin", "mmengine"])
-def test_what_is_imported_first_or_twice_does_not_matter(first):
+def test_what_is_imported_first_or_twice_does_not_matter(run, first):
     code = (
         f"import {first}, frskd_plugin\nfrom mmengine.registry import HOOKS, MODELS\n"
         "from mmengine.utils import import_modules_from_strings\n"
@@ -83,7 +120,7 @@ def broken_mmengine(tmp_path: Path) -> Path:
     return folder
 
 
-def test_timm_names_come_with_their_first_use_also_beside_a_broken_mmengine(broken_mmengine):
+def test_timm_names_come_with_their_first_use_also_beside_a_broken_mmengine(run, broken_mmengine):
     code = (
         "import sys, warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n    import frskd_plugin, importlib\n"
@@ -97,7 +134,7 @@ def test_timm_names_come_with_their_first_use_also_beside_a_broken_mmengine(brok
     assert "OSError: libbroken.so: undefined symbol" in done.stdout
 
 
-def test_a_broken_mmengine_shows_its_real_reason_in_the_adapter(broken_mmengine):
+def test_a_broken_mmengine_shows_its_real_reason_in_the_adapter(run, broken_mmengine):
     done = run("import frskd_plugin.mmseg", path=broken_mmengine)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("OSError: libbroken.so: undefined symbol")
