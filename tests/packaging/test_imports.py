@@ -37,6 +37,14 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 LOADED = "\nimport json, sys; print(json.dumps([n for n, m in sys.modules.items() if m is not None]))"
+IMPORT_ALL = """
+import importlib, pkgutil, frskd_plugin
+names = [module.name for module in pkgutil.walk_packages(frskd_plugin.__path__, "frskd_plugin.")]
+names = [name for name in names if not name.startswith("frskd_plugin.mmdet")]
+assert len(names) > 50
+for name in names:
+    importlib.import_module(name)
+"""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -138,6 +146,13 @@ def test_a_broken_mmengine_shows_its_real_reason_in_the_adapter(run, broken_mmen
     done = run("import frskd_plugin.mmseg", path=broken_mmengine)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("OSError: libbroken.so: undefined symbol")
+
+
+@needs_mmseg
+@pytest.mark.slow
+def test_no_module_needs_what_windows_lacks(run):
+    done = run(IMPORT_ALL, "fcntl", "resource")
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_name_is_refused():

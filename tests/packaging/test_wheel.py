@@ -109,7 +109,7 @@ def test_the_source_archive_has_what_the_wheel_is_made_of(checkout, tmp_path):
 
 def test_the_installed_wheel_imports_and_finds_its_configs(wheel, checkout, tmp_path):
     site = tmp_path / "site"
-    pip("install", wheel, "--no-deps", "--no-index", "--target", site)
+    pip("install", wheel, "--no-deps", "--no-index", "--no-compile", "--target", site)
     code = (
         "import sys; sys.modules['mmengine'] = None\n"
         "import frskd_plugin, frskd_plugin.core, pathlib\n"

@@ -1,10 +1,8 @@
-"""Console of a command: what it leaves to the log file, progress, and imports that Windows has not."""
+"""Console of a command: what it leaves to the log file, and progress."""
 
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,27 +10,8 @@ import pytest
 
 from frskd_plugin import commands
 from frskd_plugin.commands import console
-from tests.helpers.real_runs import REPOSITORY, environment, write_config
+from tests.helpers.real_runs import write_config
 from tests.helpers.tiny_mmseg import tiny_config
-
-IMPORT_ALL = """
-import importlib, pkgutil, sys
-sys.modules.update(fcntl=None, resource=None)
-import frskd_plugin
-names = [module.name for module in pkgutil.walk_packages(frskd_plugin.__path__, "frskd_plugin.")]
-names = [name for name in names if not name.startswith("frskd_plugin.mmdet")]
-assert len(names) > 50
-for name in names:
-    importlib.import_module(name)
-"""
-
-
-@pytest.mark.slow
-def test_no_module_needs_what_windows_lacks() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL], cwd=REPOSITORY, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("verbose", [False, True])
