@@ -225,13 +225,15 @@ def table(records: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for protocol, setting in sorted(found, key=lambda key: (key[0], list(SETTINGS).index(key[1]))):
-        plain, own = found[protocol, "plain"], found[protocol, setting]
+        plain, own = found.get((protocol, "plain"), {}), found[protocol, setting]
         if setting == "plain":
             scores = [run["student"] for _, run in sorted(own.items())]
             each = " ".join(f"{score:.1f}" for score in scores)
             lines.append(f"| {protocol} | plain | {len(scores)} | {statistics.fmean(scores):.2f} % | | {each} |")
             continue
         pairs = [(own[key], plain[key]["student"]) for key in sorted(own) if key in plain]
+        if not pairs:
+            continue
         gains, leads = ([one[name] - other for one, other in pairs] for name in ("student", "self_teacher"))
         error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
         row = [
