@@ -11,9 +11,12 @@ import timm
 
 # start of a test's id -> (first timm that it can pass with, why)
 NEEDS_TIMM = {
-    "frskd_plugin/timm/task.py": ((1, 0, 27), "FRSKDTask needs the state API of timm.task"),
-    "tests/timm/test_task.py": ((1, 0, 27), "FRSKDTask needs the state API of timm.task"),
-    "tests/timm/test_two_processes.py::test_gradients_equal_the_joined_batch": ((1, 0, 27), "it trains a FRSKDTask"),
+    "tests/timm/test_two_processes.py::test_gradients_equal_the_joined_batch[task]": (
+        (1, 0, 27),
+        "it trains a FRSKDTask",
+    ),
+    "tests/packaging/test_imports.py::test_no_module_needs": ((1, 0, 27), "it imports the module of FRSKDTask"),
+    "tests/tools/test_support.py::test_the_smallest_image": ((1, 0, 27), "that timm has another smallest model"),
     "tests/test_readme.py::test_task_example_keeps_student_and_teacher_apart": ((1, 0, 27), "it shows FRSKDTask"),
     "tests/docs/test_docs.py::test_code_of_the_page_runs[start_timm.md]": ((1, 0, 27), "it shows FRSKDTask"),
     "tests/docs/test_docs.py::test_sphinx_builds_the_pages_without_a_warning": ((1, 0, 27), "they show FRSKDTask"),
@@ -24,6 +27,10 @@ NEEDS_TIMM = {
         )
         for name in ("densenet121", "test_maxvit")
     },
+    "tests/methods/test_kd.py::test_norms_are_those_that_make_or_take_the_maps[densenet121]": (
+        (1, 0, 27),
+        "DenseNet has no forward_intermediates there",
+    ),
     "tests/timm/test_cifar_networks.py::test_classifier_can_be_replaced[resnet18_cifar]": (
         (1, 0, 29),
         "timm's own ResNet.reset_classifier keeps the dtype only from then on",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def _train(rank: int, folder: Path) -> None:
     store = distributed.FileStore(str(folder / "store"), RANKS)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     images, targets = (part.chunk(RANKS)[rank] for part in toy_batch(BATCH))
-    held = {"wrap": wrapped_step(images.double(), targets), "task": task_step(images.double(), targets)}
+    held = {"wrap": wrapped_step(images.double(), targets)}
+    with suppress(
+        ImportError, AttributeError
+    ):  # a timm without tasks that keep state; the test of the task is skipped then
+        held["task"] = task_step(images.double(), targets)
     held |= {method: two_steps(method, rank) for method in method_names()}
     held["warm-up"] = two_steps("frskd", rank, factor=0.0, feature_loss="hint")
     torch.save(held, folder / f"{rank}.pth")
