@@ -141,6 +141,10 @@ class FRSKD(Method):
         feature_reduction: of 'attention': 'mean' (the paper's beta belongs to it) or 'batchmean', see
             `attention_transfer_loss`.
         soft_label: see `choose_soft_label`.
+
+    Raises:
+        TypeError: for arguments of the wrong type.
+        ValueError: for arguments out of range, or fewer than two feature maps.
     """
 
     least_maps = 2
