@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from frskd_plugin.check import AMP_DTYPES
+from frskd_plugin.check_step import AMP_DTYPES
 from frskd_plugin.commands.arguments import check_device, key_and_value, positive_int, whole_number, width, write_text
 from frskd_plugin.commands.training_step import (
     METHODS,

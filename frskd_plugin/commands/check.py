@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from frskd_plugin.check import AMP_DTYPES, dry_run, is_config, prepare
+from frskd_plugin.check import is_config, prepare
+from frskd_plugin.check_step import AMP_DTYPES, dry_run
 from frskd_plugin.commands.arguments import (
     add_keywords,
     add_settings,

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.benchmark.utils.timer import timer  # a clock that waits for the GPU
 
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
-from frskd_plugin.check import AMP_DTYPES, classification_batch, segmentation_batch
+from frskd_plugin.check import classification_batch, segmentation_batch
+from frskd_plugin.check_step import AMP_DTYPES
 from frskd_plugin.commands.console import progress
 from frskd_plugin.core.compiled_parts import CompiledParts
 from frskd_plugin.core.dry_run import ForwardCost, count_forward, count_launches

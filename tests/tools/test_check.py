@@ -62,7 +62,7 @@ def test_healthy(settings, amp):
 
 
 def test_values_and_norms_equal_an_independent_computation():
-    model, (images, labels) = wrapped(out_indices=(1, 2, 4), alpha=2, beta=100, width=2), batch()
+    model, (images, labels) = wrapped(out_indices=(1, 2, 4), trunk_gradient="linear"), batch()
     whole = check_model(model, images, labels)
     report = terms_of(whole)
     twin = copy.deepcopy(model).train()
@@ -120,7 +120,7 @@ def test_cost_equals_an_independent_count():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_callers_model_is_as_before(training):
-    model = wrapped().train(training)
+    model = wrapped(trunk_gradient="linear").train(training)
     model.student.bn1.eval()
     model(*batch())["loss"].backward() if training else None
     before = copy.deepcopy(model.state_dict())
@@ -141,7 +141,7 @@ def test_the_callers_model_is_as_before(training):
         assert parameter.grad is None if grad is None else torch.equal(parameter.grad, grad)
     assert [module.training for module in model.modules()] == modes
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
-    assert model.method.loss_distill.factor == 0.25
+    assert model.method.loss_distill.factor == 0.25 and model.method.trunk_gradient.weight.value == 0.3
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,7 @@ def test_a_beta_of_another_image_size_is_warned_of():
     cured = check_model("test_resnet", **settings)  # beta 'auto' and the gate
     assert cured.warnings == () and cured.healthy
     assert "the model has schedule='gate'; the step was taken with the whole distillation" in cured.remarks
+    assert any("trunk_gradient='linear'; the step was taken with a share of 1" in text for text in cured.remarks)
     assert terms_of(cured)["loss_kd"].value > 0 and terms_of(cured)["loss_feat"].value > 0
 
 
