@@ -29,7 +29,7 @@ from frskd_plugin.commands.reproduce_plan import (
     plan_cell,
     plan_table,
 )
-from frskd_plugin.commands.reproduce_runs import TRAIN_RUNS, Store, Trainer, read_json, write_json
+from frskd_plugin.commands.reproduce_runs import TRAIN_RUNS, Store, Trainer, read_or_name, write_json
 from frskd_plugin.commands.reproduce_text import draw, markdown
 from frskd_plugin.commands.side_by_side import train_side_by_side
 from frskd_plugin.core.atomic_write import atomic_write
@@ -234,14 +234,14 @@ class Session:
                 atomic_write(folder / "runs" / file.name, file.read_bytes())
         if costs:
             known = {self._cost_key(model): cost for model, cost in costs.items()}
-            write_json(folder / COSTS_NAME, read_json(folder / COSTS_NAME) | known)
+            write_json(folder / COSTS_NAME, read_or_name(folder / COSTS_NAME) | known)
         return folder / f"{self.file_stem}.md"
 
     def costs(self, can_measure: bool) -> dict[str, StepCost]:
         """Time the steps of each network of the table under each of its methods; what was measured before is read."""
         file = self.store.out / COSTS_NAME
-        own = read_json(file)
-        known = (read_json(self.store.published / COSTS_NAME) if self.store.published else {}) | own
+        own = read_or_name(file)
+        known = (read_or_name(self.store.published / COSTS_NAME) if self.store.published else {}) | own
         costs = {}
         for column in {column.model: column for column in reversed(self.table.columns)}.values():
             key, rows = self._cost_key(column.model), self.whole.rows
@@ -257,13 +257,17 @@ class Session:
         """Write lines about what would be run, and how long it would take."""
         lines, hours = [], []
         for run in plan_table(self.table, self.scale, self.seeds):
-            done = self.store.read(run) is not None
+            try:
+                state = "to do" if self.store.read(run) is None else "done"
+            except ValueError as error:
+                lines.append(f"damaged  {run.label}  {error}")
+                continue
             seconds = estimate_seconds(run, self.scale, costs)
-            hours += [seconds / 3600] if seconds is not None and not done else []
+            hours += [seconds / 3600] if seconds is not None and state == "to do" else []
             about = "" if seconds is None else f"  about {seconds / 3600:.2f} h"
-            lines.append(f"{'done' if done else 'to do'}  {run.label}{about}  {self.store.log(run)}")
-        count = sum(line.startswith("to do") for line in lines)
-        lines.append(f"{len(lines) - count} of {len(lines)} runs are done, {count} to go")
+            lines.append(f"{state}  {run.label}{about}  {self.store.log(run)}")
+        done, left = (sum(line.startswith(state) for line in lines) for state in ("done", "to do"))
+        lines.append(f"{done} of {len(lines)} runs are done, {left} to go")
         if hours:
             together = f", {max(sum(hours) / at_once, *hours):.1f} h with {at_once} at a time" if at_once > 1 else ""
             lines.append(

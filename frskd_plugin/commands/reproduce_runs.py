@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy")
 TELL_SECONDS = 30.0
 TRAIN_RUNS = "--train-runs"  # `frskd reproduce` as the process that trains
 say = functools.partial(print, flush=True)
+say_once = functools.cache(say)
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,33 @@ class Store:
         return self.work_dir / "teachers" / f"{run.name}.pth"
 
     def records_of(self, run: Run) -> dict[Path, dict[str, Any]]:
-        """Return the records of all seeds of a run, by seed; one's own come before those that are published."""
+        """Return the records of all seeds of a run, by seed; one's own come before those that are published.
+
+        A damaged one is named and passed over.
+        """
         found: dict[int, tuple[Path, dict[str, Any]]] = {}
         for folder in filter(None, (self.out, self.published)):
             for file in sorted((folder / "runs").glob(f"{run.setup}_*_seed*.json")):
-                record = read_json(file)
+                record = read_or_name(file)
                 if run.is_of(record.get("identity", {})) and isinstance(record.get("seed"), int):
                     found.setdefault(record["seed"], (file, record))
         return dict(found[seed] for seed in sorted(found))
 
     def read(self, run: Run) -> dict[str, Any] | None:
-        """Return its record; None where there is none of exactly these settings."""
+        """Return its record; None where there is none of exactly these settings.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        read_json(self.record_file(run))
         return next((record for record in self.records_of(run).values() if record["seed"] == run.seed), None)
 
     def is_done(self, run: Run, teaches: bool = False) -> bool:
-        """Tell whether its record is there, and its network where it ``teaches``; a run that ended gets them now."""
+        """Tell whether its record is there, and its network where it ``teaches``; a run that ended gets them now.
+
+        Raises:
+            ValueError: its record, ``result.json`` or log is damaged.
+        """
         if self.read(run) is None and not self._finish(run):
             return False
         return not teaches or self.teacher_file(run).is_file() or self._keep_teacher(run)
@@ -146,6 +160,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def read_or_name(file: Path) -> dict[str, Any]:
+    """Read an object; nothing where the file is damaged, which is said once."""
+    try:
+        return read_json(file)
+    except ValueError as error:
+        say_once(f"passed over: {error}")
+        return {}
+
+
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write an object, whole or not at all."""
     atomic_write(file, json.dumps(content, indent=1).encode())
@@ -215,9 +238,9 @@ class Trainer:
             label -> what went wrong, of the runs that failed.
         """
         self._teachers = {run.teacher.name for run in runs if run.teacher is not None}
-        self._waiting = [run for run in runs if not self.store.is_done(run, run.name in self._teachers)]
         self._failures: dict[str, str] = {}  # by name
         self._paused = 0
+        self._waiting = [run for run in runs if not self._is_settled(run)]
         progress = Progress(self.store, list(self._waiting))
         running: dict[int, tuple[list[Run], subprocess.Popen[bytes]]] = {}  # by slot
         try:
@@ -245,6 +268,14 @@ class Trainer:
             say(f"the time is up; {left} runs are left, the same command goes on with them")
         return {run.label: self._failures[run.name] for run in runs if run.name in self._failures}
 
+    def _is_settled(self, run: Run) -> bool:
+        """Tell whether nothing of it is to be trained: it is done, or fails by a damaged file."""
+        try:
+            return self.store.is_done(run, run.name in self._teachers)
+        except ValueError as error:
+            self._fail(run, str(error))
+            return True
+
     def _is_late(self) -> bool:
         return self._paused > 0 or (self.deadline is not None and time.time() > self.deadline)
 
@@ -271,9 +302,10 @@ class Trainer:
 
     def _end(self, run: Run, status: int) -> None:
         """Record a run whose process has ended, or say what went wrong."""
-        if self.store.is_done(run, run.name in self._teachers):
-            say(f"finished {run.label}: {scores_text(read_history(self.store.folder(run))[-1])}")
-            self.on_done()
+        if self._is_settled(run):
+            if run.name not in self._failures:
+                say(f"finished {run.label}: {scores_text(read_history(self.store.folder(run))[-1])}")
+                self.on_done()
             return
         log = self.store.log(run)
         lines = log.read_text(errors="replace").strip().splitlines()[-3:] if log.is_file() else []
@@ -323,4 +355,6 @@ class Progress:
             say(f"         all of them: about {hours:.1f} h to go")
 
     def _last(self, run: Run) -> Entry:
-        return (read_history(self._store.folder(run)) or [{"epoch": 0}])[-1]
+        with suppress(IndexError, ValueError):  # nothing is scored yet, or damaged, which the end of the run tells
+            return read_history(self._store.folder(run))[-1]
+        return {"epoch": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -368,11 +369,25 @@ def test_a_segmentors_scores_come_from_its_logs(tmp_path: Path) -> None:
     assert read_history(tmp_path) == [{"epoch": 1, "mIoU": 10.0}, {"epoch": 2, "mIoU": 12.0, "aAcc": 50.0}]
 
 
-def test_a_damaged_file_is_named(store: Store) -> None:
-    write_record(store, small_run())
-    store.record_file(small_run()).write_text('{"seed": ')
-    with pytest.raises(ValueError, match="seed0.json is no JSON file .*remove it"):
-        store.read(small_run())
+def test_a_damaged_file_stops_its_own_run_alone(
+    trainer: Trainer, fake: FakeTraining, store: Store, tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--methods", "baseline", "--epochs", "4", "--data", "."]
+    runs = plan_table(TABLES["table1"].chosen(["cifar100"], ["wrn_16_2"], ["baseline"]), Scale(4), (0, 1, 2))
+    assert tool(*options) == 0
+    store.record_file(runs[0]).write_text('{"seed": ')
+    store.record_file(runs[1]).unlink()
+    (store.folder(runs[1]) / "result.json").write_text("[")
+    for file in (store.record_file(runs[2]), store.folder(runs[2]) / "result.json"):
+        file.unlink()
+    (store.out / "costs.json").write_text("{")
+    fake.started.clear()
+    assert tool(*options) == 1 and fake.started == [[runs[2].name]]
+    printed = capsys.readouterr().out
+    assert re.search("FAILED .* seed 0: .*seed0.json is no JSON file .*; remove it", printed)
+    assert re.search("FAILED .* seed 1: .*result.json is damaged .*; remove it", printed)
+    assert re.search("passed over: .*costs.json is no JSON file", printed)
+    assert "| Baseline | 76.00 (1) |" in printed and "damaged  Baseline, CIFAR-100, WRN-16-2, seed 0" in printed
 
 
 # --- what is written ---
