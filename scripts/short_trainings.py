@@ -194,8 +194,9 @@ def run(root: Path, folder: Path, job: Job) -> dict[str, Any]:
     if protocol == "demo":
         student = timm.create_model("wrn_16_2", num_classes=len(demo.CLASSES))
         epoch = math.ceil(len(demo.CLASSES) * demo.TRAIN_PER_CLASS / 32)
-        rest = dict(batch=32, steps=epoch * demo.EPOCHS, lr=0.05, weight_decay=5e-4, padding=2, nesterov=True)
-        factor = milestones(*(epoch * milestone for milestone in demo.MILESTONES))
+        # the schedule of configs/_base_/demo.py
+        rest = dict(batch=32, steps=epoch * 26, lr=0.05, weight_decay=5e-4, padding=2, nesterov=True)
+        factor = milestones(epoch * 16, epoch * 22)
         scores = train(student, setting, (drawn("train"), drawn("test")), factor, seed=seed, **rest)
     elif protocol.startswith("subset"):
         steps, every = 79 * int(protocol.removeprefix("subset")), tuple(range(100))

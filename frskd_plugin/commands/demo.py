@@ -24,52 +24,19 @@ import numpy as np
 from PIL import Image
 
 import frskd_plugin
-from frskd_plugin.commands.arguments import positive_int
-from frskd_plugin.commands.config import locate_config
+from frskd_plugin.commands.arguments import command_parser, positive_int
+from frskd_plugin.commands.config import find_file
 from frskd_plugin.commands.json_log import LOGS, json_lines
 from frskd_plugin.commands.make_drawn_voc import CLASS_INDICES, SHAPES, clutter, shape_mask, texture
 
 SIDE, TRAIN_PER_CLASS, TEST_PER_CLASS = 16, 100, 200
 CLASSES = dict(zip(("boat", "bottle", "bus", "person", "sofa"), CLASS_INDICES, strict=True))
-EPOCHS, MILESTONES = 26, (16, 22)
+CONFIG = "configs/_base_/demo.py"  # of both methods
+METHODS = ("baseline", "frskd")
 SECONDS = 80  # after so many, no pair of another seed is begun: it would not fit into six minutes
-# What the demo writes into its folder, and clears away when it starts again; only a folder with the marker is its own.
+# It writes these into its folder, and clears them away when it starts again: only in a folder with the marker.
 FOLDERS = ("images", "runs", "student")
 MARKER = ".frskd_demo"
-
-# Both methods: the CIFAR config of the paper, with other data and a shorter schedule.
-CONFIG = """
-_base_ = {base!r}
-model = dict(
-    student=dict(num_classes=5),
-    method=dict(_delete_=True, **{method!r}),
-    input_size=(3, {side}, {side}),
-    data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3),
-)
-loader = dict(_delete_=True, num_workers=0, collate_fn=dict(type="default_collate"))
-images = dict(type="ImageFolderDataset", data_root={images!r})
-crops = [dict(type="RandomCrop", size={side}, padding=2), dict(type="RandomHorizontalFlip")]
-train_dataloader = dict(
-    **loader,
-    batch_size=32,
-    sampler=dict(type="SeededSampler", shuffle=True),
-    dataset=dict(type="SeededDataset", dataset=dict(**images, split="train", transforms=crops)),
-)
-val_dataloader = dict(
-    **loader,
-    batch_size=250,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(**images, split="test"),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(top_k=(1,))
-test_evaluator = val_evaluator
-train_cfg = dict(max_epochs={epochs}, val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=0.05, weight_decay=5e-4, nesterov=True))
-param_scheduler = dict(milestones={milestones!r})
-default_hooks = dict(logger=dict(interval=15), checkpoint=dict(interval={epochs}))
-"""
-METHODS = {"baseline": dict(name="baseline"), "frskd": dict(name="frskd")}
 
 
 def draw_object(rng: np.random.Generator, name: str) -> np.ndarray:
@@ -99,11 +66,7 @@ def draw_images(folder: Path, train_per_class: int = TRAIN_PER_CLASS, test_per_c
 
 
 def run(log: Path, threads: int, *command: str | Path) -> None:
-    """Run one of the commands; what it says goes to a file.
-
-    Raises:
-        RuntimeError: If it fails; shows the end of what it said.
-    """
+    """Run one of the commands; what it says goes to a file, whose end a RuntimeError shows where it fails."""
     package = str(Path(frskd_plugin.__file__).resolve().parent.parent)  # this package first
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS=str(threads))
@@ -118,12 +81,8 @@ def run(log: Path, threads: int, *command: str | Path) -> None:
 
 
 def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str, float]]]:
-    """Train both methods with each seed, as many at a time as there are cores, and return the results by method.
-
-    Raises:
-        RuntimeError: If a training fails.
-    """
-    begin = time.monotonic()
+    """Train both methods with each seed, as many at a time as there are cores, and return the results by method."""
+    begin, config = time.monotonic(), str(find_file(CONFIG))
     fits: dict[int, bool] = {0: True}
 
     def train(job: tuple[int, str]) -> dict[str, float]:
@@ -131,8 +90,8 @@ def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str
         if not fits.setdefault(seed, time.monotonic() - begin < SECONDS):
             return {}
         folder = work_dir / "runs" / f"{name}_seed{seed}"
-        options = ["--work-dir", str(folder), "--seed", str(seed)]
-        run(folder.with_suffix(".txt"), 1, "train", work_dir / f"{name}.py", *options)
+        places = ("--data-root", work_dir / "images", "--work-dir", folder)
+        run(folder.with_suffix(".txt"), 1, "train", config, *places, "--method", name, "--seed", str(seed))
         scores = result(folder)
         print(f"{folder.name}: top-1 {scores['top1']:.1f}, after {time.monotonic() - begin:.0f} s", flush=True)
         return scores
@@ -178,7 +137,7 @@ def summary(baseline: Sequence[dict[str, float]], frskd: Sequence[dict[str, floa
     losses = [statistics.fmean(run[key] for run in baseline) for key in ("loss_before", "loss_last")]
     certainty = "one seed, so no spread is known" if error is None else f"standard error over the seeds {error:.1f}"
     lines = [
-        f"top-1 (%) on {len(CLASSES) * TEST_PER_CLASS} drawn test images after {EPOCHS} epochs, "
+        f"top-1 (%) on {len(CLASSES) * TEST_PER_CLASS} drawn test images after {baseline[0]['epoch']} epochs, "
         f"seeds {', '.join(map(str, range(len(plain))))}:",
         f"  plain network        {spread(plain)}",
         f"  FRSKD, student       {spread(student)}",
@@ -204,20 +163,14 @@ def summary(baseline: Sequence[dict[str, float]], frskd: Sequence[dict[str, floa
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo", __doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: work_dirs/demo")
     parser.add_argument("--seeds", type=positive_int, default=3, help="at most so many (3), as many as fit the time")
     return parser
 
 
 def prepare_folder(work_dir: Path) -> None:
-    """Clear away what an earlier demo wrote.
-
-    Raises:
-        ValueError: The folder holds something else.
-    """
+    """Clear away what an earlier demo wrote; a ValueError where the folder holds something else."""
     taken = [folder for folder in FOLDERS if (work_dir / folder).exists()]
     if taken and not (work_dir / MARKER).exists():
         raise ValueError(
@@ -237,10 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     print(f"draws {len(CLASSES) * (TRAIN_PER_CLASS + TEST_PER_CLASS)} images into {work_dir / 'images'}", flush=True)
     draw_images(work_dir / "images")
-    for name, method in METHODS.items():
-        places = dict(base=str(locate_config("baseline_cifar100_wrn_16_2")[0]), images=str(work_dir / "images"))
-        text = CONFIG.format(method=method, side=SIDE, epochs=EPOCHS, milestones=list(MILESTONES), **places)
-        (work_dir / f"{name}.py").write_text(text)
     try:
         results = train_all(work_dir, args.seeds, cores)
         first = [work_dir / "runs" / f"{name}_seed0" for name in ("frskd", "baseline")]

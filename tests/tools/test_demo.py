@@ -13,23 +13,24 @@ from frskd_plugin.commands import demo
 
 
 def run_of(top1: float, teacher: float = 80.0) -> dict[str, float]:
-    return {"top1": top1, "teacher_top1": teacher, "loss_before": 0.5, "loss_last": 0.4, "step": 0.1}
+    return {"epoch": 26, "top1": top1, "teacher_top1": teacher, "loss_before": 0.5, "loss_last": 0.4, "step": 0.1}
 
 
 def test_it_trains_compares_reports_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    short = ["--cfg-options", "train_cfg.max_epochs=4", "default_hooks.checkpoint.interval=4"]
+
     def run(log: Path, threads: int, *command: object) -> None:
         Visualizer._instance_dict.clear()  # mmengine's, one of a name in a process
-        assert commands.run(str(command[0]), list(map(str, command[1:]))) == 0
+        own = [*short, f"experiment_name={log.stem}"] if command[0] == "train" else []
+        assert commands.run(str(command[0]), [*map(str, command[1:]), *own]) == 0
 
     draw_images = demo.draw_images
     monkeypatch.setattr(demo, "run", run)
     monkeypatch.setattr(demo.os, "sched_getaffinity", lambda process: {0}, raising=False)  # one run at a time
-    monkeypatch.setattr(demo, "EPOCHS", 4)
-    monkeypatch.setattr(demo, "MILESTONES", (2, 3))
     monkeypatch.setattr(demo, "draw_images", lambda folder: draw_images(folder, train_per_class=7, test_per_class=2))
     assert demo.main(["--work-dir", str(tmp_path), "--seeds", "1"]) == 0
     said = capsys.readouterr().out
-    assert "FRSKD, self-teacher" in said and "cifar100_gpu.md" in said
+    assert "after 4 epochs" in said and "FRSKD, self-teacher" in said and "cifar100_gpu.md" in said
     assert "data:image/svg+xml" in (tmp_path / "runs" / "report.html").read_text()
     assert "fc.weight" in torch.load(tmp_path / "student" / "student.pth", weights_only=True)
     (tmp_path / "notes.txt").touch()
