@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,15 +15,15 @@ from frskd_plugin.mmseg import convert
 from frskd_plugin.mmseg.convert import build_plain, feature_channels, frskd_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import find_config
 from tests.helpers.segmentors import build, fcn, make_batch
-from tests.helpers.tiny_mmseg import frskd_model, tiny_config
+from tests.helpers.tiny_mmseg import frskd_model
 
 # mmsegmentation's own configs as they are: a dry run needs no memory for weights' gradients nor numbers
 SHIPPED = {
     # hands its maps out from the lowest resolution to the highest
     "unet/unet-s5-d16_deeplabv3_4xb4-40k_drive-64x64.py": (
-        [64, 128, 256, 512, 1024],
+        [64 * 2**i for i in range(5)],
         (1, 2, 4, 8, 16),
-        [4, 3, 2, 1, 0],
+        [*range(4, -1, -1)],
     ),
     # its branches come in training only
     "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py": ([64, 128], (8, 8), None),
@@ -65,8 +64,11 @@ def test_shipped_configs_give_their_channels(name, monkeypatch):
 
 
 def test_result_trains_and_shares_the_plain_keys():
-    config = plain()
+    config = plain(pretrained="open-mmlab://resnet18_v1c")  # fetched nowhere
+    state = torch.get_rng_state()
     made = frskd_config(config, alpha=2, beta=10, temperature=3, width=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert made.model.pop("pretrained") == config.model.pop("pretrained") == "open-mmlab://resnet18_v1c"
     assert made.model.self_teacher == dict(
         type="FRSKDHead",
         neck=dict(type="SelfTeacherNeck", in_channels=[8, 16, 32, 64], width=1),
@@ -89,9 +91,14 @@ def test_a_single_map_gets_a_second_level():
     assert build(made.to_dict()).train().loss(*make_batch())["self_teacher.loss_feat"] > 0
 
 
-def test_width_keeps_the_cost_within_the_share(monkeypatch):
-    config = plain()
+def test_width_and_beta_fit_the_share_and_the_images(monkeypatch):
+    config = plain(auxiliary_head=None)
     maps = feature_channels(config)
+    assert maps.image_size == (64, 96)
+    height, width = maps.sizes[-1]
+    # FCNHead: 3x3 from 64 to 16, 3x3 over the concatenated 64 + 16, 1x1 to 5 classes
+    assert maps.head_macs == height * width * (9 * 64 * 16 + 9 * 80 * 16 + 16 * 5) < maps.macs
+
     monkeypatch.setattr(convert, "feature_channels", lambda *_: maps)  # one look serves all
     free = plan_self_teacher(config, max_share=10.0)
     # the paper's width for segmentation, however cheap
@@ -103,31 +110,8 @@ def test_width_keeps_the_cost_within_the_share(monkeypatch):
     assert least.config["neck"]["max_channels"] == 8 and 1e-6 < least.share <= narrow.share
     assert plan_self_teacher(config, width=3).share > free.share
     assert plan_self_teacher(config, width=2, max_channels=16).config["neck"]["max_channels"] == 16
-
-
-def test_beta_fits_the_images(monkeypatch):
-    maps = feature_channels(plain())
-    monkeypatch.setattr(convert, "feature_channels", lambda *_: maps)
-    found = [plan_self_teacher(plain(), **settings) for settings in ({}, {"image_size": (128, 128)}, {"beta": 7})]
-    betas = [plan.config["loss_distill"]["beta"] for plan in found]
-    assert betas == [round(50 * 64 * 96 / 512**2, 2), round(50 * 128**2 / 512**2, 2), 7]
-
-
-def test_the_cost_is_counted_by_hand():
-    maps = feature_channels(plain(auxiliary_head=None))
-    assert maps.image_size == (64, 96)
-    height, width = maps.sizes[-1]
-    # FCNHead: 3x3 from 64 to 16, 3x3 over the concatenated 64 + 16, 1x1 to 5 classes
-    assert maps.head_macs == height * width * (9 * 64 * 16 + 9 * 80 * 16 + 16 * 5)
-    assert maps.macs > maps.head_macs
-
-
-def test_random_state_and_weights_files_are_left_alone():
-    config = plain(pretrained="open-mmlab://resnet18_v1c")  # fetched nowhere
-    state = torch.get_rng_state()
-    frskd_config(config)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert config.model.pretrained == "open-mmlab://resnet18_v1c"
+    for settings, beta in (({}, 50 * 64 * 96 / 512**2), ({"image_size": (128, 128)}, 50 / 16), ({"beta": 7}, 7)):
+        assert plan_self_teacher(config, **settings).config["loss_distill"]["beta"] == pytest.approx(beta, abs=0.005)
 
 
 def test_networks_that_need_numbers_run_on_the_cpu(monkeypatch):
@@ -164,6 +148,7 @@ def test_plain_build_has_no_sync_bn():
         (plain(type="DepthEstimator"), {}, ValueError, "'DepthEstimator' is not a segmentor that FRSKD serves: exp"),
         (plain(type="TimmClassifier"), {}, ValueError, ".TimmClassifier. trains with it by .frskd train"),
         (Config(dict(optimizer={})), {}, ValueError, "the config has no `model`"),
+        ("missing.py", {}, FileNotFoundError, "not found; expected a Python config file"),
         (dict(model=fcn()), {}, TypeError, "expected a Config of mmengine or the path of a config file, got dict"),
         (plain(), dict(width="wide"), ValueError, "`width` must be an int >= 1 or 'auto', got 'wide'"),
         (plain(), dict(image_size=(64, 0)), ValueError, r"`image_size` must be \(height, width\), .* got \(64, 0\)"),
@@ -180,14 +165,6 @@ def test_plain_build_has_no_sync_bn():
 def test_refuses(config, settings, error, message):
     with pytest.raises(error, match=message):
         frskd_config(config, **settings)
-
-
-def test_reads_a_file(tmp_path: Path, data_root: Path):
-    path = tmp_path / "tiny.py"
-    tiny_config(data_root).dump(path)
-    assert frskd_config(str(path)).model == frskd_config(Config.fromfile(path)).model
-    with pytest.raises(FileNotFoundError, match="not found; expected a Python config file"):
-        frskd_config(tmp_path / "missing.py")
 
 
 def test_four_bands_are_the_backbones_and_the_maps_are_the_necks():

@@ -148,6 +148,65 @@ def test_a_broken_mmengine_shows_its_real_reason_in_the_adapter(run, broken_mmen
     assert done.stderr.rstrip().endswith("OSError: libbroken.so: undefined symbol")
 
 
+@needs_mmengine
+def test_two_families_of_openmmlab_are_warned_of(run, tmp_path):
+    for name in ("mmcv", "onedl_mmcv"):
+        folder = tmp_path / f"{name}-9.9.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 9.9\n")
+    done = run("import frskd_plugin; print(frskd_plugin.__version__)", path=tmp_path)
+    assert done.stderr.count("mmcv 9.9 and onedl-mmcv 9.9 both provide `mmcv`") == 1
+    assert done.stdout.strip() == frskd_plugin.__version__
+
+
+DETECTOR = """
+import sys
+import frskd_plugin
+from mmengine.registry import MODELS, init_default_scope
+from frskd_plugin.mmengine.config_tools import explained_build
+
+DETECTOR = dict(type="FRSKDSingleStage", bbox_head=dict(type="RetinaHead"), self_teacher=dict())
+
+def attempt():
+    try:
+        MODELS.build(DETECTOR)
+    except ImportError as error:
+        print(error)
+
+for name in ("BiFPN", "SelfTeacherNeck"):
+    MODELS.build(dict(type=name, in_channels=[8, 8], channels=8, variant="efficientdet"))
+sys.modules["mmdet"] = None
+attempt()
+del sys.modules["mmdet"]
+sys.modules["mmcv._ext"] = None
+attempt()
+init_default_scope("mmdet")
+with explained_build("frskd_coco.py"):
+    MODELS.build(DETECTOR)
+"""
+
+
+@needs_mmseg
+def test_the_detector_says_what_is_missing(run, tmp_path):
+    """Beside an mmdet that is made as the real one is: its registry imports the models, and they the operators."""
+    package = tmp_path / "mmdet"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "models" / "__init__.py").write_text("import mmcv._ext\n")
+    (package / "registry.py").write_text(
+        "from mmengine.registry import MODELS as ROOT, Registry\n"
+        "MODELS = Registry('model', parent=ROOT, locations=['mmdet.models'])\n"
+    )
+    done = run(DETECTOR, path=tmp_path)
+    cure = "needs an mmcv with compiled operators, made for exactly the torch that is installed"
+    without_mmdet, without_operators = done.stdout.splitlines()[-2:]
+    for message, reason in (without_mmdet, "mmdetection is not installed"), (without_operators, "make test-mmdet"):
+        assert "FRSKDSingleStage of frskd_plugin cannot be built" in message
+        assert cure in message and reason in message
+    # in a config of mmdet its own registry fails first: what the command lines wrap the build in says the same
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: config frskd_coco.py: mmdetection {cure}")
+
+
 @needs_mmseg
 @pytest.mark.slow
 def test_no_module_needs_what_windows_lacks(run):

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mmengine", reason="frskd_plugin.mmengine needs mmengine")
 
 from frskd_plugin.mmengine import registration  # noqa: E402
-from frskd_plugin.version import __version__  # noqa: E402
 
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmsegmentation": "1.4.2", "opencv-python": "5.0.0"}
 ORIGINALS = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmsegmentation": "1.2.2", "opencv-python-headless": "4.9.0"}
@@ -59,16 +55,3 @@ def test_mixtures_are_named(installed, messages):
     found = registration.mixed_stacks(installed)
     assert len(found) == len(messages)
     assert all(re.search(message, text) for message, text in zip(messages, found, strict=True))
-
-
-def test_the_import_of_the_package_warns(tmp_path: Path):
-    """Real metadata of two families on the path: `import frskd_plugin` says so, and goes on."""
-    for name in ("mmcv", "onedl_mmcv"):
-        folder = tmp_path / f"{name}-9.9.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 9.9\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import frskd_plugin; print(frskd_plugin.__version__)"
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stderr.count("mmcv 9.9 and onedl-mmcv 9.9 both provide `mmcv`") == 1
-    assert done.stdout.strip() == __version__
