@@ -15,7 +15,6 @@ NEEDS_TIMM = {
         (1, 0, 27),
         "it trains a FRSKDTask",
     ),
-    "tests/packaging/test_imports.py::test_no_module_needs": ((1, 0, 27), "it imports the module of FRSKDTask"),
     "tests/tools/test_support.py::test_the_smallest_image": ((1, 0, 27), "that timm has another smallest model"),
     "tests/test_readme.py::test_task_example_keeps_student_and_teacher_apart": ((1, 0, 27), "it shows FRSKDTask"),
     "tests/docs/test_docs.py::test_code_of_the_page_runs[start_timm.md]": ((1, 0, 27), "it shows FRSKDTask"),
