@@ -19,39 +19,35 @@ def settings_of(model, **config):
 
 
 @pytest.fixture(scope="module")
-def models():
-    return build(fcn()), build(with_frskd(fcn()))
+def model():
+    return build(with_frskd(fcn()))
 
 
-def test_stock_rule_for_heads_reaches_the_whole_self_teacher(models):
-    plain, frskd = models
-    expected, _ = settings_of(plain, paramwise_cfg={"custom_keys": RULES})
-    found, order = settings_of(frskd, paramwise_cfg={"custom_keys": RULES})
+def test_stock_rule_for_heads_reaches_the_whole_self_teacher(model):
+    expected, _ = settings_of(build(fcn()), paramwise_cfg={"custom_keys": RULES})
+    found, order = settings_of(model, paramwise_cfg={"custom_keys": RULES})
     assert {name: found[name] for name in expected} == expected
     teacher = {value for name, value in found.items() if name.startswith("self_teacher.")}
     assert teacher == {expected["decode_head.conv_seg.weight"]} == {(10.0, 0.5)}
-    assert all(a is b for a, b in zip(order, frskd.parameters(), strict=True))  # the order of a stored optimizer state
+    assert all(a is b for a, b in zip(order, model.parameters(), strict=True))  # the order of a stored optimizer state
 
 
-def test_a_rule_for_the_self_teacher_comes_first(models):
-    rules = {**RULES, "self_teacher": {"lr_mult": 2.0}}
-    found, _ = settings_of(models[1], paramwise_cfg={"custom_keys": rules})
-    assert {value[0] for name, value in found.items() if name.startswith("self_teacher.")} == {2.0}
-    assert found["decode_head.conv_seg.weight"][0] == 10.0
+BASE = {"base": "ForceDefaultOptimWrapperConstructor", "custom_keys": RULES}
 
 
-def test_rules_by_kind_of_layer_and_no_rules_stay(models):
-    found, _ = settings_of(models[1], paramwise_cfg={"norm_decay_mult": 0.0})
-    decayed = {name for name, value in found.items() if value[1]}
-    assert "self_teacher.head.conv_seg.weight" in decayed
-    assert not any(".bn" in name or "norm" in name for name in decayed)
-    assert set(settings_of(models[1])[0].values()) == {(1.0, 0.5)}
-
-
-def test_another_constructor_can_be_the_base(models):
-    found, _ = settings_of(
-        models[1],
-        constructor="SelfTeacherOptimWrapperConstructor",
-        paramwise_cfg={"base": "ForceDefaultOptimWrapperConstructor", "custom_keys": RULES},
-    )
-    assert {value[0] for name, value in found.items() if name.startswith(("self_teacher.", "decode_head."))} == {10.0}
+@pytest.mark.parametrize(
+    ("config", "teacher", "head"),
+    [
+        ({}, {(1.0, 0.5)}, (1.0, 0.5)),
+        # a rule for the self-teacher comes first
+        ({"paramwise_cfg": {"custom_keys": {**RULES, "self_teacher": {"lr_mult": 2.0}}}}, {(2.0, 0.5)}, (10.0, 0.5)),
+        # by kind of layer: norms and the rest, in both
+        ({"paramwise_cfg": {"norm_decay_mult": 0.0}}, {(1.0, 0.0), (1.0, 0.5)}, (1.0, 0.5)),
+        # another constructor as the base
+        ({"constructor": "SelfTeacherOptimWrapperConstructor", "paramwise_cfg": BASE}, {(10.0, 0.5)}, (10.0, 0.5)),
+    ],
+)
+def test_other_rules(model, config, teacher, head):
+    found, _ = settings_of(model, **config)
+    assert {value for name, value in found.items() if name.startswith("self_teacher.")} == teacher
+    assert found["decode_head.conv_seg.weight"] == head

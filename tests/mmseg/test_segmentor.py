@@ -254,28 +254,26 @@ def test_teacher_reads_several_levels():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_cascades_teacher_copies_the_first_stage_with_the_last_ones_loss():
-    model = build(frskd("ocrnet"))
+def test_the_teachers_head_of_each_family():
+    model = build(frskd("ocrnet"))  # a copy of the first stage with the loss of the last one
     assert model.decode_head[0].loss_decode.loss_weight == 0.4
     assert model.self_teacher.head.loss_decode.loss_weight == 1.0
     assert model.self_teacher.head.channels == model.decode_head[0].channels
 
-
-def test_k_net_decides_its_classes_by_the_losses_of_the_head_inside():
-    config = frskd("knet")
-    inner = config["decode_head"]["kernel_generate_head"]
-    inner["loss_decode"] = {"type": "CrossEntropyLoss", "use_sigmoid": True}
-    assert build(config).self_teacher.loss_distill.soft_label_loss.soft_label == "sigmoid"
-
-
-def test_a_plain_head_takes_the_students_classes_and_reads_the_branch_that_predicts():
-    head = build(frskd("pidnet")).self_teacher.head
+    head = build(
+        frskd("pidnet")
+    ).self_teacher.head  # a plain one, with the student's classes and the branch that predicts
     assert (head.num_classes, head.in_index, head.in_channels, head.channels) == (5, 1, 16, 128)
     assert head.dropout is None
     assert build(frskd("mask2former")).self_teacher.head.dropout.p == 0.1
     assert build(frskd("dpt")).self_teacher.head.in_index == 3
     mine = build(frskd("pidnet", head={"type": "FCNHead", "in_index": 2, "channels": 4, "num_classes": 5}))
     assert (mine.self_teacher.head.in_channels, mine.self_teacher.neck.end_level) == (8, 2)
+
+    config = frskd("knet")  # K-Net decides its classes by the losses of the head inside
+    inner = config["decode_head"]["kernel_generate_head"]
+    inner["loss_decode"] = {"type": "CrossEntropyLoss", "use_sigmoid": True}
+    assert build(config).self_teacher.loss_distill.soft_label_loss.soft_label == "sigmoid"
 
 
 def test_maps_in_another_order_are_told_by_their_index():
@@ -378,27 +376,23 @@ def test_what_is_missing_is_named():
         model.self_teacher([torch.rand(2, 16)])
 
 
-def test_trunk_gradient_scales_what_the_self_teachers_own_losses_send_into_the_student():
-    def gradients(share, progress=None):
+@pytest.mark.parametrize(("share", "factor"), [(0.25, 0.25), ("linear", 0.5)])
+def test_trunk_gradient_scales_what_the_self_teachers_own_losses_send_into_the_student(share, factor):
+    results = []
+    for given in (1.0, share):
         config = copy.deepcopy(FCN)
-        config["self_teacher"]["trunk_gradient"] = share
+        config["self_teacher"]["trunk_gradient"] = given
         model = build(config).double()
-        if progress is not None:
-            model.self_teacher.trunk_gradient.set_progress(progress, 4)
+        model.self_teacher.trunk_gradient.set_progress(2, 4)
         images, samples = make_batch()
         losses = model.loss(images.double(), samples)
-        weight = next(model.backbone.parameters())
-        teacher, distilled = (
-            torch.autograd.grad(sum(losses[f"self_teacher.loss_{name}"] for name in names), weight, retain_graph=True)[
-                0
-            ]
-            for names in (["ce"], ["kd", "feat"])
+        own, distilled = (
+            losses["self_teacher.loss_ce"],
+            losses["self_teacher.loss_kd"] + losses["self_teacher.loss_feat"],
         )
-        return losses, teacher, distilled
-
-    expected, teacher, distilled = gradients(1.0)
-    for share, progress, factor in ((0.25, None, 0.25), ("linear", None, 0.3), ("linear", 2, 0.5)):
-        losses, scaled, same = gradients(share, progress)
-        assert all(torch.equal(losses[name], value) for name, value in expected.items())
-        torch.testing.assert_close(scaled, factor * teacher)
-        torch.testing.assert_close(same, distilled)
+        weight = next(model.backbone.parameters())
+        results.append((losses, *(torch.autograd.grad(t, weight, retain_graph=True)[0] for t in (own, distilled))))
+    (expected, own, distilled), (losses, scaled, same) = results
+    assert all(torch.equal(losses[name], value) for name, value in expected.items())
+    torch.testing.assert_close(scaled, factor * own)
+    torch.testing.assert_close(same, distilled)

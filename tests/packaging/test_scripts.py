@@ -1,4 +1,4 @@
-"""The scripts that make environments: what they refuse, and what they never remove. Nothing is installed here."""
+"""The script that makes the environment: what it refuses, and what it never removes. Nothing is installed here."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts need bash")
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_env.sh"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the script needs bash")
 
 
-def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    env |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable, **environment}
-    command = ["bash", str(SCRIPTS / f"{script}.sh"), *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
-
-
-@pytest.fixture
-def broken_python(tmp_path: Path) -> Path:
-    """An interpreter that does not run."""
-    return executable(tmp_path / "broken_python", "exit 1")
+def make_env(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(["bash", str(SCRIPT), str(folder)], env=env, capture_output=True, text=True)
 
 
 def executable(path: Path, line: str) -> Path:
@@ -33,13 +25,14 @@ def executable(path: Path, line: str) -> Path:
     return path
 
 
-def test_an_environment_needs_an_interpreter_and_disk(tmp_path, broken_python):
+def test_an_environment_needs_an_interpreter_and_disk(tmp_path):
+    broken = executable(tmp_path / "broken_python", "exit 1")
     for environment, message in (
         ({"PYTHON": "no-such-python"}, "PYTHON=no-such-python is not a command. Name an interpreter of Python 3.10"),
-        ({"PYTHON": str(broken_python)}, f"PYTHON={broken_python} does not run or is older than Python 3.10."),
+        ({"PYTHON": str(broken)}, f"PYTHON={broken} does not run or is older than Python 3.10."),
         ({"NEEDED_GB": "1000000000"}, "the environment takes about 1000000000 GB"),
     ):
-        done = run("make_env", tmp_path / "env", **environment)
+        done = make_env(tmp_path / "env", **environment)
         assert done.returncode == 1 and f"[env] ERROR: {message}" in done.stderr
         assert not (tmp_path / "env").exists()
 
@@ -53,7 +46,7 @@ def test_what_somebody_else_made_is_left_alone(tmp_path, is_venv):
         file = next(folder.glob("lib/python*/site-packages")) / "mmcv.py"
     folder.mkdir(exist_ok=True)
     file.write_text("years of work")
-    done = run("make_env", folder)
+    done = make_env(folder)
     assert done.returncode == 1 and f"[env] ERROR: {folder} has files that this script did not make" in done.stderr
     assert file.read_text() == "years of work"
 
@@ -66,29 +59,12 @@ def test_one_of_ours_that_is_not_whole_is_built_again(tmp_path):
     rest.touch()
     (folder / ".frskd_env").touch()
     for reason in ("is half-made", "the files that define"):
-        checked = run("make_env", folder, CHECK_ONLY="1")
+        checked = make_env(folder, CHECK_ONLY="1")
         assert checked.returncode == 1 and reason in checked.stderr
         assert rest.exists()
         complete.write_text("123-456\n")  # the key of other files
 
     no_venv = executable(tmp_path / "no_venv", '[ "$1" != -m ]')
-    done = run("make_env", folder, PYTHON=str(no_venv))
+    done = make_env(folder, PYTHON=str(no_venv))
     assert done.returncode == 1 and f"[env] ERROR: {no_venv} -m venv failed" in done.stderr
     assert [path.name for path in folder.iterdir()] == [".frskd_env"]
-
-
-def test_mmdetection_needs_an_interpreter_with_torch(tmp_path, broken_python):
-    for arguments, status, message in (
-        ([], 2, "usage: scripts/mmdet_env.sh PYTHON"),
-        ([broken_python], 1, f"[mmdet] ERROR: {broken_python} has no torch or no onedl-mmcv"),
-    ):
-        done = run("mmdet_env", *arguments, XDG_CACHE_HOME=str(tmp_path))
-        assert (done.returncode, done.stdout) == (status, "")
-        assert message in done.stderr
-
-
-def test_compiled_operators_need_a_compiler_and_leave_no_rest(tmp_path):
-    done = run("mmcv_operators", sys.executable, "onedl-mmcv==0", XDG_CACHE_HOME=str(tmp_path), CXX="no-such-compiler")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "[mmcv] ERROR: no C++ compiler (no-such-compiler) was found" in done.stderr
-    assert [path.name for path in (tmp_path / "frskd_plugin").iterdir() if path.is_dir()] == []

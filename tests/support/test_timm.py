@@ -80,11 +80,10 @@ def teacher_share(model: DistilledModel, images: torch.Tensor) -> float:
 @each_module
 def test_segmentor(module: str, record_property: Record) -> None:
     """Train an FCN head on its last map and a self-teacher of width 1 on all maps by one step, then predict once."""
-    mmseg_models = pytest.importorskip("mmseg.registry", reason="a segmentor needs mmsegmentation").MODELS
-    from mmengine.config import ConfigDict
-    from mmengine.registry import DefaultScope
+    pytest.importorskip("mmseg", reason="a segmentor needs mmsegmentation")
+    from mmengine.config import Config
 
-    from frskd_plugin.check import segmentation_batch
+    from tests.support.test_mmseg import build, predict, random_batch, train_step
 
     name = smallest_model(module)
     record_property("model", name)
@@ -104,23 +103,13 @@ def test_segmentor(module: str, record_property: Record) -> None:
         train_cfg={},
         test_cfg=dict(mode="whole"),
     )
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = mmseg_models.build(ConfigDict(config))
+    model = build(Config(dict(model=config)))
     record_property("image", fit.size)
     record_property("levels", list(model.backbone.out_indices))
     record_property("strides", fit.strides)
     record_property("channels", channels)
-    images, samples = segmentation_batch(BATCH, (fit.size, fit.size), NUM_CLASSES, "cpu")
-
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=LR)
-    losses = model.loss(images, samples)
-    check_finite(losses)
-    model.parse_losses(losses)[0].backward()
+    images, samples = random_batch(model, fit.size)
+    check_finite(train_step(model, images, samples))
     check_gradients(model)
-    optimizer.step()
-
-    with torch.no_grad():
-        predicted = model.eval().predict(images, samples)[0].pred_sem_seg.data
-    if predicted.shape != (1, fit.size, fit.size):
-        raise Unsupported(f"the prediction is {list(predicted.shape)} for an image of {fit.size}x{fit.size}")
+    if (shape := predict(model, images, samples).shape) != (BATCH, NUM_CLASSES, fit.size, fit.size):
+        raise Unsupported(f"the prediction is {list(shape)} for images of {fit.size}x{fit.size}")
