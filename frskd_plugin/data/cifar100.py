@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from frskd_plugin.core.checkpoint_file import known_name, plain
 from frskd_plugin.data.image_folder import (
     LabelledImages,
     Transforms,
+    build_transforms,
     check_complete,
     how_to_prepare,
     open_folder,
@@ -191,8 +193,7 @@ class Cifar100Dataset(LabelledImages):
         images_per_class: int | None = None,
         expected_images: int | None = None,
     ) -> None:
-        self._images, targets, classes = load_cifar100(data_root, split, images_per_class, expected_images)
-        super().__init__(classes, targets.tolist(), transforms)
-
-    def _image(self, index: int) -> Tensor:
-        return self._images[index].clone()  # so that no transform in place writes into the set
+        images, targets, classes = load_cifar100(data_root, split, images_per_class, expected_images)
+        # of a copy, so that no transform in place writes into the set
+        steps = [torch.clone, build_transforms(transforms)]
+        super().__init__(TensorDataset(images, targets), classes, targets.tolist(), steps)

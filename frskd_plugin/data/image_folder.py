@@ -229,11 +229,12 @@ def has_deep_pixels(image: Image.Image) -> bool:
 
 
 class LabelledImages(Dataset):
-    """Data set of ``dict(inputs=uint8 Tensor [3, H, W], targets=int)``; a subclass has ``_image``."""
+    """Data set of ``dict(inputs=uint8 Tensor [3, H, W], targets=int)`` around one of pairs (image, label)."""
 
-    def __init__(self, classes: list[str], targets: list[int], transforms: Transforms) -> None:
+    def __init__(self, pairs: Any, classes: list[str], targets: list[int], transforms: Transforms) -> None:
         self.classes = classes
         self.targets = targets
+        self._pairs = pairs
         self._transform = build_transforms(transforms)
 
     @property
@@ -245,10 +246,8 @@ class LabelledImages(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        return {"inputs": to_uint8(self._transform(self._image(index))), "targets": self.targets[index]}
-
-    def _image(self, index: int) -> Any:
-        raise NotImplementedError
+        image, _ = self._pairs[index]
+        return {"inputs": to_uint8(self._transform(image)), "targets": self.targets[index]}
 
 
 class ImageFolderDataset(LabelledImages):
@@ -272,10 +271,7 @@ class ImageFolderDataset(LabelledImages):
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        self._images = images = open_folder(data_root, split)
+        images = open_folder(data_root, split)
         found, hint = (len(images.classes), len(images)), how_to_prepare(data_root)
         check_complete(Path(data_root) / split, *found, expected_classes, expected_images, hint)
-        super().__init__(images.classes, images.targets, transforms)
-
-    def _image(self, index: int) -> Image.Image:
-        return self._images[index][0]
+        super().__init__(images, images.classes, images.targets, transforms)

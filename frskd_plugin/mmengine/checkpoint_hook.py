@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +151,14 @@ class AtomicCheckpointHook(CheckpointHook):
         """Look for the best checkpoints in this folder alone: a file may name any path, which would be removed."""
         if not self.save_best:
             return
-        paths = self._best_paths()
-        for key, path in paths.items():
+        for key, path in self._best_paths().items():
             name = Path(path).name if isinstance(path, str) else ""
-            paths[key] = self.file_backend.join_path(self.out_dir, name) if name.startswith("best_") else None
-            runner.message_hub.update_info(f"best_ckpt_{key}" if key else "best_ckpt", paths[key])
-        self._remember_best(paths)
+            moved = self.file_backend.join_path(self.out_dir, name) if name.startswith("best_") else None
+            runner.message_hub.update_info(f"best_ckpt_{key}" if key else "best_ckpt", moved)
+            if key:
+                self.best_ckpt_path_dict[key] = moved
+            else:
+                self.best_ckpt_path = moved
 
     def _remove_left_over(self, step: int) -> None:
         """Remove files of this run that it would have removed itself, had it not been killed."""
@@ -176,16 +180,16 @@ class AtomicCheckpointHook(CheckpointHook):
                 path.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
-        kept, outdated = getattr(self, "keep_ckpt_ids", None), []
-        if kept is not None:
+        outdated: list[int] = []
+        if self.max_keep_ckpts > 0:
             # A step that is saved again (after a new best score) moves to the end.
-            steps = [kept_step for kept_step in kept if kept_step != step] + [step]
-            outdated, steps = steps[: -self.max_keep_ckpts], steps[-self.max_keep_ckpts :]
+            steps = [kept for kept in self.keep_ckpt_ids if kept != step] + [step]
+            outdated = steps[: -self.max_keep_ckpts]
             self.keep_ckpt_ids = deque(steps, self.max_keep_ckpts)
-            runner.message_hub.update_info("keep_ckpt_ids", steps)
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
 
         _share_gradients(runner.model)
-        earlier, name = self.last_ckpt, self.filename_tmpl.format(step)
+        name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         try:
@@ -202,22 +206,18 @@ class AtomicCheckpointHook(CheckpointHook):
             if is_main_process():
                 atomic_write(Path(runner.work_dir) / LAST_CHECKPOINT, str(self.last_ckpt).encode())
         except OSError as error:
-            self.last_ckpt = earlier
-            if kept is not None:
-                self.keep_ckpt_ids = kept
             raise _explained(error, name, runner.work_dir) from error
-        if is_main_process():
-            for old_step in outdated:
-                self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old_step)))
+        self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)) for old in outdated)
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
-        """Remove the previous best file, which mmengine does not hear of, after the new one is whole."""
+        """Save a new best checkpoint as mmengine does, but remove the previous one after it is whole, not before."""
         if not self.save_best:
             return
         # with numpy's numbers, checkpoints could not be read with `weights_only=True`
         metrics = {name: value.item() if isinstance(value, np.generic) else value for name, value in metrics.items()}
-        previous = self._best_paths()
-        self._remember_best(dict.fromkeys(previous))
+        backend, outdated = self.file_backend, []
+        self.file_backend = copy.copy(backend)
+        self.file_backend.remove = self.file_backend.rmtree = outdated.append
         try:
             super()._save_best_checkpoint(runner, metrics)
         except KeyError as error:
@@ -226,30 +226,21 @@ class AtomicCheckpointHook(CheckpointHook):
                 f"{', '.join(metrics)}"
             ) from error
         except OSError as error:
-            self._remember_best(previous)
             raise _explained(error, "the best checkpoint", runner.work_dir) from error
-        current = self._best_paths()
-        self._remember_best({key: current.get(key) or path for key, path in previous.items()})
-        if is_main_process():
-            for key, path in previous.items():
-                if path and current.get(key) and path != current[key]:
-                    self._remove(path)
+        finally:
+            self.file_backend = backend
+        self._remove(set(outdated) - set(self._best_paths().values()))
 
     def _best_paths(self) -> dict[str, str | None]:
         """Return the best checkpoint of each score; of a single score without its name."""
         return {"": self.best_ckpt_path} if hasattr(self, "best_ckpt_path") else dict(self.best_ckpt_path_dict)
 
-    def _remember_best(self, paths: dict[str, str | None]) -> None:
-        if hasattr(self, "best_ckpt_path"):
-            self.best_ckpt_path = paths[""]
-        else:
-            self.best_ckpt_path_dict.update(paths)
-
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # checkpoints of deepspeed are folders
-            self.file_backend.rmtree(path)
+    def _remove(self, paths: Iterable[str]) -> None:
+        for path in paths if is_main_process() else ():
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # checkpoints of deepspeed are folders
+                self.file_backend.rmtree(path)
 
 
 def _step(runner: Any) -> int:

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.methods import DataNeeds, check_settings, method_class, method_settings
@@ -171,23 +172,16 @@ class MethodDataset(DatasetWrapper):
         return joined
 
 
-class _HalvedBatches:
-    """Batch sampler whose batches have two halves of ``batch_size`` images, out of a `SeededSampler`."""
-
-    def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
-        if not isinstance(sampler, SeededSampler):
-            raise TypeError(
-                f"{type(self).__name__} needs train_dataloader.sampler of type SeededSampler, got "
-                f"{type(sampler).__name__}; set sampler=dict(type='SeededSampler', shuffle=True) and train by epochs."
-            )
-        self.sampler = sampler
-        self.batch_size = check_positive_int("batch_size", batch_size)
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+def _check_sampler(batches: BatchSampler) -> None:
+    if not isinstance(batches.sampler, SeededSampler):
+        raise TypeError(
+            f"{type(batches).__name__} needs train_dataloader.sampler of type SeededSampler, got "
+            f"{type(batches.sampler).__name__}; set sampler=dict(type='SeededSampler', shuffle=True) and train by "
+            f"epochs."
+        )
 
 
-class ClassPairBatchSampler(_HalvedBatches):
+class ClassPairBatchSampler(BatchSampler):
     """Sampler of batches whose second half holds, in the same order, partners of the first half's images.
 
     Every image is once an epoch in a first half. Its partner is another image of its class where there is one, drawn
@@ -196,7 +190,8 @@ class ClassPairBatchSampler(_HalvedBatches):
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
-        super().__init__(sampler, batch_size)
+        super().__init__(sampler, batch_size, drop_last=False)
+        _check_sampler(self)
         self.targets = labels_of(sampler.dataset)
 
     def __iter__(self) -> Iterator[list[DrawnIndex]]:
@@ -207,14 +202,15 @@ class ClassPairBatchSampler(_HalvedBatches):
             yield [*images, *(DrawnIndex(partners[i], i.epoch, i.seed, draw=1) for i in images)]
 
 
-class OverlapBatchSampler(_HalvedBatches):
+class OverlapBatchSampler(BatchSampler):
     """Sampler of batches whose first half is the second half of the batch before, augmented anew.
 
     Every image is new once an epoch; see `overlapping_batches` for the two ends of an epoch.
     """
 
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
-        super().__init__(sampler, batch_size)
+        super().__init__(sampler, batch_size, drop_last=False)
+        _check_sampler(self)
         overlapping_batches(range(len(sampler)), batch_size)  # is there more than one half?
 
     def __iter__(self) -> Iterator[list[DrawnIndex]]:

@@ -20,6 +20,11 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from frskd_plugin.core.checkpoint_file import BrokenCheckpointError, read_checkpoint, safe_torch_load
 
+LAST_CHECKPOINT = "last_checkpoint"
+RUN_NAME = "run.json"
+BEST_FILES = "best_*_*[0-9].pth"
+_NUMBERED = re.compile(r"(?P<kind>.*?)(?P<step>\d+)\.pth")
+
 
 @contextmanager
 def safe_loading() -> Iterator[None]:
@@ -45,12 +50,6 @@ def _safe(loader: Callable[..., Any]) -> Callable[..., Any]:
         return content
 
     return load
-
-
-LAST_CHECKPOINT = "last_checkpoint"
-RUN_NAME = "run.json"
-BEST_FILES = "best_*_*[0-9].pth"
-_NUMBERED = re.compile(r"(?P<kind>.*?)(?P<step>\d+)\.pth")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def test_cifar_items_pass_through_the_transforms(tmp_path):
     flipped = Cifar100Dataset(tmp_path, transforms=[dict(type="RandomHorizontalFlip", p=1.0)])
     assert torch.equal(flipped[1]["inputs"], image.flip(-1))
     zeroed = Cifar100Dataset(tmp_path, transforms=lambda image: image.zero_())
-    assert not zeroed[1]["inputs"].any() and torch.equal(zeroed._images[1], image)
+    assert not zeroed[1]["inputs"].any() and torch.equal(zeroed._pairs[1][0], image)
 
 
 def test_image_folder_items(tmp_path):
@@ -144,14 +144,6 @@ def test_image_folder_items(tmp_path):
     assert dataset.targets == [0, 0, 1, 2] and dataset[3]["targets"] == 2
     assert torch.equal(dataset[0]["inputs"], torch.from_numpy(IMAGES[1]))
     assert torch.equal(dataset[1]["inputs"], torch.from_numpy(IMAGES[0, :1]).expand(3, -1, -1))  # grey becomes RGB
-
-
-def test_image_folder_loads_in_worker_processes(tmp_path):
-    write_folders(tmp_path, 4)
-    dataset = ImageFolderDataset(tmp_path, "train", [dict(type="Resize", size=40), dict(type="CenterCrop", size=24)])
-    (batch,) = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1)
-    assert batch["inputs"].shape == (4, 3, 24, 24) and batch["inputs"].dtype == torch.uint8
-    assert batch["targets"].tolist() == [0, 0, 1, 2]
 
 
 def test_missing_or_incomplete_folders_say_what_is_expected(tmp_path):
@@ -182,9 +174,7 @@ def test_broken_image_is_named(tmp_path):
         load_cifar100(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "array", [np.full((4, 4), 700, np.uint16), np.full((4, 4, 3), 700, np.uint16), np.full((4, 4), 0.5, np.float32)]
-)
+@pytest.mark.parametrize("array", [np.full((4, 4), 0.5, np.float32), np.full((4, 4, 3), 700, np.uint16)])
 def test_images_of_more_than_8_bits_are_refused(tmp_path, array):
     cv2.imwrite(str(tmp_path / "image.tif"), array)
     with pytest.raises(ValueError, match="image.tif has more than 8 bits a channel, which reading it as RGB would cut"):

@@ -7,13 +7,13 @@ import errno
 import io
 import json
 import logging
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.dist import get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import nn
@@ -21,6 +21,7 @@ from torch import nn
 from frskd_plugin.core import atomic_write as atomic_write_module
 from frskd_plugin.mmengine import resume
 from frskd_plugin.mmengine.checkpoint_hook import AtomicCheckpointHook, _share_gradients
+from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
 from frskd_plugin.mmengine.resume import (
     BrokenCheckpointError,
     find_resume_checkpoint,
@@ -30,7 +31,7 @@ from frskd_plugin.mmengine.resume import (
     resume_state,
     safe_loading,
 )
-from tests.helpers.real_runs import assert_equal, train
+from tests.helpers.real_runs import assert_equal, in_two_processes, train
 from tests.helpers.toy_run import toy_config
 
 
@@ -39,11 +40,28 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.pth")}
+
+
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def numbered() -> list[int]:
+    """How many numbered checkpoints of `finished_run` there were before each file of it was put in its place."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, numbered: list[int]) -> Path:
     """Work folder of a run of four epochs that keeps two checkpoints."""
-    work_dir = tmp_path_factory.mktemp("run")
-    train(toy_config(), work_dir)
+    work_dir, replace = tmp_path_factory.mktemp("run"), os.replace
+
+    def counting_replace(source: Any, target: Any) -> None:
+        numbered.append(len(list(work_dir.glob("epoch_*.pth"))))
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic_write_module.os, "replace", counting_replace)
+        train(toy_config(), work_dir)
     return work_dir
 
 
@@ -55,10 +73,11 @@ def run_folder(finished_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_a_run_leaves(finished_run: Path) -> None:
-    names = {path.name for path in finished_run.glob("*.pth")} | {path.name for path in finished_run.glob(".*")}
+def test_what_a_run_leaves(finished_run: Path, numbered: list[int]) -> None:
+    names = checkpoints(finished_run) | {path.name for path in finished_run.glob(".*")}
     assert {name for name in names if not name.startswith("best_")} == {"epoch_3.pth", "epoch_4.pth"}
     assert sum(name.startswith("best_top1") for name in names) == 1
+    assert min(numbered[numbered.index(2) :]) == 2  # an old one goes only after the new one is whole
     assert (finished_run / "last_checkpoint").read_text() == str(finished_run / "epoch_4.pth")
     checkpoint = load_checkpoint(finished_run / "epoch_4.pth")
     assert checkpoint["meta"]["epoch"] == 4 and checkpoint["meta"]["seed"] == 3
@@ -66,10 +85,11 @@ def test_what_a_run_leaves(finished_run: Path) -> None:
     assert isinstance(checkpoint["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
 
 
-@pytest.mark.parametrize("keep", [0, 1, -2])
-def test_keeping_fewer_than_two_is_refused(keep: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 2.*or -1 to keep all; got {keep}. Set .*max_keep_ckpts=2"):
-        AtomicCheckpointHook(interval=1, max_keep_ckpts=keep)
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match="at least 2.*or -1 to keep all; got 1. Set .*max_keep_ckpts=2"):
+        AtomicCheckpointHook(interval=1, max_keep_ckpts=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_keep'"):
+        AtomicCheckpointHook(interval=1, max_keep=2)
 
 
 class Evil:
@@ -82,15 +102,15 @@ class Evil:
         return Path.touch, (self.mark,)
 
 
-@pytest.mark.parametrize("scheme", ["", "http://localhost/"])
-def test_mmengines_loaders_run_no_code_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+def test_mmengines_loaders_run_no_code_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, mark = tmp_path / "hub" / "checkpoints", tmp_path / "touched"
     hub.mkdir(parents=True)
     torch.save({"state_dict": {}, "x": Evil(mark)}, hub / "evil.pth")  # as if it had been downloaded
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     before = CheckpointLoader._schemes
-    with safe_loading(), pytest.raises(BrokenCheckpointError, match="evil.pth was not read"):
-        CheckpointLoader.load_checkpoint(f"{scheme or f'{hub}/'}evil.pth", map_location="cpu")
+    for file in (str(hub / "evil.pth"), "http://localhost/evil.pth"):
+        with safe_loading(), pytest.raises(BrokenCheckpointError, match="evil.pth was not read"):
+            CheckpointLoader.load_checkpoint(file, map_location="cpu")
     assert CheckpointLoader._schemes is before
     config = toy_config(epochs=1)  # whoever has built its runner
     config.load_from = str(hub / "evil.pth")
@@ -105,7 +125,6 @@ def test_mmengines_loaders_run_no_code_either(tmp_path: Path, monkeypatch: pytes
 
 LAST_CHECKPOINTS = {
     "empty": b"",
-    "blank": b" \n",
     "nul": b"\0" * 40,
     "binary": bytes(range(128, 256)),
     "long": b"x" * 5000,
@@ -114,45 +133,27 @@ LAST_CHECKPOINTS = {
     "relative": b"epoch_4.pth",
     "best": b"best_top1_epoch_3.pth",
     "other": b"/nowhere/iter_7.pth",
+    "folder": Path.mkdir,
+    "loop": lambda file: file.symlink_to(file),
+    "pipe": os.mkfifo,
 }
 
 
-@pytest.mark.parametrize("kind", [*LAST_CHECKPOINTS, "folder", "loop", "pipe"])
+@pytest.mark.parametrize("kind", LAST_CHECKPOINTS)
 def test_newest_whole_checkpoint_is_found_whatever_last_checkpoint_holds(run_folder: Path, kind: str) -> None:
-    file = run_folder / "last_checkpoint"
+    file, content = run_folder / "last_checkpoint", LAST_CHECKPOINTS[kind]
     file.unlink()
-    if kind == "folder":
-        file.mkdir()
-    elif kind == "loop":
-        file.symlink_to(file)
-    elif kind == "pipe":
-        os.mkfifo(file)
-    else:
-        file.write_bytes(LAST_CHECKPOINTS[kind])
+    file.write_bytes(content) if isinstance(content, bytes) else content(file)
     if kind not in ("moved", "relative"):  # times tell where the file does not
         os.utime(run_folder / "epoch_3.pth", ns=(0, 0))
     state = resume_state(run_folder)
     assert state is not None and state[0] == run_folder / "epoch_4.pth" and state[1]["seed"] == 3
 
 
-@pytest.mark.parametrize("text", ["[]", '{"run_id": [1]}', '{"validated": "two"}', "[" * 100_000])
-def test_a_damaged_record_of_the_run_is_as_none(run_folder: Path, text: str) -> None:
-    (run_folder / "run.json").write_text(text)
-    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
-
-
-@pytest.mark.parametrize("part", [{"optimizer": [1]}, {"message_hub": 3}, {"meta": {"epoch": "four"}}])
-def test_a_checkpoint_with_parts_of_another_kind_is_damaged(run_folder: Path, part: dict) -> None:
-    torch.save({**load_checkpoint(run_folder / "epoch_3.pth"), **part}, run_folder / "epoch_4.pth")
-    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
-
-
-def test_checkpoints_of_a_folder_go_before_a_path_elsewhere(run_folder: Path, finished_run: Path) -> None:
-    (run_folder / "epoch_4.pth").unlink()  # the copy's; the original still has it, and that is another run
-    (run_folder / "last_checkpoint").write_text(str(finished_run / "epoch_4.pth"))
-    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
-    (run_folder / "epoch_3.pth").unlink()  # as with `out_dir`: the folder holds none at all
-    assert find_resume_checkpoint(run_folder) == finished_run / "epoch_4.pth"
+def test_a_damaged_record_of_the_run_is_as_none(run_folder: Path) -> None:
+    for text in ("[]", '{"run_id": [1]}', '{"validated": "two"}', "[" * 100_000):
+        (run_folder / "run.json").write_text(text)
+        assert find_resume_checkpoint(run_folder) == run_folder / "epoch_4.pth"
 
 
 def rewrite(source: Path, target: Path, **meta: Any) -> None:
@@ -162,14 +163,71 @@ def rewrite(source: Path, target: Path, **meta: Any) -> None:
     torch.save(checkpoint, target)
 
 
-def test_checkpoint_of_another_run_is_not_taken(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    last = run_folder / "epoch_4.pth"
-    rewrite(last, run_folder / "epoch_9.pth", run_id="another", epoch=9)
+@pytest.mark.parametrize("damage", ["truncated", "middle", {"optimizer": [1]}, {"meta": {"epoch": "four"}}])
+def test_damaged_newest_is_reported_and_the_one_before_used(
+    run_folder: Path, damage: str | dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = run_folder / "epoch_4.pth"
+    data, content = bytearray(newest.read_bytes()), load_checkpoint(newest)
+    if damage == "truncated":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "middle":  # flip bytes of a stored tensor: its checksum disagrees then
+        start = data.index(content["state_dict"]["stem.weight"].numpy().tobytes())
+        data[start : start + 64] = bytes(byte ^ 255 for byte in data[start : start + 64])
+        newest.write_bytes(data)
+    else:
+        torch.save({**content, **damage}, newest)
+    logged: list[tuple[str, int]] = []
+    monkeypatch.setattr(resume, "print_log", lambda text, logger, level: logged.append((text, level)))
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
+    (reason, level), (instead, _) = logged
+    assert reason.startswith("Not resuming from epoch_4.pth: ") and "damaged" in reason
+    assert level == logging.WARNING and instead == "Resuming from epoch_3.pth instead."
+
+
+def test_no_whole_checkpoint_is_an_error_and_an_empty_folder_starts_from_the_beginning(
+    run_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (run_folder / "epoch_4.pth").write_bytes(b"no checkpoint")
+    torch.save({"state_dict": {}, "meta": {}}, run_folder / "epoch_3.pth")
+    with pytest.raises(BrokenCheckpointError, match="none of the 2 .* epoch_4.pth.*3.pth holds weights only"):
+        find_resume_checkpoint(run_folder)
+    for content, message in (
+        ({"a": 1}, "it has no 'state_dict'"),
+        ({"state_dict": {}, "meta": 1}, "'meta' is no dict"),
+    ):
+        torch.save(content, run_folder / "other.pth")
+        with pytest.raises(BrokenCheckpointError, match=f"other.pth is not a checkpoint of mmengine: .*{message}"):
+            load_checkpoint(run_folder / "other.pth")
+    empty = tmp_path_factory.mktemp("empty")
+    assert find_resume_checkpoint(empty) is None and find_resume_checkpoint(empty / "missing") is None
+
+
+def test_which_of_several_whole_ones_is_taken(run_folder: Path, finished_run: Path) -> None:
+    last, other = run_folder / "epoch_4.pth", run_folder / "epoch_9.pth"
+    rewrite(last, other, run_id="another", epoch=9)
     assert find_resume_checkpoint(run_folder) == last
+    # without ids, times tell: a higher number that is older is of an earlier run in the folder ...
+    (run_folder / "run.json").unlink()
+    (run_folder / "last_checkpoint").write_text(str(last))
+    os.utime(other, ns=(0, 0))
+    assert find_resume_checkpoint(run_folder) == last
+    # ... and a newer one was written right before the process was killed
+    os.utime(other, ns=(last.stat().st_mtime_ns + 10**9,) * 2)
+    assert find_resume_checkpoint(run_folder) == other
+    (run_folder / "run.json").write_bytes((finished_run / "run.json").read_bytes())
     for name in ("epoch_3.pth", "epoch_4.pth"):
         (run_folder / name).unlink()
     with pytest.raises(BrokenCheckpointError, match="epoch_9.pth: it is of another run.*--overwrite"):
         find_resume_checkpoint(run_folder)
+
+
+def test_checkpoints_of_a_folder_go_before_a_path_elsewhere(run_folder: Path, finished_run: Path) -> None:
+    (run_folder / "epoch_4.pth").unlink()  # the copy's; the original still has it, and that is another run
+    (run_folder / "last_checkpoint").write_text(str(finished_run / "epoch_4.pth"))
+    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
+    (run_folder / "epoch_3.pth").unlink()  # as with `out_dir`: the folder holds none at all
+    assert find_resume_checkpoint(run_folder) == finished_run / "epoch_4.pth"
 
 
 def test_what_a_killed_run_left_is_made_up_and_removed(run_folder: Path) -> None:
@@ -186,8 +244,7 @@ def test_what_a_killed_run_left_is_made_up_and_removed(run_folder: Path) -> None
     assert json.loads((run_folder / "run.json").read_text()) == run
     remembered = Path(runner.message_hub.get_info("best_ckpt"))
     assert remembered.parent == run_folder  # not the file of the folder that this one is a copy of
-    left = {path.name for path in run_folder.glob("*.pth")}
-    assert left == {"epoch_3.pth", "epoch_4.pth", "best_top1_epoch_2.pth", remembered.name}
+    assert checkpoints(run_folder) == {"epoch_3.pth", "epoch_4.pth", "best_top1_epoch_2.pth", remembered.name}
     assert remembered.name in best and not list(run_folder.glob(".*.tmp"))
     # a damaged newest one: the runner itself goes on from the one before
     whole = load_checkpoint(last)["state_dict"]
@@ -196,7 +253,14 @@ def test_what_a_killed_run_left_is_made_up_and_removed(run_folder: Path) -> None
     assert_equal(whole, runner.model.state_dict())
 
 
-def test_files_outside_of_the_folder_are_never_removed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def improving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every score of a checkpoint hook with ``rule='less'`` is the best."""
+    monkeypatch.setattr(AtomicCheckpointHook, "rule_map", {"less": lambda new, best: True})
+
+
+@pytest.mark.usefixtures("improving")
+def test_files_outside_of_the_folder_are_never_removed(run_folder: Path) -> None:
     """A checkpoint says what is to be removed when there is a better or a newer one, and may come from anyone."""
     own = run_folder / "inner" / "run"
     (own / "epoch_..").mkdir(parents=True)
@@ -208,20 +272,20 @@ def test_files_outside_of_the_folder_are_never_removed(run_folder: Path, monkeyp
     torch.save(checkpoint, own / "epoch_4.pth")
     for step in (1, 2, 3):
         (own / f"epoch_{step}.pth").touch()
-    monkeypatch.setattr(AtomicCheckpointHook, "rule_map", {"less": lambda new, best: True})  # every score is the best
     config = toy_config(epochs=5)
     config.default_hooks.checkpoint.rule = "less"
     train(config, own, resume=True)
     assert outside.is_file()
-    left = {path.name for path in own.glob("*.pth")}
-    assert left == {"epoch_4.pth", "epoch_5.pth", "best_top1_epoch_5.pth"}
+    assert checkpoints(own) == {"epoch_4.pth", "epoch_5.pth", "best_top1_epoch_5.pth"}
 
 
 def test_gradients_accumulated_at_the_end_of_an_epoch_are_kept(tmp_path: Path) -> None:
     config = toy_config(epochs=2)  # 4 steps an epoch
     config.optim_wrapper.accumulative_counts = 3
-    config.default_hooks.checkpoint.pop("save_best")
+    config.default_hooks.checkpoint.save_best = ["top1", "right"]
     expected = train(config, tmp_path).model.state_dict()
+    best = {name.rsplit("_epoch", 1)[0] for name in checkpoints(tmp_path) if name.startswith("best_")}
+    assert best == {"best_right", "best_top1"} and len(checkpoints(tmp_path)) == 4  # one of each score
     stored = load_checkpoint(tmp_path / "epoch_1.pth")["partial_gradients"]
     assert "stem.weight" in stored and "partial_gradients" not in load_checkpoint(tmp_path / "epoch_2.pth")
     (tmp_path / "epoch_2.pth").unlink()
@@ -229,62 +293,20 @@ def test_gradients_accumulated_at_the_end_of_an_epoch_are_kept(tmp_path: Path) -
     assert_equal(expected, resumed)
 
 
-def _share(rank: int, store: Path, results: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def share_gradients() -> None:
+    """One of two processes, of which the second has not used the weight, and none the bias."""
+    init_distributed("pytorch")
     model = nn.Linear(1, 2)
-    if rank == 0:  # the other process has not used the weight
+    if get_rank() == 0:
         model.weight.grad = torch.tensor([[2.0], [4.0]])
     _share_gradients(model)
-    results.put((model.weight.grad.tolist(), model.bias.grad))
-    torch.distributed.destroy_process_group()
+    assert model.weight.grad.tolist() == [[1.0], [2.0]] and model.bias.grad is None
+    end_distributed()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_processes_go_on_with_the_mean_of_their_partial_gradients(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    ranks = [context.Process(target=_share, args=(rank, tmp_path / "store", results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    assert [results.get() for _ in ranks] == [([[1.0], [2.0]], None)] * 2  # a parameter that none has used stays so
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "middle"])
-def test_damaged_newest_is_reported_and_the_one_before_used(
-    run_folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    newest = run_folder / "epoch_4.pth"
-    data = bytearray(newest.read_bytes())
-    if damage != "middle":
-        data = data[: {"truncated": len(data) // 2, "empty": 0}[damage]]
-    else:  # flip bytes of a stored tensor: its checksum disagrees then
-        weight = load_checkpoint(newest)["state_dict"]["stem.weight"]
-        start = data.index(weight.numpy().tobytes())
-        data[start : start + 64] = bytes(byte ^ 255 for byte in data[start : start + 64])
-    newest.write_bytes(data)
-    logged: list[tuple[str, int]] = []
-    monkeypatch.setattr(resume, "print_log", lambda text, logger, level: logged.append((text, level)))
-    assert find_resume_checkpoint(run_folder) == run_folder / "epoch_3.pth"
-    (reason, level), (instead, _) = logged
-    assert reason.startswith("Not resuming from epoch_4.pth: ") and "damaged" in reason
-    assert level == logging.WARNING and instead == "Resuming from epoch_3.pth instead."
-
-
-def test_no_whole_checkpoint_is_an_error_and_an_empty_folder_starts_from_the_beginning(
-    run_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    (run_folder / "epoch_4.pth").write_bytes(b"no checkpoint")
-    torch.save({"state_dict": {}, "meta": {}}, run_folder / "epoch_3.pth")
-    with pytest.raises(BrokenCheckpointError, match="none of the 2 .* epoch_4.pth.*3.pth holds weights only"):
-        find_resume_checkpoint(run_folder)
-    torch.save({"a": 1}, run_folder / "other.pth")
-    with pytest.raises(BrokenCheckpointError, match="other.pth is not a checkpoint of mmengine"):
-        load_checkpoint(run_folder / "other.pth")
-    empty = tmp_path_factory.mktemp("empty")
-    assert find_resume_checkpoint(empty) is None and find_resume_checkpoint(empty / "missing") is None
+def test_processes_go_on_with_the_mean_of_their_partial_gradients() -> None:
+    in_two_processes(share_gradients)
 
 
 def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) -> None:
@@ -292,23 +314,10 @@ def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) 
         refuse_to_start_over(run_folder)
     (run_folder / "student_2.pth").write_bytes((run_folder / "epoch_4.pth").read_bytes())
     remove_run(run_folder)
-    left = {path.name for path in run_folder.glob("*.pth")}
-    assert left == {"student_2.pth"} and not (run_folder / "last_checkpoint").exists()
+    assert checkpoints(run_folder) == {"student_2.pth"} and not (run_folder / "last_checkpoint").exists()
     (run_folder / "epoch_1.pth").write_bytes(b"damaged")
     (run_folder / "student_2.pth").unlink()
     refuse_to_start_over(run_folder)
-
-
-def test_left_over_of_an_earlier_run_is_not_taken(run_folder: Path) -> None:
-    last = run_folder / "epoch_4.pth"
-    (run_folder / "last_checkpoint").write_text(str(last))
-    stale = run_folder / "epoch_60.pth"
-    stale.write_bytes(last.read_bytes())
-    os.utime(stale, ns=(0, 0))
-    assert find_resume_checkpoint(run_folder) == last
-    # Newer than the file that last_checkpoint names: written right before the process was killed.
-    os.utime(stale, ns=(last.stat().st_mtime_ns + 10**9,) * 2)
-    assert find_resume_checkpoint(run_folder) == stale
 
 
 class FullDisk(io.FileIO):
@@ -319,28 +328,23 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def fill_disk(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
-    """Make every write of the atomic writer to a file whose name contains `names` end in ENOSPC."""
-
-    def open_file(descriptor: int, mode: str = "r") -> Any:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        return FullDisk(descriptor, mode) if names in Path(name).name else builtins.open(descriptor, mode)
-
-    monkeypatch.setattr(atomic_write_module, "open", open_file, raising=False)
-
-
+@pytest.mark.usefixtures("improving")
 @pytest.mark.parametrize("victim", ["epoch_5", "best_top1"])
 def test_full_disk_leaves_earlier_checkpoints_and_says_what_to_do(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
+    def open_file(descriptor: int, mode: str = "r") -> Any:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        return FullDisk(descriptor, mode) if victim in Path(name).name else builtins.open(descriptor, mode)
+
     last = run_folder / "epoch_4.pth"
     (run_folder / "last_checkpoint").write_text(str(last))
     before = snapshot(run_folder)
-    fill_disk(monkeypatch, victim)
+    monkeypatch.setattr(atomic_write_module, "open", open_file, raising=False)
     config = toy_config(epochs=6)
-    if victim == "best_top1":  # a metric that improves at every validation
-        config.default_hooks.checkpoint.update(interval=10, save_last=False, rule="less")
-        monkeypatch.setattr(AtomicCheckpointHook, "rule_map", {"less": lambda new, best: True})
+    config.default_hooks.checkpoint.rule = "less"
+    if victim == "best_top1":
+        config.default_hooks.checkpoint.update(interval=10, save_last=False)
     with pytest.raises(OSError, match="cannot write .*No space left on device") as raised:
         train(config, run_folder, resume=True)
     assert raised.value.errno == errno.ENOSPC
@@ -350,28 +354,3 @@ def test_full_disk_leaves_earlier_checkpoints_and_says_what_to_do(
     assert {name: after.get(name) for name in before} == before
     assert not [name for name in after if name.endswith(".tmp")]
     assert not [name for name in after if name.endswith(".pth") and name not in before]
-
-
-def test_old_checkpoint_goes_only_after_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []
-    replace = os.replace
-
-    def counting_replace(source: Any, target: Any) -> None:
-        if Path(target).name != "run.json":
-            counts.append(len(list(tmp_path.glob("epoch_*.pth"))))
-        replace(source, target)
-
-    monkeypatch.setattr(atomic_write_module.os, "replace", counting_replace)
-    config = toy_config()
-    config.default_hooks.checkpoint.pop("save_best")
-    train(config, tmp_path)
-    # Checkpoint and last_checkpoint in turn; before each new one there are two old ones as soon as there can be.
-    assert counts == [0, 1, 1, 2, 2, 3, 2, 3]
-
-
-def test_several_best_scores(tmp_path: Path) -> None:
-    config = toy_config(epochs=3)
-    config.default_hooks.checkpoint.save_best = ["top1", "right"]
-    train(config, tmp_path)
-    names = [path.name for path in tmp_path.glob("best_*.pth")]
-    assert sorted(name.rsplit("_epoch", 1)[0] for name in names) == ["best_right", "best_top1"]

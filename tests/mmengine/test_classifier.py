@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from torch.nn import functional as F
@@ -22,7 +21,7 @@ from frskd_plugin.commands.config import check_classes
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages
-from frskd_plugin.mmengine.classifier import ImagePreprocessor, TimmClassifier, TopKAccuracyMetric, top_k_hits
+from frskd_plugin.mmengine.classifier import ImagePreprocessor, TopKAccuracyMetric, top_k_hits
 from frskd_plugin.mmengine.hooks import BestAndLastHook
 from frskd_plugin.mmengine.method_data import MethodDataset
 from frskd_plugin.mmengine.seeding import SeededDataset
@@ -33,6 +32,7 @@ from tests.helpers.tiny_classification import tiny_config, write_cifar, write_im
 
 STUDENT = dict(model_name="wrn_16_2", num_classes=5, depth=10, k=1)
 FRSKD = dict(name="frskd", alpha=3.0, beta=50.0, width=1)
+PS_KD = dict(name="ps_kd", num_samples=6)
 CUTMIX = dict(type="CutMix", alpha=1.0)
 
 
@@ -71,40 +71,26 @@ def batch(size: int = 4) -> dict[str, torch.Tensor]:
     )
 
 
-def check_resume(
-    monkeypatch: pytest.MonkeyPatch, config: Config, folder: Path, at_iter: int, **settings: Any
-) -> tuple[dict[str, Any], ...]:
-    """Compare a run with one that stops in the middle of an epoch and goes on; return what both have written."""
-    train(config, folder / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setenv("TINY_STOP_AT_ITER", str(at_iter))
-        train(config, folder / "resumed", **settings)
-    train(config, folder / "resumed", resume=True)
-    assert_equal(*(final_weights(folder / name, 2) for name in ("whole", "resumed")))
-    return tuple(result(folder / name) for name in ("whole", "resumed"))
-
-
-@pytest.mark.parametrize(("name", "mix"), [("frskd", dict(type="Mixup", alpha=0.2)), ("baseline", CUTMIX)])
-def test_resumed_run_equals_the_uninterrupted_one(
-    name: str, mix: dict | None, cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_image_folders_with_workers_resume_to_the_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(cifar, f"{name}_cifar100_wrn_16_2", epochs=2, model__mix=mix)
-    whole, resumed = check_resume(monkeypatch, config, tmp_path, at_iter=5)  # of two epochs of 3 iterations
-    assert whole["history"] == resumed["history"]
-    kinds = ("", "teacher_", "ensemble_") if name == "frskd" else ("",)
-    assert set(whole["last"]) == {"epoch", *(f"{kind}top{k}" for kind in kinds for k in (1, 5))}
-
-
-def test_image_folders_resume_and_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_image_folder(tmp_path / "folders")
     config = tiny_config(root, "frskd_cub200_resnet18", epochs=2, model__student=dict(STUDENT, _delete_=True))
-    config.merge_from_dict(dict(model=dict(out_indices=(0, 1, 2), input_size=(3, 32, 32))))
+    config.model.merge(dict(out_indices=(0, 1, 2), input_size=(3, 32, 32), mix=dict(type="Mixup", alpha=0.2)))
     train_set, val_set = config.train_dataloader.dataset.dataset, config.val_dataloader.dataset
     train_set.transforms[0]["size"] = val_set.transforms[1]["size"] = 32
     val_set.transforms[0]["size"] = 36
     for loader in (config.train_dataloader, config.val_dataloader):
         loader.num_workers, loader.persistent_workers = 0, False
-    check_resume(monkeypatch, config, tmp_path, at_iter=3, train_dataloader__num_workers=2)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setenv("TINY_STOP_AT_ITER", "3")  # of two epochs of 2 iterations
+        train(config, tmp_path / "resumed", train_dataloader__num_workers=2)
+    train(config, tmp_path / "resumed", resume=True)
+    assert_equal(*(final_weights(tmp_path / name, 2) for name in ("whole", "resumed")))
+    whole, resumed = (result(tmp_path / name) for name in ("whole", "resumed"))
+    assert whole["history"] == resumed["history"]
+    assert set(whole["last"]) == {"epoch", *(f"{kind}top{k}" for kind in ("", "teacher_", "ensemble_") for k in (1, 5))}
 
 
 def test_scores_equal_an_independent_computation(cifar: Path, finished: Path) -> None:
@@ -178,7 +164,7 @@ def test_unknown_metric_is_refused() -> None:
         BestAndLastHook("mIoU").after_val_epoch(SimpleNamespace(_train_loop=object()), {"top1": 1.0, "top5": 2.0})
 
 
-def test_loss_is_the_total_of_wrap(cifar: Path) -> None:
+def test_loss_is_the_total_of_wrap() -> None:
     model = classifier()
     torch.manual_seed(0)
     reference = frskd_plugin.wrap(timm.create_model(**STUDENT), alpha=3.0, beta=50.0, width=1)
@@ -220,6 +206,9 @@ def test_inference_is_the_plain_network() -> None:
     for samples in (predictions, both):
         assert torch.equal(torch.stack([sample["logits"] for sample in samples]), expected)
         assert torch.equal(torch.stack([sample["target"] for sample in samples]), data["targets"])
+    plain = classifier(method=None).eval()
+    plain.predict_self_teacher = True
+    assert all(set(sample) == {"logits", "target"} for sample in plain(**data, mode="predict"))
 
 
 def test_teachers_of_kd_and_one_are_scored_too() -> None:
@@ -286,9 +275,14 @@ def test_channels_last_and_compile_change_neither_values_nor_names() -> None:
         (dict(method=dict(alpha=1.0)), ValueError, "`method` must have a name, such as dict"),
         (dict(method=dict(name="frsdk")), ValueError, "`method` must be one of .*'frskd'.* got 'frsdk'"),
         (dict(method=dict(name="frskd", gamma=1)), TypeError, "'frskd' has no setting 'gamma'"),
+        (dict(student={**STUDENT, "num_classes": 0}), ValueError, "`student.num_classes` .* got 0"),
         *(
-            (dict(student={**STUDENT, "num_classes": classes}), ValueError, f"`student.num_classes` .* got {classes}")
-            for classes in (0, -1)
+            (dict(method=method, mix=CUTMIX), ValueError, f"'{method['name']}' {does}.* which CutMix would .*mix=None")
+            for method, does in (
+                (dict(name="ddgsd"), "compares images of one label"),
+                (dict(name="cs_kd"), "compares images of one label"),
+                (PS_KD, "remembers its prediction of each image"),
+            )
         ),
     ],
 )
@@ -332,36 +326,37 @@ def test_preprocessor_normalises_bytes() -> None:
 
 
 def test_a_method_without_logits_is_named() -> None:
-    model = TimmClassifier(student=dict(model_name="test_resnet", num_classes=5))
+    model = classifier(method=None)
     model.network.method.forward = lambda *_: {"loss_ce": torch.zeros(())}
     with pytest.raises(ValueError, match="The method Baseline returns no `output`"):
-        model.train()(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), mode="loss")
+        model(**model.data_preprocessor(batch(2)), mode="loss")
 
 
-@pytest.mark.parametrize(
-    ("logits", "targets", "expected"),
-    [
-        *(  # one logit is right on its side of zero
-            ([[2.0], [-2.0], [3.0], [-3.0]], targets, [[True, True], [True, True], [False, False], [False, False]])
-            for targets in ([1, 0, 0, 1], [[1.0], [0.0], [0.0], [1.0]])
-        ),
-        (  # any of several labels is a hit
-            [[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]],
-            [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.7, 0.0]],
-            [[True, True], [False, True], [False, False], [False, True]],
-        ),
-    ],
-)
-def test_hits(logits: list, targets: list, expected: list) -> None:
-    assert top_k_hits(torch.tensor(logits), torch.tensor(targets), (1, 2)).tolist() == expected
+def test_index_reaches_the_method_that_asks_for_it_only() -> None:
+    data = {**classifier().data_preprocessor(batch(2)), "index": torch.tensor([4, 2])}
+    classifier(method=None)(**data, mode="loss")
+    model = classifier(method=PS_KD)
+    model(**data, mode="loss")
+    assert model.network.method.predictions.table.sum(1).nonzero().flatten().tolist() == [2, 4]
+    with pytest.raises(ValueError, match="PS-KD needs the place of each of the 2 samples"):
+        model(**{**data, "index": None}, mode="loss")
 
 
-def test_top_k_agrees_with_sorting() -> None:
+def test_hits_are_those_of_sorting() -> None:
     logits, targets = torch.randn(50, 20), torch.randint(20, (50,))
     order = np.argsort(-logits.numpy(), axis=1)
     expected = [[target in row[:k] for k in (1, 5, 30)] for target, row in zip(targets.numpy(), order, strict=True)]
     assert top_k_hits(logits, targets, (1, 5, 30)).tolist() == expected
     assert all(row[2] for row in expected)
+    # any of several labels is a hit
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    shares = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.7, 0.0]])
+    hits = [[True, True], [False, True], [False, False], [False, True]]
+    assert top_k_hits(logits, shares, (1, 2)).tolist() == hits
+    # one logit is right on its side of zero
+    for targets in (torch.tensor([1, 0, 0, 1]), torch.tensor([[1.0], [0.0], [0.0], [1.0]])):
+        found = top_k_hits(torch.tensor([[2.0], [-2.0], [3.0], [-3.0]]), targets, (1, 2))
+        assert found.tolist() == [[True] * 2] * 2 + [[False] * 2] * 2
 
 
 def test_metric_counts_each_image_once() -> None:

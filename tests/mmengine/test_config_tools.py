@@ -12,7 +12,7 @@ from frskd_plugin.version import __version__
 def test_configs_of_this_or_an_earlier_version_are_read_and_later_ones_refused() -> None:
     for settings in (dict(), dict(frskd_plugin_version="0.0.1"), dict(frskd_plugin_version=__version__)):
         check_version(Config(settings))
-    for version in ("99", "9.0", "1000.0.0rc1", "0.2.1"):
+    for version in ("9.0", "1000.0.0rc1", "0.2.1"):
         with pytest.raises(ValueError, match=f"is for frskd_plugin {version} or later, but {__version__} is installed"):
             check_version(Config(dict(frskd_plugin_version=version)))
     with pytest.raises(ValueError, match="my.py: frskd_plugin_version must be a version, .* got 'newest'"):
@@ -69,15 +69,15 @@ def test_only_keys_of_the_config_are_blamed_on_it() -> None:
         MODELS.build(dict(type=Fragile, size=3, colour="blue"))
     with pytest.raises(ValueError, match="config a.py: .*Fragyle.*registry"), explained_build("a.py"):
         MODELS.build(dict(type="Fragyle"))
-    with pytest.raises(KeyError, match="registry of mine"), explained_build("a.py"):
-        raise KeyError("registry of mine")
+    for error in (
+        KeyError("registry of mine"),
+        KeyError("img_path"),
+        TypeError("unsupported"),
+        ImportError("libGL.so"),
+    ):
+        with pytest.raises(type(error)) as raised, explained_build("a.py"):
+            raise error
+        assert raised.value is error
     cure = "config a.py: mmdetection needs an mmcv with compiled operators.*test-mmdet"
     with pytest.raises(ImportError, match=cure), explained_build("a.py"):
         raise ModuleNotFoundError("No module named 'mmcv._ext'")
-
-
-@pytest.mark.parametrize("error", [TypeError("unsupported operand"), KeyError("img_path"), ImportError("libGL.so.1")])
-def test_other_errors_pass_through(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, explained_build("a.py"):
-        raise error
-    assert raised.value is error
