@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from frskd_plugin.mmengine.export import export_student
-from tests.helpers.tiny_coco import build, make_batch, training_config, write_coco
+from tests.mmdet.tiny_coco import build, make_batch, training_config, write_coco
 
 EPOCHS = 6
 STEPS = 2  # an epoch: eight images in batches of four

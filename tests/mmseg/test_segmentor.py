@@ -16,9 +16,9 @@ from frskd_plugin.core import AttentionTransferLoss
 from frskd_plugin.mmseg.frskd_head import FRSKDHead
 from frskd_plugin.mmseg.heads import teacher_head
 from frskd_plugin.timm.parts import PARTS
-from tests.helpers.head_families import FAMILIES, edge_batch, frskd
 from tests.helpers.model_tester import without_gradient
 from tests.helpers.segmentors import CLASSES, build, effdet, fcn, make_batch, with_frskd
+from tests.mmseg.head_families import FAMILIES, edge_batch, frskd
 
 SEGMENTORS = {
     "effdet": (effdet(), with_frskd(effdet())),
