@@ -277,7 +277,9 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
 def _read_onnx(path: Path) -> tuple[Runner, dict[str, int]]:
     onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     onnx.checker.check_model(str(path))
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns of constants that it cannot fold
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     tensors = {tensor.name: math.prod(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0]), tensors
 
