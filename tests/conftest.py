@@ -30,6 +30,10 @@ NEEDS_TIMM = {
         (1, 0, 27),
         "DenseNet has no forward_intermediates there",
     ),
+    "tests/timm/test_feature_extractor.py::test_maps_of_family[selecsls42]": (
+        (1, 0, 31),
+        "SelecSLS has no forward_intermediates there",
+    ),
     "tests/timm/test_cifar_networks.py::test_classifier_can_be_replaced[resnet18_cifar]": (
         (1, 0, 29),
         "timm's own ResNet.reset_classifier keeps the dtype only from then on",

@@ -90,8 +90,8 @@ class TimmFeatureExtractor(nn.Module):
         # The final norm and the head serve the classifier only; left in, they would be parameters without a gradient.
         model.prune_intermediate_layers(sorted(indices), prune_norm=True, prune_head=True)
         head = getattr(model, "head", None)
-        if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
-            model.head = nn.Identity()  # timm before 1.0.31 leaves the norm in that of ConvNeXt
+        if isinstance(getattr(head, "norm", None), nn.Module):
+            head.norm = nn.Identity()  # timm before 1.0.31 leaves that of ConvNeXt; a head may also hold stages
         self.model = model
         self.frozen_stages = frozen_stages
         self._frozen_modules = self._freeze(frozen_stages, model_name)
