@@ -27,6 +27,7 @@ from tests.support.steps import BATCH, LR, Unsupported, check_finite, check_grad
 
 pytestmark = [pytest.mark.support, pytest.mark.filterwarnings("ignore")]
 IMAGE_SIZES = (64, 128, 256, 512)  # from the smallest on which the plain config runs
+MOST_LOGIT = 1e6  # batch normalisation over two single pixels makes gradients explode, more or less by chance
 SEED = 0
 # Marks of small models in the names of configs, smallest first; names without any come last.
 SMALL_MODELS = ("r18", "b0", "tiny", "t", "s", "s12", "s16", "hr18s", "hr18", "base", "b16", "b", "r50", "s101")
@@ -127,9 +128,8 @@ def train_plain(file: Path) -> tuple[Config, list[str]]:
             try:
                 images, samples = random_batch(model, size)
                 check_finite(train_step(model, images, samples))
-                # batch normalisation over two single pixels makes gradients explode
-                logits = predict(model, images, samples)
-                check_same_logits(logits, logits)
+                if not predict(model, images, samples).abs().max() < MOST_LOGIT:  # nor is it NaN
+                    raise Unsupported("after the step its logits are too large")
             except Exception as caught:  # whatever a model raises for a size that it cannot take
                 error = caught
                 continue
