@@ -52,6 +52,7 @@ methods.one: methods.last_stage
 methods.ps_kd: methods.prediction_store
 methods.sla_sd: methods.rotation
 commands.config: mmengine.command_line
+commands.runner: commands.run_guard
 commands.export: deploy.command commands.export_model commands.export_student
 timm.feature_extractor: timm.create
 timm.wrap: timm.distilled_model

@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import OPTIMIZERS, RUNNERS
-from mmengine.runner import Runner
-from torch import nn
+from mmengine.registry import OPTIMIZERS
 
 import frskd_plugin
 from frskd_plugin.commands.arguments import add_settings
-from frskd_plugin.commands.console import imports_held, quiet
 from frskd_plugin.mmengine.config_tools import is_classifier, override, read_config, set_data_root
 from frskd_plugin.mmengine.distributed import prepare_distributed
 from frskd_plugin.mmengine.method_data import method_name, provide_method_data, set_method
@@ -325,66 +322,3 @@ def _set_resume(config: Config, explicit: bool) -> None:
     # The data order is made before mmengine reads the seed from the checkpoint.
     if config.randomness["seed"] is None:
         config.randomness["seed"] = meta.get("seed")
-
-
-class _QuietRunner(Runner):
-    """Runner whose console shows what concerns the user; its log file has everything."""
-
-    def build_logger(self, *args: Any, **kwargs: Any) -> Any:
-        logger = super().build_logger(*args, **kwargs)
-        quiet(logger)
-        return logger
-
-
-def build_runner(config: Config) -> Runner:
-    """Build the runner of a config, whose ``runner_type`` may name one of the user's own."""
-    if config.get("default_scope") in ("mmseg", "mmdet"):
-        with imports_held():
-            importlib.import_module(f"{config.default_scope}.utils").register_all_modules(init_default_scope=False)
-    return RUNNERS.build(config) if "runner_type" in config else _QuietRunner.from_cfg(config)
-
-
-def open_data(runner: Runner, *loops: str) -> None:
-    """Open the data sets of a runner's loops ('train', 'val', 'test'): what is wrong with them shows at once."""
-    for loop in loops:
-        built = getattr(runner, f"{loop}_loop")  # the property builds it
-        dataset = getattr(getattr(built, "dataloader", None), "dataset", None)
-        if dataset is not None:
-            check_classes(f"{loop}_dataloader", dataset, getattr(runner.model, "module", runner.model))
-
-
-def check_classes(name: str, dataset: Any, model: nn.Module) -> None:
-    """Compare the labels of a data set with the classes of a model; one that says nothing of them is not checked.
-
-    Args:
-        name: of the data set in the config, for messages.
-        dataset: with ``targets`` (of our classification data sets) or ``metainfo['classes']``, also inside of others.
-        model: a classifier, segmentor or detector.
-
-    Raises:
-        ValueError: the data set has labels that the model has no class for.
-    """
-    setting, num_classes = _classes_of(model)
-    if num_classes is None:
-        return
-    found = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
-    while not hasattr(dataset, "targets") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    if len(getattr(dataset, "targets", ())):
-        found = int(torch.as_tensor(dataset.targets).max()) + 1
-    if found > num_classes:
-        raise ValueError(
-            f"{name}: the data set has labels 0..{found - 1}, but {setting} is {num_classes}: set it to the number of "
-            "the data set's classes, or give the data that the model is for"
-        )
-
-
-def _classes_of(model: nn.Module) -> tuple[str, int | None]:
-    """Return the setting of the number of classes, as a config names it, and its value; None if the model is silent."""
-    if hasattr(model, "network"):
-        return "model.student.num_classes", getattr(model.network.student, "num_classes", None)
-    for part in ("decode_head", "bbox_head"):
-        if (head := getattr(model, part, None)) is not None:
-            head = head[-1] if isinstance(head, nn.ModuleList) else head
-            return f"model.{part}.num_classes", getattr(head, "num_classes", None)
-    return "", None

@@ -28,7 +28,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import ManagerMixin
 
 from frskd_plugin.commands import Terminated, describe, train
-from frskd_plugin.commands.run_guard import locked
+from frskd_plugin.commands.runner import locked
 from frskd_plugin.mmengine.resume import safe_loading
 
 PAUSED = "paused: the time is up, the same command goes on from here"

@@ -11,7 +11,8 @@ from mmengine.config import Config
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.commands.arguments import command_parser
-from frskd_plugin.commands.config import add_common_options, build_runner, open_data, prepare_config
+from frskd_plugin.commands.config import add_common_options, prepare_config
+from frskd_plugin.commands.runner import build_runner, open_data
 from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
 from frskd_plugin.mmengine.resume import safe_loading

@@ -13,8 +13,8 @@ from mmengine.hooks import Hook
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.commands import asked_to_stop
 from frskd_plugin.commands.arguments import add_settings, command_parser, whole_number
-from frskd_plugin.commands.config import RECIPES, add_common_options, build_runner, open_data, prepare_config
-from frskd_plugin.commands.run_guard import is_main, locked, what_is_lost
+from frskd_plugin.commands.config import RECIPES, add_common_options, prepare_config
+from frskd_plugin.commands.runner import build_runner, is_main, locked, open_data, what_is_lost
 from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.config_tools import explained_build
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed

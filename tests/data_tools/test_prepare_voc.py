@@ -30,28 +30,40 @@ def written(devkit: Path, name: str = "frskd_train") -> dict[str, list[str]]:
 
 
 def test_leaves_out_test_images_by_id_file_and_look(devkit):
+    own = {"VOC2007": [f"{i:06d}" for i in range(1, 5)], "VOC2012": [f"2008_{i:06d}" for i in range(5, 9)]}
     lists = make_training_lists(devkit)
     assert sorted(lists.removed, key=lambda copy: copy.reference_id) == [
         Copy("2007_000009", "000009", "same id"),
         Copy("2009_000013", "000013", "same pixels"),
         Copy("2009_000017", "000017", "same picture, encoded anew"),
     ]
-    assert lists.ids == {
-        "VOC2007": [f"{i:06d}" for i in range(1, 5)],
-        "VOC2012": [f"2008_{i:06d}" for i in range(5, 9)],
-    }
-    assert lists.twice == []
+    assert lists.ids == own and lists.twice == []
+    files = {path: path.read_bytes() for path in devkit.rglob("*") if path.is_file()}
+    for _ in range(2):  # may be run again, and writes nothing but the lists
+        done = command("prepare_voc", devkit)
+        assert done.returncode == 0, done.stderr
+        assert "VOC2012 trainval holds 3 images of VOC2007 test: left out" in done.stdout
+        assert "2009_000013 is VOC2007 test 000013: same pixels" in done.stdout
+        assert written(devkit) == own
+    new = {path for path in devkit.rglob("*") if path.is_file()} - files.keys()
+    assert new == {list_path(devkit, year, "frskd_train") for year in own}
+    assert all(path.read_bytes() == content for path, content in files.items())
 
 
-def test_pixels_or_id_are_enough(devkit):
-    """A comment in the file changes its bytes, not its picture; an id of VOC2007 test counts whatever the picture."""
+def test_pixels_or_id_are_enough_and_images_of_2007_trainval_stay(devkit):
+    """A comment in the file changes its bytes, not its picture; an id of VOC2007 counts whatever the picture."""
     folder = devkit / "VOC2012" / "JPEGImages"
     data = (folder / "2009_000013.jpg").read_bytes()
     (folder / "2009_000013.jpg").write_bytes(data[:2] + b"\xff\xfe\x00\x07hello" + data[2:])
     shutil.copyfile(folder / "2008_000005.jpg", folder / "2007_000009.jpg")
+    for image, name in (("JPEGImages", "000001.jpg"), ("SegmentationClass", "000001.png")):
+        shutil.copyfile(devkit / "VOC2007" / image / name, devkit / "VOC2012" / image / f"2007_{name}")
+    with list_path(devkit, "VOC2012", "trainval").open("a") as file:
+        file.write("2007_000001\n")
     lists = make_training_lists(devkit)
     assert {Copy("2007_000009", "000009", "same id"), Copy("2009_000013", "000013", "same pixels")} < set(lists.removed)
-    assert "2008_000005" in lists.ids["VOC2012"]
+    assert lists.ids["VOC2012"][0] == "2008_000005" and lists.ids["VOC2012"][-1] == "2007_000001"
+    assert lists.twice == [Copy("2007_000001", "000001", "same id")]
 
 
 def test_plain_pictures_are_not_taken_for_copies(tmp_path):
@@ -59,27 +71,6 @@ def test_plain_pictures_are_not_taken_for_copies(tmp_path):
     for name, grey in (("a", 0), ("b", 1)):
         Image.new("RGB", (40, 30), (grey, grey, grey)).save(tmp_path / f"{name}.png")
     assert find_copies({"2008_b": fingerprint(tmp_path / "b.png")}, {"a": fingerprint(tmp_path / "a.png")}) == []
-
-
-def test_images_of_2007_trainval_stay(devkit):
-    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
-        shutil.copyfile(devkit / f"VOC2007/{folder}/000001.{suffix}", devkit / f"VOC2012/{folder}/2007_000001.{suffix}")
-    with list_path(devkit, "VOC2012", "trainval").open("a") as file:
-        file.write("2007_000001\n")
-    lists = make_training_lists(devkit)
-    assert lists.ids["VOC2012"][-1] == "2007_000001"
-    assert lists.twice == [Copy("2007_000001", "000001", "same id")]
-
-
-def test_tool_writes_lists_and_says_what_it_left_out(devkit):
-    done = command("prepare_voc", devkit)
-    assert done.returncode == 0, done.stderr
-    assert "VOC2012 trainval holds 3 images of VOC2007 test: left out" in done.stdout
-    assert "2009_000013 is VOC2007 test 000013: same pixels" in done.stdout
-    assert written(devkit)["VOC2012"] == [f"2008_{i:06d}" for i in range(5, 9)]
-    before = {path: path.read_bytes() for path in devkit.rglob("*") if path.is_file()}
-    assert command("prepare_voc", devkit).returncode == 0
-    assert {path: path.read_bytes() for path in devkit.rglob("*") if path.is_file()} == before
 
 
 def test_paper_protocol_keeps_them_in_order_under_another_name(devkit):
@@ -96,17 +87,7 @@ def test_paper_protocol_keeps_them_in_order_under_another_name(devkit):
     assert "other than those of the published lists, got 'trainval'" in refused.stderr
 
 
-def test_missing_lists_are_named(devkit):
-    list_path(devkit, "VOC2007", "test").unlink()
-    shutil.rmtree(devkit / "VOC2012")
-    done = command("prepare_voc", devkit)
-    assert done.returncode == 2
-    assert f"{list_path(devkit, 'VOC2007', 'test')} (from VOCtest_06-Nov-2007.tar)" in done.stderr
-    assert "VOCtrainval_11-May-2012.tar" in done.stderr
-    assert not list_path(devkit, "VOC2007", "frskd_train").exists()
-
-
-def test_missing_and_corrupt_images_and_empty_lists(devkit):
+def test_missing_and_corrupt_files_and_empty_lists(devkit):
     missing = devkit / "VOC2012" / "SegmentationClass" / "2008_000005.png"
     content = missing.read_bytes()
     missing.unlink()
@@ -120,3 +101,10 @@ def test_missing_and_corrupt_images_and_empty_lists(devkit):
     list_path(devkit, "VOC2007", "test").write_text("\n")
     with pytest.raises(ValueError, match="holds no id"):
         make_training_lists(devkit)
+    list_path(devkit, "VOC2007", "test").unlink()
+    shutil.rmtree(devkit / "VOC2012")
+    done = command("prepare_voc", devkit)
+    assert done.returncode == 2
+    assert f"{list_path(devkit, 'VOC2007', 'test')} (from VOCtest_06-Nov-2007.tar)" in done.stderr
+    assert "VOCtrainval_11-May-2012.tar" in done.stderr
+    assert not list_path(devkit, "VOC2007", "frskd_train").exists()

@@ -82,6 +82,11 @@ def load_tool(name: str) -> ModuleType:
     return importlib.import_module(f"frskd_plugin.commands.{name}")
 
 
+def training_config(file: str | Path, *options: object) -> Config:
+    """The config that tools/train.py makes of a file and its options."""
+    return load_tool("train").read_command([str(file), *map(str, options)])[0]
+
+
 def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a command line in this process, which is quicker than `run_tool`."""
     out, err = io.StringIO(), io.StringIO()

@@ -71,7 +71,7 @@ def frskd_model() -> dict[str, Any]:
     )
 
 
-def tiny_config(data_root: Path, epochs: int = 3, workers: int = 2, batch_size: int = 2, frskd: bool = False) -> Config:
+def tiny_config(data_root: Path, epochs: int = 3, workers: int = 0, batch_size: int = 2, frskd: bool = False) -> Config:
     """A training config with every kind of random augmentation that the real configs have."""
     load = [dict(type="LoadCheckedImage"), dict(type="LoadCheckedAnnotations", num_classes=NUM_CLASSES)]
     augment = [

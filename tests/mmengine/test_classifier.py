@@ -17,7 +17,7 @@ from mmengine.runner import load_checkpoint
 from torch.nn import functional as F
 
 import frskd_plugin
-from frskd_plugin.commands.config import check_classes
+from frskd_plugin.commands.runner import check_classes
 from frskd_plugin.core.schedule import distill_factor
 from frskd_plugin.data.cifar100 import load_cifar100
 from frskd_plugin.data.tensor_images import TensorImages

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from frskd_plugin.commands.run_guard import locked, what_is_lost
+from frskd_plugin.commands.runner import locked, what_is_lost
 from frskd_plugin.mmengine.safety_hooks import FiniteLossHook, WeightsFitHook, guard_training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

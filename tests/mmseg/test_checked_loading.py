@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
-from frskd_plugin.commands.config import check_classes
+from frskd_plugin.commands.runner import check_classes
 from frskd_plugin.mmseg.data import LoadCheckedAnnotations, LoadCheckedImage
 from tests.helpers.tiny_mmseg import tiny_config
 

@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from mmengine.config import Config
 from mmengine.runner import Runner
 
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin.commands.report_logs import read_text_log
 from frskd_plugin.mmengine.export import export_student
-from tests.helpers.real_runs import command, final_weights, in_two_processes, load_tool, run_tool, train, write_config
+from tests.helpers.real_runs import (
+    assert_equal,
+    command,
+    final_weights,
+    in_two_processes,
+    load_tool,
+    run_tool,
+    train,
+    training_config,
+    write_config,
+)
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 
 # A command line in a process where these packages cannot be imported, as where they are not installed.
@@ -43,16 +52,6 @@ def run(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config_file(cifar: Path, tmp_path: Path) -> Path:
     return write_config(tmp_path / "tiny.py", tiny_config(cifar, epochs=2))
-
-
-def built(config_file: str | Path, *options: object) -> Config:
-    """The config that tools/train.py makes of a file and its options."""
-    return load_tool("train").read_command([str(config_file), *map(str, options)])[0]
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
 @pytest.mark.slow
@@ -95,12 +94,12 @@ def test_two_processes_train_one_model_and_count_each_image_once(
 
 
 def test_options_of_speed(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, config = built(config_file), built(config_file, "--channels-last", "--compile")
+    plain, config = training_config(config_file), training_config(config_file, "--channels-last", "--compile")
     assert not plain.model.get("channels_last") and not plain.model.get("compile")
     assert config.model.channels_last is True and config.model.compile is True
     segmentor = "configs/frskd_camvid_fcn_r18.py"  # has hooks for it
-    added = built(segmentor, "--channels-last", "--compile").custom_hooks[len(built(segmentor).custom_hooks) :]
-    assert added == [dict(type="ChannelsLastHook"), dict(type="CompileHook")]
+    hooks, more = (training_config(segmentor, *o).custom_hooks for o in ((), ("--channels-last", "--compile")))
+    assert more == [*hooks, dict(type="ChannelsLastHook"), dict(type="CompileHook")]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for options, wrapper in (
@@ -108,19 +107,11 @@ def test_options_of_speed(config_file: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["--amp", "--amp-dtype", "fp16"], "AmpOptimWrapper"),
         (["--amp-dtype", "bf16"], "AutocastOptimWrapper"),
     ):
-        assert built(config_file, *options).optim_wrapper.type == wrapper
+        assert training_config(config_file, *options).optim_wrapper.type == wrapper
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert built(config_file, "--amp").optim_wrapper.type == "AutocastOptimWrapper"
+    assert training_config(config_file, "--amp").optim_wrapper.type == "AutocastOptimWrapper"
     with pytest.raises(ValueError, match="--amp-dtype fp16 needs CUDA.*use --amp-dtype bf16"):
-        built(config_file, "--amp-dtype", "fp16")
-
-
-@pytest.mark.parametrize("name", ["baseline_cifar100_wrn_16_2", "baseline_cub200_resnet18"])
-def test_missing_data_ends_in_one_line(name: str, tmp_path: Path) -> None:
-    done = command("train", f"configs/{name}.py", "--data-root", tmp_path, "--work-dir", tmp_path / "w")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert all(word in line for word in (str(tmp_path), "expected", "tools/prepare_data.py", "--data-root"))
+        training_config(config_file, "--amp-dtype", "fp16")
 
 
 def test_test_tool_reports_the_score_of_the_last_validation(run: Path, config_file: Path, tmp_path: Path) -> None:
@@ -163,8 +154,8 @@ def test_a_method_of_the_command_line_has_a_folder_of_its_own(run: Path, config_
         (["--method", "one", "--work-dir", "mine"], "mine"),
         (["--method", "one", "--cfg-options", "work_dir=mine"], "mine"),
     ):
-        assert built(file, *options).work_dir == work_dir
+        assert training_config(file, *options).work_dir == work_dir
     other = "epoch_2.pth was trained with the method 'frskd', and this run is to train with 'sad'"
     with pytest.raises(ValueError, match=other):  # is not resumed
-        built(config_file, "--work-dir", run, "--method", "sad", "--resume")
-    assert built(config_file, "--work-dir", run, "--resume").load_from == str(run / "epoch_2.pth")
+        training_config(config_file, "--work-dir", run, "--method", "sad", "--resume")
+    assert training_config(config_file, "--work-dir", run, "--resume").load_from == str(run / "epoch_2.pth")

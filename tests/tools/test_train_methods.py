@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import frskd_plugin.timm  # noqa: F401
 from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
-from tests.helpers.real_runs import command, final_weights, in_two_processes, load_tool, write_config
+from tests.helpers.real_runs import assert_equal, final_weights, in_two_processes, load_tool, scalars, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 
 TEACHER = dict(model_name="wrn_16_2", num_classes=100, depth=10, k=2)
@@ -63,18 +62,12 @@ def history(work_dir: Path) -> list[dict]:
     return json.loads((work_dir / "result.json").read_text())["history"]
 
 
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
-
-
 @pytest.mark.parametrize("method", sorted(set(method_names()) - set(WITH_STATE)))
 def test_method_trains_and_validates(method: str, cifar: Path, teacher: Path, tmp_path: Path) -> None:
     run(cifar, tmp_path / "w", method, *options_of(method, teacher))
     (scores,) = history(tmp_path / "w")
     assert 0 <= scores["top1"] <= scores["top5"] <= 100
-    (log,) = (tmp_path / "w").glob("*/vis_data/scalars.json")
-    steps = [json.loads(line) for line in log.read_text().splitlines() if '"loss"' in line]
+    steps = [line for line in scalars(tmp_path / "w") if "loss" in line]
     assert len(steps) == 4 and all(math.isfinite(step["loss"]) and "train_top1" in step for step in steps)
 
 
@@ -99,25 +92,6 @@ def test_resumed_method_equals_the_uninterrupted_one(
         assert json.loads(scores.read_text())["top1"] == history(tmp_path / "whole")[1]["top1"]
         table = weights["network.method.predictions.bits"].view(torch.float16)
         torch.testing.assert_close(table.float().sum(1), torch.ones(IMAGES), rtol=0, atol=0.01)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--method", "dgsd"], "`method` must be one of .*'ddgsd'.*, got 'dgsd'"),
-        (["--method-options", "mu=1"], "The method 'baseline' has no setting 'mu'"),
-        (["--method", "kd"], "The method 'kd' needs the setting 'teacher'"),
-        (
-            ["--method", "ddgsd", "--method-options", "temperature=0"],
-            "`temperature` divides the logits and must be > 0",
-        ),
-    ],
-)
-def test_mistakes_end_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:
-    done = command("train", "configs/baseline_cifar100_wrn_16_2.py", "--work-dir", tmp_path, *options)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert re.search(message, line)
 
 
 def train_each(file: Path, methods: Sequence[str]) -> None:
