@@ -126,8 +126,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
 
 def asked_to_stop(error: BaseException) -> type[KeyboardInterrupt] | type[Terminated] | None:
     """Return the signal behind an error, as an exception; None where there is none."""
-    # A library with a bare `except` turns the exception of a signal into an error of its own, and of a signal to a
-    # whole job the main process may hear by the end of a data-loading worker first.
+    # A library with a bare `except` turns a signal's exception into an error of its own. Where all processes of a job
+    # get the signal, the end of a data-loading worker may be what this one hears of first.
     if isinstance(error, KeyboardInterrupt) or signal.SIGINT in _signals:
         return KeyboardInterrupt
     if isinstance(error, Terminated) or signal.SIGTERM in _signals or "killed by signal: Terminated" in str(error):

@@ -19,12 +19,12 @@ def command_parser(name: str, description: str | None, epilog: str | None = None
 
 
 def add_settings(parser: argparse._ActionsContainer, option: str, text: str) -> None:
-    """Add an option of ``a.b=value ...`` for a config, read as OpenMMLab's tools do, into a dict."""
+    """Add an option that takes settings of a config, ``a.b=value ...`` as in OpenMMLab's tools, into a dict."""
     parser.add_argument(option, nargs="+", action=_Settings, metavar="KEY=VALUE", help=text)
 
 
 def add_keywords(parser: argparse._ActionsContainer, option: str, text: str) -> None:
-    """Add an option of ``key=value ...``, the values as Python writes them, as a list of pairs."""
+    """Add an option that takes ``key=value ...``, the values as Python writes them, into a list of pairs."""
     parser.add_argument(option, nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help=text)
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from frskd_plugin.check import is_config, prepare
 from frskd_plugin.check_step import AMP_DTYPES, dry_run
@@ -79,15 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = dry_run(subject, args.amp)
     except Exception as error:  # whatever a model raises: that its step fails is what there is to tell
         failure = f"the training step fails with {type(error).__name__}: {error}"
-        print(f"1 PROBLEM\n  1. {args.model}: {failure}", file=sys.stderr if args.json == "-" else sys.stdout)
-        _write_json(args.json, {"healthy": False, "problems": [failure]})
-        return 1
-    report = dataclasses.replace(report, model=f"{args.model} ({report.model})")
-    print(report, file=sys.stderr if args.json == "-" else sys.stdout)
-    _write_json(args.json, report.to_dict())
-    return 1 if report.problems else 0
-
-
-def _write_json(file: str | None, report: dict[str, Any]) -> None:
-    if file is not None:
-        write_text(file, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        text, content = f"1 PROBLEM\n  1. {args.model}: {failure}", {"healthy": False, "problems": [failure]}
+    else:
+        report = dataclasses.replace(report, model=f"{args.model} ({report.model})")
+        text, content = str(report), report.to_dict()
+    print(text, file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json is not None:
+        write_text(args.json, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return 1 if content["problems"] else 0

@@ -230,7 +230,7 @@ def _setting(config: Any, name: str) -> Any:
 
 
 def _set_speed(config: Config, args: argparse.Namespace) -> None:
-    """Set mixed precision, memory format and compilation: a classifier has settings for the last two, others hooks."""
+    """Set mixed precision, memory format and compilation, the last two by a classifier's settings or others' hooks."""
     if args.amp or args.amp_dtype:
         _enable_amp(config, args.amp_dtype)
     for setting, hook in (("channels_last", "ChannelsLastHook"), ("compile", "CompileHook")):
@@ -243,9 +243,9 @@ def _set_speed(config: Config, args: argparse.Namespace) -> None:
 
 
 def enable_cuda_graph(config: Config, choice: str) -> None:
-    """Let a classifier that trains by epochs on CUDA train by `GraphTrainLoop`, with an optimizer that it can hold.
+    """Give a classifier that trains by epochs on CUDA the `GraphTrainLoop`, and an optimizer that a graph can capture.
 
-    'auto' leaves any other config as it is, and the loop captures where it can; 'on' raises a ValueError.
+    Any other config is left as it is by 'auto', and refused (ValueError) by 'on'.
     """
     loop = config.get("train_cfg") or {}
     kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")

@@ -83,7 +83,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_splits(devkit: Path) -> dict[tuple[str, str], list[str]]:
-    """Read the three published lists, after a look whether each image and each mask is there."""
+    """Read the three published lists, and check that each image and each mask is there."""
     if missing := [key for key in SPLITS if not list_path(devkit, *key).is_file()]:
         lines = [f"  {list_path(devkit, *key)}  (from {SPLITS[key][1]})" for key in missing]
         raise FileNotFoundError(

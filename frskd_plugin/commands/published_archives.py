@@ -55,7 +55,7 @@ class Member(NamedTuple):
 class Source:
     """Published data set: an archive, or a folder of archives and unpacked files.
 
-    ``archives`` maps a file as published to what it unpacks to; an archive beside which that lies is passed over.
+    ``archives`` maps a published file to what it unpacks to; an archive that lies beside that is passed over.
     """
 
     def __init__(self, path: str | Path, archives: Mapping[str, str | None]) -> None:

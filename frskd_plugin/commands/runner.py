@@ -51,7 +51,7 @@ def open_data(runner: Runner, *loops: str) -> None:
 
 
 def check_classes(name: str, dataset: Any, model: nn.Module) -> None:
-    """Compare the labels of a data set with the classes of a model; one that says nothing of them is not checked.
+    """Compare the labels of a data set with the classes of a model, where both tell them.
 
     Args:
         name: of the data set in the config, for messages.
@@ -140,7 +140,7 @@ def is_main() -> bool:
 
 
 def what_is_lost(work_dir: str | Path, runner: Runner | None = None) -> str:
-    """Return the checkpoint that ``--resume`` would take, and the iterations that are lost with the rest."""
+    """Say which checkpoint ``--resume`` would go on from, and how many iterations are lost."""
     done = runner.iter if runner is not None else 0
     found, _ = newest_checkpoint(work_dir)
     meta = found[1] if found else {}

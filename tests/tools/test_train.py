@@ -178,7 +178,7 @@ FILES = {
             "--amp needs optim_wrapper.type='OptimWrapper' .* got 'ApexOptimWrapper'",
         ),
         *((["{config}", "--cfg-options", option], message) for option, message in WRONG_SETTINGS.items()),
-        *(([CIFAR, *options], message) for options, message in WRONG_METHODS.items()),
+        *(([CIFAR, "--work-dir", "{tmp}/w", *options], message) for options, message in WRONG_METHODS.items()),
         *(
             (
                 [f"baseline_{name}", "--data-root", "{tmp}", "--work-dir", "{tmp}/w"],
