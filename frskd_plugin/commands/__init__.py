@@ -190,8 +190,9 @@ def describe(error: Exception) -> str:
     if worker:  # torch puts the traceback of a data-loading worker into the text
         text = text[text.rindex(worker[-1]) :].partition(": ")[2]
     text = " ".join(text.split())
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
-        return f"{text}; pip install 'frskd_plugin[{EXTRAS[(error.name or '').partition('.')[0]]}]' brings it"
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in EXTRAS:
+        return f"{text}; pip install 'frskd_plugin[{EXTRAS[package]}]' brings it"
     if isinstance(error, USER_ERRORS):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}; run again with --debug for the traceback"

@@ -6,7 +6,6 @@ It registers its hooks for the configs of the tiny networks, and needs neither m
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -17,7 +16,6 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -32,6 +30,7 @@ from torch.multiprocessing import start_processes
 from yapf.yapflib import yapf_api
 
 from frskd_plugin.commands import run
+from frskd_plugin.commands import train as train_tool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 yapf_api.FormatCode = lambda text, **settings: (text, True)  # in other processes too; why says tests/conftest.py
@@ -77,14 +76,9 @@ def train(config: Config, work_dir: Path, **settings: Any) -> Runner:
     return runner
 
 
-def load_tool(name: str) -> ModuleType:
-    """The module of a command line."""
-    return importlib.import_module(f"frskd_plugin.commands.{name}")
-
-
 def training_config(file: str | Path, *options: object) -> Config:
     """The config that tools/train.py makes of a file and its options."""
-    return load_tool("train").read_command([str(file), *map(str, options)])[0]
+    return train_tool.read_command([str(file), *map(str, options)])[0]
 
 
 def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -95,29 +89,12 @@ def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess([name, *arguments], status, out.getvalue(), err.getvalue())
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """Environment of a command line in another process: one thread, this repository and interpreter."""
+def run_tool(*command: object, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in another process, with one thread and this repository, and return stdout and stderr."""
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **extra}
-
-
-def run_tool(
-    *command: object, check: bool = True, timeout: int = 300, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command line of tools/ and return its output (stdout and stderr together)."""
-    done = subprocess.run(
-        [*map(str, command)],
-        start_new_session=True,
-        env=environment(**extra),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}")
-    return done
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **extra}
+    places = dict(cwd=REPOSITORY, env=env, start_new_session=True, timeout=300)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, **places)
 
 
 def final_weights(work_dir: Path, epoch: int) -> dict[str, Tensor]:

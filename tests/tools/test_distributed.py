@@ -11,13 +11,14 @@ from mmengine.registry import init_default_scope
 from torch import distributed, nn
 from torch.distributed.run import get_args_parser
 
+from frskd_plugin.commands import train as train_tool
 from frskd_plugin.mmengine.distributed import (
     SyncBNDataParallel,
     end_distributed,
     init_distributed,
     prepare_distributed,
 )
-from tests.helpers.real_runs import REPOSITORY, assert_equal, in_two_processes, load_tool, run_tool, write_config
+from tests.helpers.real_runs import REPOSITORY, assert_equal, in_two_processes, run_tool, write_config
 from tests.helpers.segmentors import make_batch
 from tests.helpers.tiny_mmseg import MODELS, tiny_config
 
@@ -34,7 +35,7 @@ def config_file(data_root: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(config_file: Path, tmp_path: Path) -> None:
     arguments = [str(config_file), "--launcher", "pytorch", "--work-dir", str(tmp_path / "run")]
-    in_two_processes(load_tool("train").main, arguments)
+    in_two_processes(train_tool.main, arguments)
     first, second = (torch.load(tmp_path / f"run/rank_{rank}.pth", weights_only=True) for rank in range(2))
     assert any(key.startswith("self_teacher.") for key in first)
     assert_equal(first, second)
@@ -98,8 +99,8 @@ def test_missing_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_number_of_processes_is_refused(config_file: Path) -> None:
-    done = run_tool(DIST_TRAIN, config_file, "many", check=False)
-    assert done.returncode == 2 and "N must be a number of processes, 1 or more; got 'many'" in done.stdout
+    done = run_tool(DIST_TRAIN, config_file, "many")
+    assert done.returncode == 2 and "N must be a number of processes, 1 or more; got 'many'" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")

@@ -11,12 +11,12 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from frskd_plugin.commands import test as test_tool
 from frskd_plugin.mmengine.resume import load_checkpoint
 from tests.helpers.real_runs import (
     assert_equal,
     command,
     final_weights,
-    load_tool,
     train,
     training_config,
     write_config,
@@ -121,6 +121,7 @@ WRONG_SETTINGS = {
     "model.type.x=3": "model.type is 'FRSKDEncoderDecoder', which has no settings",
     "model=3": "model has the settings type, backbone; give one of them, not 3",
     "train_cfg.max_epochs=0": "train_cfg.max_epochs must be an int >= 1, got 0",
+    "train_dataloader.batch_size=2.5": "train_dataloader.batch_size must be an int >= 1, got 2.5",
     "optim_wrapper.optimizer.lr=abc": "optim_wrapper.optimizer.lr must be a number >= 0, got 'abc'",
     "optim_wrapper.optimizer.type=SDG": "there is no optimizer 'SDG'; did you mean 'SGD'",
     "param_scheduler.milestones=abc": r"param_scheduler.milestones must be a list of ints, such as \[100,150\]",
@@ -232,18 +233,17 @@ def test_misspelled_keys_and_types(config_file: Path, tmp_path: Path, option: st
 
 def test_test_tool_reports_the_score_of_the_last_validation(whole: Runner, config_file: Path, tmp_path: Path) -> None:
     options = ["--work-dir", str(tmp_path / "test"), "--out", str(tmp_path / "maps")]
-    load_tool("test").main([str(config_file), str(Path(whole.work_dir) / "epoch_2.pth"), *options])
+    test_tool.main([str(config_file), str(Path(whole.work_dir) / "epoch_2.pth"), *options])
     (scores,) = (tmp_path / "test").glob("*/*.json")
     assert Config.fromfile(scores).mIoU == pytest.approx(whole.message_hub.get_scalar("val/mIoU").current())
     assert len(list((tmp_path / "maps").glob("*.png"))) == 8
 
 
 def test_bad_options_of_the_test_tool(config_file: Path, tmp_path: Path) -> None:
-    tool = load_tool("test")
     for checkpoint in ("missing.pth", "", tmp_path):
         done = command("test", config_file, checkpoint)
         assert done.returncode == 2 and "not found; expected checkpoint to be a file" in done.stderr
     with pytest.raises(ValueError, match="--tta needs tta_model and tta_pipeline"):
-        tool.read_command([str(config_file), str(config_file), "--tta"])
+        test_tool.read_command([str(config_file), str(config_file), "--tta"])
     with pytest.raises(ValueError, match="need default_hooks.visualization"):
-        tool.read_command([str(config_file), str(config_file), "--show"])
+        test_tool.read_command([str(config_file), str(config_file), "--show"])

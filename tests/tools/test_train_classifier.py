@@ -12,6 +12,9 @@ import torch
 from mmengine.runner import Runner
 
 import frskd_plugin.timm  # noqa: F401
+from frskd_plugin.commands import export as export_tool
+from frskd_plugin.commands import test as test_tool
+from frskd_plugin.commands import train as train_tool
 from frskd_plugin.commands.report_logs import read_text_log
 from frskd_plugin.mmengine.export import export_student
 from tests.helpers.real_runs import (
@@ -19,7 +22,6 @@ from tests.helpers.real_runs import (
     command,
     final_weights,
     in_two_processes,
-    load_tool,
     run_tool,
     train,
     training_config,
@@ -58,10 +60,8 @@ def config_file(cifar: Path, tmp_path: Path) -> Path:
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(run: Path, config_file: Path, tmp_path: Path) -> None:
     options = (config_file, "--work-dir", tmp_path / "killed", "--seed", 3)
     tool = (sys.executable, "-c", WITHOUT_MMSEG, "tools/train.py")
-    killed = run_tool(
-        *tool, *options, check=False, TINY_KILL_AT_ITER="6"
-    )  # in the second of two epochs of 4 iterations
-    assert killed.returncode == -9, killed.stdout[-3000:]
+    killed = run_tool(*tool, *options, TINY_KILL_AT_ITER="6")  # in the second of two epochs of 4 iterations
+    assert killed.returncode == -9, killed.stderr[-3000:]
     assert (tmp_path / "killed" / "last_checkpoint").read_text().endswith("epoch_1.pth")
     assert command("train", *options, "--resume").returncode == 0
     assert_equal(final_weights(run, 2), final_weights(tmp_path / "killed", 2))
@@ -81,7 +81,7 @@ def test_two_processes_train_one_model_and_count_each_image_once(
     # 43 images: the sampler repeats one, so that both processes have 22
     changes = ("val_dataloader.dataset.type=OddCifar100", "train_cfg.max_epochs=1")
     options = ["--launcher", "pytorch", "--work-dir", str(tmp_path / "two"), "--cfg-options", *changes]
-    in_two_processes(load_tool("train").main, [str(config_file), *options])
+    in_two_processes(train_tool.main, [str(config_file), *options])
     assert_equal(*(torch.load(tmp_path / f"two/rank_{rank}.pth", weights_only=True) for rank in range(2)))
 
     (found,) = json.loads((tmp_path / "two" / "result.json").read_text())["history"]
@@ -115,20 +115,20 @@ def test_options_of_speed(config_file: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_test_tool_reports_the_score_of_the_last_validation(run: Path, config_file: Path, tmp_path: Path) -> None:
-    tool, validated = load_tool("test"), json.loads((run / "result.json").read_text())["last"]
+    validated = json.loads((run / "result.json").read_text())["last"]
     plain, *_ = export_student(run / "epoch_2.pth", tmp_path / "plain.pth")
     for checkpoint in (run / "epoch_2.pth", plain):
         work_dir = tmp_path / checkpoint.stem
-        tool.main([str(config_file), str(checkpoint), "--work-dir", str(work_dir)])
+        test_tool.main([str(config_file), str(checkpoint), "--work-dir", str(work_dir)])
         (scores,) = work_dir.glob("*/*.json")
         assert json.loads(scores.read_text())["top1"] == pytest.approx(validated["top1"])
     with pytest.raises(ValueError, match="--out writes the label maps of a segmentor; leave it out for a classifier"):
-        tool.read_command([str(config_file), str(plain), "--out", str(tmp_path / "maps")])
+        test_tool.read_command([str(config_file), str(plain), "--out", str(tmp_path / "maps")])
 
 
 def test_exported_file_is_timms_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = run / "epoch_2.pth", tmp_path / "student.pth"
-    load_tool("export").main([str(source), str(target)])
+    export_tool.main([str(source), str(target)])
     assert target.stat().st_size < source.stat().st_size
     weights = torch.load(target, weights_only=True)
     prefix = "network.student."

@@ -13,9 +13,11 @@ import timm
 import torch
 
 import frskd_plugin.timm  # noqa: F401
+from frskd_plugin.commands import test as test_tool
+from frskd_plugin.commands import train as train_tool
 from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
-from tests.helpers.real_runs import assert_equal, final_weights, in_two_processes, load_tool, scalars, write_config
+from tests.helpers.real_runs import assert_equal, final_weights, in_two_processes, scalars, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 
 TEACHER = dict(model_name="wrn_16_2", num_classes=100, depth=10, k=2)
@@ -48,7 +50,7 @@ def write_tiny(cifar: Path, folder: Path, epochs: int = 1, batch_size: int = 8) 
 def run(cifar: Path, work_dir: Path, method: str, *options: object, epochs: int = 1) -> None:
     """tools/train.py in this process."""
     file = write_tiny(cifar, work_dir.parent, epochs)
-    load_tool("train").main([str(file), "--work-dir", str(work_dir), "--method", method, *map(str, options)])
+    train_tool.main([str(file), "--work-dir", str(work_dir), "--method", method, *map(str, options)])
 
 
 def options_of(method: str, teacher: Path) -> list[str]:
@@ -87,7 +89,7 @@ def test_resumed_method_equals_the_uninterrupted_one(
     assert len(history(tmp_path / "whole")) == 2
     if method == "ps_kd":  # a network for the images of its run, which the test tool builds from the run's config
         files = [str(tmp_path / "whole" / name) for name in ("tiny.py", "epoch_2.pth")]
-        load_tool("test").main([*files, "--work-dir", str(tmp_path / "test")])
+        test_tool.main([*files, "--work-dir", str(tmp_path / "test")])
         (scores,) = (tmp_path / "test").glob("*/*.json")
         assert json.loads(scores.read_text())["top1"] == history(tmp_path / "whole")[1]["top1"]
         table = weights["network.method.predictions.bits"].view(torch.float16)
@@ -96,12 +98,11 @@ def test_resumed_method_equals_the_uninterrupted_one(
 
 def train_each(file: Path, methods: Sequence[str]) -> None:
     """One process of two that train an epoch with each method."""
-    tool = load_tool("train")
     init_distributed("pytorch")
     for method in methods:
         names = ["--cfg-options", f"experiment_name={method}", f"visualizer.name={method}"]
         options = ["--method", method, "--work-dir", str(file.parent / method), "--launcher", "pytorch", *names]
-        tool.train(*tool.read_command([str(file), *options]))
+        train_tool.train(*train_tool.read_command([str(file), *options]))
     end_distributed()
 
 
