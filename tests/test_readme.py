@@ -1,4 +1,4 @@
-"""What README shows works: the examples run, the config lines build, the files and commands it names exist."""
+"""README works: the examples run, the config lines build, the files and commands it names exist."""
 
 from __future__ import annotations
 

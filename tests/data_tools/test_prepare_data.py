@@ -176,7 +176,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def placed(dst: Path) -> Placed:
-    """What a prepared folder holds."""
+    """The images of a prepared folder."""
     return {name: np.asarray(Image.open(io.BytesIO(file)))[0, 0, 0].item() for name, file in contents(dst).items()}
 
 

@@ -1,4 +1,4 @@
-"""What docs/ shows works: code runs, commands and links exist, messages are the library's, Sphinx has no warning."""
+"""The pages of docs/ work: code runs, commands and links exist, messages are the library's, Sphinx has no warning."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def is_run(block: Block) -> bool:
-    """Whether a test runs, writes or compares the block."""
+    """Tell if a test runs, writes or compares the block."""
     return block.note in ("run", "output") or block.note.startswith("file: ") or _is_code(block)
 
 
@@ -93,7 +93,7 @@ def run_shell(text: str, folder: Path, where: str) -> None:
 
 
 def similar(one: str, other: str) -> bool:
-    """Whether two texts agree in all but spaces, and in their numbers but for ``TOLERANCE``."""
+    """Tell if two texts agree in all but spaces, and in their numbers but for ``TOLERANCE``."""
     words = [NUMBER.sub("#", text).split() for text in (one, other)]
     numbers = [[float(found) for found in NUMBER.findall(text)] for text in (one, other)]
     if words[0] != words[1]:

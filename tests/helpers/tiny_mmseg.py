@@ -60,7 +60,7 @@ def write_dataset(root: Path, num_images: int = 8, size: int = 32) -> Path:
 
 
 def frskd_model() -> dict[str, Any]:
-    """What turns the tiny segmentor into an FRSKD one."""
+    """The settings that turn the tiny segmentor into an FRSKD one."""
     return dict(
         type="FRSKDEncoderDecoder",
         self_teacher=dict(
