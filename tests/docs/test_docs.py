@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+from frskd_plugin.commands import run
 from frskd_plugin.methods import method_class, method_names, method_settings, registry
 from frskd_plugin.mmengine.registration import COMPONENTS
 from tests.helpers.doc_pages import DOCS, ROOT, anchors, blocks, is_run, links, pages, run_page
@@ -56,8 +57,8 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
 @functools.cache
 def options_of(*command: str) -> set[str]:
     """The options that ``frskd NAME [SUBCOMMAND] --help`` tells of."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        importlib.import_module(f"frskd_plugin.commands.{command[0]}").main([*command[1:], "--help"])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run(command[0], [*command[1:], "--help"]) == 0
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", out.getvalue()))
 
 
