@@ -14,10 +14,11 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
+from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.report_logs import read_run
 from frskd_plugin.core.atomic_write import save_figure
 
-# what is called so in the logs -> (axis, addition to the name of the curve)
+# name in the logs -> (label of the axis, ending of the curve's name)
 SCORES = {
     "mIoU": ("mIoU (%)", ""),
     "self_teacher.mIoU": ("mIoU (%)", ", self-teacher"),
@@ -48,9 +49,7 @@ def read_curves(work_dirs: Sequence[Path]) -> dict[tuple[str, str], list[Curve]]
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
-    parser = argparse.ArgumentParser(
-        prog="frskd plot_scores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("plot_scores", __doc__)
     parser.add_argument("work_dirs", nargs="+", type=Path, help="folders that tools/train.py wrote; seeds: NAME_seedN")
     parser.add_argument("-o", "--out", type=Path, default=Path("scores.png"), help="picture to write")
     return parser

@@ -32,9 +32,9 @@ TITLES = {
     "memory": "memory of the GPU (MB)",
 }
 MAX_POINTS = 400  # of a curve, about as many as the chart has pixels
-LARGEST = 1e100  # beyond it a value is drawn as what it stands for, a loss that has gone to infinity
+LARGEST = 1e100  # a value beyond it leaves a gap, as infinity does
 MAX_MARKERS = 30  # longer curves have a few, which tell the runs apart without colours
-# Of the runs: each has a contrast of 4.5 or more to white.
+# of the runs, each with a contrast to white of 4.5 or more
 COLOURS = ("#0b5cad", "#b4430a", "#13723a", "#8e2a8b", "#0b6b7a", "#7a5200", "#b3123f", "#4b5563")
 # matplotlib's marker, and the same for the legend: filled for the student, hollow for the self-teacher
 MARKERS = (("o", "●○"), ("s", "■□"), ("D", "◆◇"), ("^", "▲△"), ("v", "▼▽"), ("p", "⬟⬠"), ("h", "⬢⬡"), ("*", "★☆"))
@@ -48,7 +48,7 @@ STYLE = {
 
 
 class Curve(NamedTuple):
-    """Values of one run, as many as can be seen: `dashed` is the self-teacher's, `total` values were logged."""
+    """Values of one run, thinned to what can be seen; `dashed` where they are the self-teacher's, ``total`` logged."""
 
     label: str
     run: int

@@ -61,12 +61,12 @@ class RunLogs:
 
     @property
     def unit(self) -> str:
-        """The training's unit, where there is a training."""
+        """Unit of the training steps; of the validations where no step is logged."""
         return self.training_unit if self.training else self.validation_unit
 
     @property
     def reached(self) -> float:
-        """The position of the last entry in that unit."""
+        """Position of the last entry that is counted in `unit`."""
         scores = self.validation if self.unit == self.validation_unit else {}
         return max((float(s.positions[-1]) for s in (*self.training.values(), *scores.values())), default=0.0)
 
@@ -80,7 +80,7 @@ class Scores(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A line of a JSON log, which a start that begins at the place of an earlier one replaces."""
+    """Line of a JSON log. A later start that begins at this place, or before it, replaces it."""
 
     start: int
     step: float
@@ -93,7 +93,7 @@ class _Entry(NamedTuple):
 
 
 def read_run(work_dir: str | Path) -> RunLogs:
-    """Read what a run has logged so far. A later start wins over what earlier ones had done beyond its beginning.
+    """Read what a run has logged so far. Where it was resumed, what the earlier start did beyond that place is left out.
 
     Raises:
         ValueError: there is no log, nothing in it yet, or one is damaged.
@@ -106,7 +106,7 @@ def read_run(work_dir: str | Path) -> RunLogs:
             f"{work_dir} {state}; expected the work folder of a run, with {LOGS}, which tools/train.py writes through "
             "the LocalVisBackend of the config's vis_backends"
         )
-    steps: list[_Entry] = []  # of training, and validations: those that no later start has made again
+    steps: list[_Entry] = []  # of the training; in both lists those that no later start has made again
     validations: list[_Entry] = []
     total = sum(file.read_bytes().count(b"\n") for file in files)
     lines = ((start, line) for start, file in enumerate(files) for line in json_lines(file))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from frskd_plugin.commands.arguments import check_device, positive_int, whole_number
+from frskd_plugin.commands.arguments import check_device, command_parser, positive_int, whole_number
 from frskd_plugin.commands.config import add_import_option, import_modules
 from frskd_plugin.commands.reproduce_cost import StepCost, estimate_seconds, measure, table6_ratios
 from frskd_plugin.commands.reproduce_plan import (
@@ -54,12 +54,8 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frskd reproduce",
-        description="Runs what is missing of a table of the paper, and writes it beside the paper's numbers.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Runs what is missing of a table of the paper, and writes it beside the paper's numbers."
+    parser = command_parser("reproduce", text, EPILOG)
     add = parser.add_argument
     add("table", choices=list(TABLES), metavar="TABLE", help=", ".join(TABLES))
     add("--data", type=Path, metavar="DATA", help="folder of the data sets")
@@ -190,7 +186,7 @@ class Session:
 
     @property
     def file_stem(self) -> str:
-        """Each scale has a file of its own, 'table1_8_epochs_100_images'; other settings show as a checksum."""
+        """Name of the file of this table and scale, 'table1_8_epochs_100_images'; other settings are a checksum."""
         parts = [self.table.name]
         parts += [f"{self.scale.epochs}_epochs"] if self.scale.epochs is not None else []
         parts += [f"{self.scale.images_per_class}_images"] if self.scale.images_per_class is not None else []

@@ -52,7 +52,7 @@ class Column(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its title; top-1 goes without saying."""
+        """Title of the column; top-1 goes without saying."""
         parts = [PAPER["data"][self.data], PAPER["models"][self.model]]
         return ", ".join(parts + ([] if self.score == "top1" else [PAPER["scores"][self.score]]))
 
@@ -70,7 +70,7 @@ class Table:
 
     @property
     def is_segmentation(self) -> bool:
-        """Its configs are segmentors, a file for each row."""
+        """Tell whether its configs are segmentors, a file for each row."""
         return any(column.data == "voc" for column in self.columns)
 
     def chosen(
@@ -125,7 +125,7 @@ class Scale:
 
     @property
     def is_paper(self) -> bool:
-        """The runs are comparable with the paper's numbers."""
+        """Tell whether the runs are comparable with the paper's numbers."""
         return self == Scale(device=self.device)
 
     def epochs_of(self, config: str) -> int:
@@ -205,7 +205,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder and its record: for a reader, eight digits of a checksum of the `identity`, and the seed."""
+        """Name of its folder and record: words for a reader, eight digits of a checksum of the `identity`, the seed."""
         settings = {
             k: v for k, v in flat(self.settings).items() if FOR_ALL.get(k) != v and not k.startswith("teacher.")
         }

@@ -206,7 +206,7 @@ def training_process(runs: Sequence[Run], store: Store, data: Path, deadline: fl
 
 @dataclass
 class Trainer:
-    """Trains runs that are not done, in processes that hold the runs' folders."""
+    """Training of the runs that are not done, in processes that hold the runs' folders."""
 
     store: Store
     data: Path  # holds a folder for each data set
@@ -331,7 +331,7 @@ def scores_text(entry: Entry) -> str:
 
 
 class Progress:
-    """Tells how far runs are, and estimates the end of all from the epochs that were scored since it was made."""
+    """Lines about how far runs are, with the time left for all by the epochs that were scored since it was made."""
 
     def __init__(self, store: Store, runs: Sequence[Run]) -> None:
         self._store, self._runs = store, runs

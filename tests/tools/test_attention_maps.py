@@ -70,9 +70,7 @@ def test_maps_follow_the_formula() -> None:
     feats = [torch.randn(1, 5, 4, 6), torch.randn(1, 8, 2, 3) * 100]
     for feat, panel in zip(feats, attention_panels(feats, (8, 12)), strict=True):
         np.testing.assert_allclose(panel, independent_map(feat, (8, 12)), atol=1e-5)
-
-
-def test_map_of_a_padded_image_is_cut_before_it_is_stretched() -> None:
+    # of a padded image it is cut before it is stretched
     feat = torch.tensor([[[[1.0, 2.0, 9.0], [3.0, 1.0, 9.0], [9.0, 9.0, 9.0]]]])
     (panel,) = attention_panels([feat], (2, 2), padded_size=(3, 3))
     np.testing.assert_allclose(panel, [[0, 3 / 8], [1, 0]], atol=1e-6)
@@ -144,8 +142,7 @@ def test_baseline_has_the_students_row_alone(frskd: list[Path], images: Path, tm
     assert grid(figure) == (1, 4) and titles(figure)[1] == "epoch 1, block 1, student"
 
     figure = attention_picture([baseline, TrainedNetwork(frskd[0])], image)
-    assert grid(figure) == (2, 7)
-    assert titles(figure)[1] == "byot, epoch 1, block 1, student"
+    assert grid(figure) == (2, 7) and titles(figure)[1] == "byot, epoch 1, block 1, student"
     assert titles(figure)[7:] == ["", "", "", "", *(f"frskd, epoch 10, block {i}, self-teacher" for i in (1, 2, 3))]
 
 
@@ -169,7 +166,7 @@ def test_preactivation_maps_are_drawn_behind_their_relu(images: Path, tmp_path: 
     assert all(feat.min() == 0 and feat.max() > 0 for feat in maps.refined_feats)
 
 
-def test_segmentor_of_four_bands(data_root: Path, tmp_path: Path) -> None:
+def test_plain_segmentor_of_four_bands(data_root: Path, tmp_path: Path) -> None:
     config = tiny_segmentor(data_root)
     config.model.backbone.in_channels = 4
     config.model.data_preprocessor.update(mean=None, std=None, bgr_to_rgb=False)
@@ -177,30 +174,29 @@ def test_segmentor_of_four_bands(data_root: Path, tmp_path: Path) -> None:
     network = TrainedNetwork(save_checkpoint(config, tmp_path / "epoch_1.pth", 1))
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     Image.fromarray(pixels, "RGBA").save(tmp_path / "bands.png")
-    shown = attention_picture([network], tmp_path / "bands.png").axes[0].images[0].get_array()
-    np.testing.assert_array_equal(shown, pixels[..., :3])
+    figure = attention_picture([network], tmp_path / "bands.png")
+    assert titles(figure) == ["image", "epoch 1, level 0, student", "epoch 1, level 1, student"]
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), pixels[..., :3])
 
 
-@pytest.mark.parametrize("kind", ["frskd", "plain"])
-def test_segmentor(data_root: Path, tmp_path: Path, kind: str) -> None:
-    config = tiny_segmentor(data_root, frskd=kind == "frskd")
+def test_segmentor(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_segmentor(data_root, frskd=True)
     config.model.data_preprocessor.test_cfg = dict(size_divisor=24)  # 32 pixels become 48
-    checkpoint = save_checkpoint(config, tmp_path / "epoch_3.pth", 3)
-    image, names = data_root / "JPEGImages" / "image_0.jpg", ["student", "self-teacher"][: 2 if kind == "frskd" else 1]
+    checkpoint, image = save_checkpoint(config, tmp_path / "epoch_3.pth", 3), data_root / "JPEGImages" / "image_0.jpg"
     assert command("attention_maps", checkpoint, image, "-o", tmp_path).returncode == 0
-    assert Image.open(tmp_path / "image_0.png").size == (3 * 200, len(names) * 260)
+    assert Image.open(tmp_path / "image_0.png").size == (3 * 200, 2 * 260)
 
     network = TrainedNetwork(checkpoint)
     figure = attention_picture([network], image)
-    expected_titles = [f"epoch 3, level {level}, {name}" for name in names for level in (0, 1)]
-    assert [title for title in titles(figure) if title] == ["image", *expected_titles]
+    names = [f"epoch 3, level {level}, {name}" for name in ("student", "self-teacher") for level in (0, 1)]
+    assert titles(figure) == ["image", *names[:2], "", *names[2:]]
     shown = figure.axes[0].images[0].get_array()
     assert np.abs(shown.astype(int) - np.asarray(Image.open(image))).mean() < 3  # two decoders of JPEG
     inputs = torch.zeros(1, 3, 48, 48)
     inputs[..., :32, :32] = (torch.from_numpy(shown.copy()).permute(2, 0, 1).float() - 120) / 60
     with torch.no_grad():
         feats = network.model.extract_feat(inputs)
-        rows = [feats, network.model.self_teacher.neck(feats)] if kind == "frskd" else [feats]
+        rows = [feats, network.model.self_teacher.neck(feats)]
     for row, maps in enumerate(rows):
         for level, expected in enumerate(attention_panels(maps, (32, 32), (48, 48))):
             found = figure.axes[3 * row + 1 + level].images[1].get_array()
@@ -220,43 +216,48 @@ def test_command_line_writes_a_picture_for_each_image(
     assert Image.open(written[0]).size == (4 * 240, 2 * 260)  # the images are 48x40
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (["IMAGE"], "no checkpoint: give one or more .pth files"),
-        (["FRSKD"], "no image: give one or more image files"),
-        (["missing.pth", "IMAGE"], "checkpoint missing.pth not found"),
-        (["FRSKD", "missing.png"], "image missing.png not found"),
-        (["FRSKD", "broken.png"], "image broken.png cannot be decoded"),
-        (["foreign.pth", "IMAGE"], "foreign.pth is not a checkpoint of mmengine: it has no 'state_dict'"),
-        (["no_config.pth", "IMAGE"], r"no_config.pth does not hold the config it was trained with \(meta\['cfg'\]\)"),
-        (["detector.pth", "IMAGE"], "detector.pth is of a model of type 'RetinaNet'; expected a checkpoint of"),
-        (["other.pth", "IMAGE"], "other.pth does not fit the network: .* are missing"),
-        (["shape.pth", "IMAGE"], "shape.pth does not fit the network: size mismatch for"),
-        (["FRSKD", "0.png", "-o", "."], "the picture of 0.png would replace the image 0.png; give another folder"),
-        (["FRSKD", "a/b/0.png", "c/b/0.png"], "several images would become .*b_0.png"),
-    ],
-)
-def test_mistakes_end_in_one_line(
-    files: list[str], message: str, frskd: list[Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    image = images / "class_0" / "0.png"
+@pytest.fixture(scope="module")
+def odd_files(frskd: list[Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images of one name, and files that are no image and no checkpoint of ours."""
+    folder, image = tmp_path_factory.mktemp("odd"), (images / "class_0" / "0.png").read_bytes()
     for name in ("0.png", "a/b/0.png", "c/b/0.png"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(image.read_bytes())
-    Path("broken.png").write_bytes(image.read_bytes()[:60])
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+    (folder / "broken.png").write_bytes(image[:60])
     checkpoint = torch.load(frskd[0], weights_only=True)
     weights, meta = checkpoint["state_dict"], checkpoint["meta"]
     for name, content in {
+        "frskd": checkpoint,
         "foreign": {"weights": weights},
         "no_config": {"state_dict": weights, "meta": {}},
         "detector": {"state_dict": weights, "meta": {"cfg": "model = dict(type='RetinaNet')"}},
         "other": {"state_dict": {"backbone.weight": torch.zeros(1)}, "meta": meta},
         "shape": {"state_dict": {**weights, next(iter(weights)): torch.zeros(1)}, "meta": meta},
     }.items():
-        torch.save(content, f"{name}.pth")
-    done = command("attention_maps", *({"IMAGE": image, "FRSKD": frskd[0]}.get(name, name) for name in files))
+        torch.save(content, folder / f"{name}.pth")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ("0.png", "no checkpoint: give one or more .pth files"),
+        ("frskd.pth", "no image: give one or more image files"),
+        ("missing.pth 0.png", "checkpoint missing.pth not found"),
+        ("frskd.pth missing.png", "image missing.png not found"),
+        ("frskd.pth broken.png", "image broken.png cannot be decoded"),
+        ("foreign.pth 0.png", "foreign.pth is not a checkpoint of mmengine: it has no 'state_dict'"),
+        ("no_config.pth 0.png", r"no_config.pth does not hold the config it was trained with \(meta\['cfg'\]\)"),
+        ("detector.pth 0.png", "detector.pth is of a model of type 'RetinaNet'; expected a checkpoint of"),
+        ("other.pth 0.png", "other.pth does not fit the network: .* are missing"),
+        ("shape.pth 0.png", "shape.pth does not fit the network: size mismatch for"),
+        ("frskd.pth 0.png -o .", "the picture of 0.png would replace the image 0.png; give another folder"),
+        ("frskd.pth a/b/0.png c/b/0.png", "several images would become .*b_0.png"),
+    ],
+)
+def test_mistakes_end_in_one_line(files: str, message: str, odd_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(odd_files)
+    done = command("attention_maps", *files.split())
     assert done.returncode == 2 and re.search(message, done.stderr.splitlines()[-1]), done.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_each_has_its_own_state_of_the_process(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state()) and MessageHub.get_current_instance() is hub
 
 
-def test_a_signal_stops_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_stops_all_of_them(tmp_path: Path) -> None:
     ended = []
 
     def work(pause: Callable[[], None]) -> None:
@@ -72,17 +73,8 @@ def test_a_signal_stops_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             ended.append(True)
 
     turns = [Turn(work, open(tmp_path / name, "w")) for name in "ab"]
-    count = iter(range(5))
-    advance = Turn.advance
-
-    def interrupted(self: Turn) -> None:
-        if next(count, None) == 4:
-            raise Terminated
-        advance(self)
-
-    monkeypatch.setattr(Turn, "advance", interrupted)
     with pytest.raises(Terminated):
-        run_in_turn(turns)
+        run_in_turn([*turns, Mock(ended=False, advance=Mock(side_effect=[None, Terminated()]))])
     assert ended == [True, True] and all(isinstance(turn.error, Terminated) for turn in turns)
 
 
