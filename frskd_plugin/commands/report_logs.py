@@ -93,7 +93,7 @@ class _Entry(NamedTuple):
 
 
 def read_run(work_dir: str | Path) -> RunLogs:
-    """Read what a run has logged so far. Where it was resumed, what the earlier start did beyond that place is left out.
+    """Read what a run has logged so far. What a start did beyond the place where the next one went on is left out.
 
     Raises:
         ValueError: there is no log, nothing in it yet, or one is damaged.
