@@ -83,7 +83,7 @@ def test_resumed_method_equals_the_uninterrupted_one(method: str, cifar: Path, t
     run(cifar, resumed, method, *options, "--resume", epochs=2)
     weights = final_weights(whole, 2)
     assert_equal(weights, final_weights(resumed, 2))
-    assert history(whole)[1:] == history(resumed) != []
+    assert history(whole) == history(resumed) and len(history(whole)) == 2
     if method == "ps_kd":  # a network for the images of its run, which the test tool builds from the run's config
         files = [str(whole / name) for name in ("tiny.py", "epoch_2.pth")]
         test_tool.main([*files, "--work-dir", str(tmp_path / "test")])
