@@ -232,8 +232,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
 def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
     """Tell if the target is among the k highest logits [B, K], for each k: bool [B, len(top_k)].
 
-    It is where k is the number of classes or more. One logit predicts class 1 where it is positive, for any k. Targets
-    are labels [B], or soft labels [B, K], of which each class of the greatest share is one.
+    With k classes or fewer it always is. A single logit predicts class 1 where it is positive, for any k. Targets are
+    labels [B], or soft labels [B, K], where each class of the greatest share counts as the target.
 
     >>> top_k_hits(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]), (1, 2))
     tensor([[False,  True]])
@@ -250,7 +250,7 @@ def top_k_hits(logits: Tensor, targets: Tensor, top_k: Sequence[int]) -> Tensor:
 
 
 class TopKAccuracyMetric(BaseMetric):
-    """Accuracies ``top1`` and ``top5`` in percent; ``teacher_top1``, ``ensemble_top1``, ... of what predicts too.
+    """Accuracies ``top1`` and ``top5`` in percent, and ``teacher_top1``, ``ensemble_top1``, ... where those predict.
 
     With several processes each image counts once: what a sampler repeats to give all of them equally many is dropped.
     """

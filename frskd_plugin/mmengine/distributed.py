@@ -19,11 +19,11 @@ from torch import distributed, nn
 # Registered here and not in registration.py: mmengine asks this registry for classes, not for something that builds.
 @MODEL_WRAPPERS.register_module(force=True)
 class SyncBNDataParallel(MMDistributedDataParallel):
-    """mmengine's DDP wrapper, which makes every BN a synchronised one first if it shall (``sync_bn``).
+    """mmengine's DDP wrapper, which with ``sync_bn`` first makes every BN a synchronised one.
 
-    It does so by `timm.layers.convert_sync_batchnorm`: mmengine's `sync_bn='torch'` would replace timm's BatchNormAct2d
-    by a BN without the activation. On a CPU there is none: ``sync_bn`` is a ValueError, and SyncBN layers become plain
-    ones, with a warning.
+    `timm.layers.convert_sync_batchnorm` does it: mmengine's `sync_bn='torch'` would replace timm's BatchNormAct2d by a
+    BN without the activation. Synchronised BN needs a GPU: on a CPU ``sync_bn`` is a ValueError, and SyncBN layers
+    become plain ones, with a warning.
     """
 
     def __init__(self, module: nn.Module, sync_bn: bool = False, **kwargs: Any) -> None:
@@ -45,10 +45,10 @@ class SyncBNDataParallel(MMDistributedDataParallel):
 
 
 def init_distributed(launcher: str) -> None:
-    """Join the process group where that is left to do: gloo on CPUs, which mmengine would send to CUDA.
+    """Join the process group on CPUs (gloo); on CUDA mmengine does it itself when the Runner is built (NCCL).
 
-    On CUDA mmengine does it itself when the Runner is built (NCCL). Missing variables of the launcher and processes
-    without a GPU are ValueErrors.
+    Raises:
+        ValueError: variables of the launcher are missing, or this process has no GPU where others have.
     """
     if launcher == "none" or distributed.is_initialized():
         return
@@ -67,7 +67,7 @@ def init_distributed(launcher: str) -> None:
 def end_distributed() -> None:
     """Leave the process group after the work is done, all ranks together; else gloo's threads may abort a process.
 
-    Not for the way out after an error: the other ranks would never come.
+    Do not call it after an error: it waits for the other ranks, which may never come.
     """
     if distributed.is_initialized():
         gc.collect()  # models that are gone but for their cycles hold the group, and its threads with it

@@ -158,7 +158,7 @@ class GraphStep:
             self._replay = None
 
     def _find_constants(self) -> list[Any]:
-        """Return what the graph holds as constants: numbers, switches, places of tensors."""
+        """Return what the graph holds as constants: numbers, switches, addresses of tensors."""
         found: list[Any] = []
         for name, module in self.model.named_modules():
             for key, value in vars(module).items():

@@ -27,10 +27,10 @@ def unwrap_model(model: Any) -> Any:
 
 
 class MethodProgressHook(Hook):
-    """Call `set_progress` of methods, `FRSKDLoss` and `TrunkGradient` at each epoch's start.
+    """Call `set_progress` of methods, `FRSKDLoss` and `TrunkGradient` before each epoch.
 
-    A loop that counts steps has it called at each of them.
-    The progress follows from the runner's epoch or iteration alone, so it is right after a resume.
+    In a loop that counts iterations it is called before each of them. The progress follows from the runner's epoch or
+    iteration alone, so it is right after a resume.
     """
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -117,8 +117,8 @@ def _losses(runner: Any) -> list[FRSKDLoss]:
 class SelfTeacherValidationHook(Hook):
     """Let the self-teacher predict beside the student at each validation, so that both accuracies are logged.
 
-    It costs a second pass through the network. Without it, or with ``enabled=False``, the teacher is never run outside
-    training. It serves models with the attribute ``predict_self_teacher``: `FRSKDEncoderDecoder`, `TimmClassifier`.
+    It costs a second pass through the network. Without the hook, or with ``enabled=False``, the teacher never runs
+    outside training. Models need the attribute ``predict_self_teacher``: `FRSKDEncoderDecoder`, `TimmClassifier`.
     """
 
     def __init__(self, enabled: bool = True) -> None:

@@ -211,7 +211,7 @@ class OverlapBatchSampler(BatchSampler):
     def __init__(self, sampler: SeededSampler, batch_size: int) -> None:
         super().__init__(sampler, batch_size, drop_last=False)
         _check_sampler(self)
-        overlapping_batches(range(len(sampler)), batch_size)  # is there more than one half?
+        overlapping_batches(range(len(sampler)), batch_size)  # raises if one half holds all images
 
     def __iter__(self) -> Iterator[list[DrawnIndex]]:
         for before, new in overlapping_batches(list(self.sampler), self.batch_size):

@@ -108,7 +108,7 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[tuple[Path, dict[str, Any]]
 
 
 def refuse_to_start_over(work_dir: str | Path) -> None:
-    """Refuse a work folder with whole checkpoints (ValueError) to a run that would start from the beginning in it."""
+    """Raise ValueError if a folder, in which a run is to start from the beginning, holds whole checkpoints."""
     for path in _candidates(Path(work_dir)):
         with contextlib.suppress(OSError, BrokenCheckpointError):
             epoch = _load_whole(path)["meta"].get("epoch", "?")
@@ -119,7 +119,7 @@ def refuse_to_start_over(work_dir: str | Path) -> None:
 
 
 def remove_run(work_dir: str | Path) -> None:
-    """Remove the checkpoints of a training, and what else would be taken for the next one's, from its folder."""
+    """Remove a training's checkpoints and records from its folder, which the next one would take for its own."""
     work_dir = Path(work_dir)
     last = last_checkpoint(work_dir)
     kinds = {"epoch_", "iter_", _kind(last) if last else None}
@@ -203,7 +203,7 @@ def _time(path: Path) -> int:
 def last_checkpoint(work_dir: Path) -> Path | None:
     """Return the file that `last_checkpoint` names, or its namesake in `work_dir`, which may have moved.
 
-    None where `last_checkpoint` is missing, or cannot be one of mmengine: a folder, binary, blank, a best score's name.
+    None where `last_checkpoint` is missing or not mmengine's: a folder, binary, blank, or the name of a best one.
     """
     try:
         text = _read(work_dir / LAST_CHECKPOINT).decode().strip()

@@ -90,12 +90,12 @@ class FiniteLossHook(Hook):
 class WeightsFitHook(Hook):
     """Refuse a checkpoint whose weights do not fit the model, where mmengine warns and goes on with random ones.
 
-    A run that goes on needs all of its weights; a test (``test``) all but those of parts that only training uses
-    (`AUXILIARY`), or what fits (``partial``). A training that starts from `load_from` may have another head, as in
-    fine-tuning; what was left out is said. It is refused where nothing of the backbone fits.
+    A run that goes on needs all of its weights. A test (``test``) needs all but those of parts that only training uses
+    (`AUXILIARY`), or whatever fits (``partial``). A training that starts from `load_from` may have another head, as in
+    fine-tuning: the log says what was left out, and a checkpoint is refused if none of its weights fit the backbone.
     """
 
-    priority = "LOW"  # after the hook that chooses averaged weights, before the one that takes up the run
+    priority = "LOW"  # after the hook that chooses averaged weights, before the one that resumes the run
 
     def __init__(self, test: bool = False, partial: bool = False) -> None:
         self.test, self.partial = test, partial

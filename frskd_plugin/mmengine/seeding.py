@@ -104,7 +104,7 @@ class SeededInfiniteSampler(InfiniteSampler):
 
 
 class DatasetWrapper:
-    """Data set around another (or the config of one), which has everything that the wrapper itself has not."""
+    """Data set around another (or the config of one), to which it passes on every attribute that it lacks."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset

@@ -12,6 +12,7 @@ import ast
 import importlib.util
 import math
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine import registry
@@ -138,31 +139,33 @@ def stored_config(checkpoint: Any, name: str, allow_imports: bool = False) -> Co
     if allow_imports:
         imports = settings.get("custom_imports") or {}
         import_modules_from_strings(imports.get("imports"), imports.get("allow_failed_imports", False))
-    else:
-        _check_imports(settings, name)
-    return Config(settings)
-
-
-def _check_imports(settings: dict[str, Any], name: str) -> None:
-    parts = [part for part, _ in dicts(settings)]
-    imports = settings.get("custom_imports") or {}
-    imports = imports.get("imports") if isinstance(imports, dict) else imports
-    modules = imports if isinstance(imports, (list, tuple)) else [imports] if imports else []
-    known = {"frskd_plugin", *_SCOPES}
-    # what is imported already is no news
-    foreign = [str(name) for name in modules if str(name).split(".")[0] not in known and name not in sys.modules]
-    scopes = [settings.get("default_scope"), *(part.get("_scope_") for part in parts)]
-    foreign += [str(scope) for scope in scopes if scope is not None and scope not in _SCOPES]
-    types = {part["type"] for part in parts if isinstance(part.get("type"), str)}
-    foreign += sorted(kind for kind in types - _registered(types) if _is_importable(kind))
-    # timm fetches the settings of 'hf-hub:NAME', and reads a folder for 'local-dir:PATH'
-    names = [part.get("model_name") for part in parts]
-    foreign += [name for name in names if isinstance(name, str) and ":" in name]
+        return Config(settings)
+    foreign = list(_foreign(settings))
     if foreign:
         raise ValueError(
             f"{name} would import or fetch {', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}: "
             f"give {ALLOW_IMPORTS} if you trust the file"
         )
+    return Config(settings)
+
+
+def _foreign(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield the names that building a config would import or fetch, but for those of known packages."""
+    parts = [part for part, _ in dicts(settings)]
+    imports = settings.get("custom_imports") or {}
+    imports = imports.get("imports") if isinstance(imports, dict) else imports
+    for module in imports if isinstance(imports, (list, tuple)) else [imports] if imports else []:
+        known = {"frskd_plugin", *_SCOPES}
+        if str(module).split(".")[0] not in known and module not in sys.modules:  # what is imported already is no news
+            yield str(module)
+    for scope in (settings.get("default_scope"), *(part.get("_scope_") for part in parts)):
+        if scope is not None and scope not in _SCOPES:
+            yield str(scope)
+    types = {part["type"] for part in parts if isinstance(part.get("type"), str)}
+    yield from sorted(kind for kind in types - _registered(types) if _is_importable(kind))
+    for name in (part.get("model_name") for part in parts):
+        if isinstance(name, str) and ":" in name:  # timm fetches 'hf-hub:NAME', and reads a folder for 'local-dir:PATH'
+            yield name
 
 
 def _registered(kinds: set[str]) -> set[str]:

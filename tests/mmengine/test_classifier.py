@@ -252,18 +252,21 @@ def test_student_starts_alike_with_every_method_and_takes_plain_weights(tmp_path
         assert_equal(model.network.student.state_dict(), plain)
 
 
-def test_channels_last_and_compile_change_neither_values_nor_names() -> None:
-    for settings in (dict(channels_last=True), dict(compile=dict(backend="eager"), method=None)):
-        usual = classifier(method=settings.get("method", FRSKD))
-        data = usual.data_preprocessor(batch())
-        expected = usual(**data, mode="loss")
-        model = classifier(**settings)
-        assert model.state_dict().keys() == usual.state_dict().keys()
-        found = model(**data, mode="loss")
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
-    weight = classifier(channels_last=True).network.student.group1.block0.conv1.weight
+def test_channels_last_and_compile_change_neither_values_nor_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[dict[str, Any]] = []  # what is compiled is the network, whose steps other tests compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: compiled.append(options) or forward)
+    usual = classifier()
+    data = usual.data_preprocessor(batch())
+    expected = usual(**data, mode="loss")
+    model = classifier(channels_last=True, compile=dict(mode="max-autotune"))
+    assert compiled == [dict(mode="max-autotune")] and model.state_dict().keys() == usual.state_dict().keys()
+    found = model(**data, mode="loss")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    weight = model.network.student.group1.block0.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
+    classifier(compile=True)
+    assert compiled[1:] == [{}]
 
 
 @pytest.mark.parametrize(
