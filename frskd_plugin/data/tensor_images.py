@@ -10,6 +10,7 @@ The loader asks `TensorImages.__getitems__` for the whole batch, so that the sam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,6 @@ class TensorImages:
         images = images.to(self.device)
         self._images = mirrored_canvas(images, padding) if augment else images.clone()
         self.targets = targets.to(self.device, torch.int64, copy=True)
-        self._crops: dict[tuple[int, int, int], Tensor] = {}  # (seed, epoch, draw) -> table [N, 3]: the last four
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -145,14 +145,11 @@ class TensorImages:
         crops = index.new_empty(len(index), 3)
         for key in dict.fromkeys(passes):
             places = torch.tensor([own == key for own in passes])
-            crops[places] = self._table(key)[index[places]]
+            crops[places] = _crop_table(len(self), self.padding, *key)[index[places]]
         return crops
 
-    def _table(self, key: tuple[int, int, int]) -> Tensor:
-        if key not in self._crops:
-            latest = dict(list(self._crops.items())[-3:])
-            self._crops = {**latest, key: draw_crops(len(self), self.padding, *key)}
-        return self._crops[key]
+
+_crop_table = functools.lru_cache(maxsize=8)(draw_crops)  # for the batches of a pass, and of its draws
 
 
 class TensorCifar100(TensorImages):

@@ -215,7 +215,8 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         # with numpy's numbers, checkpoints could not be read with `weights_only=True`
         metrics = {name: value.item() if isinstance(value, np.generic) else value for name, value in metrics.items()}
-        backend, outdated = self.file_backend, []
+        outdated: list[str] = []
+        backend = self.file_backend
         self.file_backend = copy.copy(backend)
         self.file_backend.remove = self.file_backend.rmtree = outdated.append
         try:

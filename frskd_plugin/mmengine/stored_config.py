@@ -44,13 +44,13 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
         text: assignments of literals, lists, tuples and calls of ``dict``; anything else is a ValueError.
         name: what to call the text in errors.
     """
-    literals, settings = _Literals(), {}
+    names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
+    settings = {}
     try:
         for statement in ast.parse(text).body:
             match statement:
                 case ast.Assign(targets=[ast.Name(id=key)], value=value):
-                    settings[key] = ast.literal_eval(literals.visit(value))
-                    literals.names[key] = ast.Constant(settings[key])  # type: ignore[arg-type]
+                    settings[key] = names[key] = _data(value, names)
                 case ast.Expr(value=ast.Constant()):  # a docstring
                     pass
                 case _:
@@ -70,41 +70,29 @@ class _NotDataError(Exception):
     """Part of a config's text that is no data, as it stands there."""
 
 
-class _Literals(ast.NodeTransformer):
-    """Put literals in the place of calls of ``dict``, of negative numbers and of names that are known; refuse the rest.
-
-    What is refused is untouched: with a list in the place of each name it could take the whole memory to write it.
-    """
-
-    def __init__(self) -> None:
-        known = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
-        self.names = {name: ast.Constant(value) for name, value in known.items()}  # type: ignore[arg-type]
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        match node:
-            case ast.Constant() | ast.List() | ast.Tuple() | ast.Set() | ast.Load():
-                return super().generic_visit(node)
-            case ast.Dict(keys=keys) if None not in keys:
-                return super().generic_visit(node)
-        raise _NotDataError(node)
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return self.names.get(node.id) or self.generic_visit(node)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        match node.op, self.names.get(node.operand.id) if isinstance(node.operand, ast.Name) else node.operand:
-            case ast.USub(), ast.Constant(value=int() | float() as value):
-                return ast.Constant(-value)
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        match node:
-            case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()]) if all(k.arg for k in node.keywords):
-                content: Any = self.visit(node.args[0]) if node.args else ast.Dict([], [])
-                content.keys += [ast.Constant(keyword.arg) for keyword in node.keywords]
-                content.values += [self.visit(keyword.value) for keyword in node.keywords]
-                return content
-        return self.generic_visit(node)
+def _data(node: Any, names: dict[str, Any]) -> Any:
+    """Return the value of a literal, a known name or a call of ``dict``; raise _NotDataError with anything else."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() | ast.Name() as operand):
+            value = _data(operand, names)
+            if isinstance(value, int | float):
+                return -value
+        case ast.List(elts=items):
+            return [_data(item, names) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_data(item, names) for item in items)
+        case ast.Set(elts=items):
+            return {_data(item, names) for item in items}
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {_data(key, names): _data(value, names) for key, value in zip(keys, values, strict=True)}
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()], keywords=words) if all(w.arg for w in words):
+            content = _data(node.args[0], names) if node.args else {}
+            return {**content, **{word.arg: _data(word.value, names) for word in words}}
+    raise _NotDataError(node)
 
 
 def stored_text(checkpoint: Any, name: str) -> str | None:

@@ -244,6 +244,9 @@ def test_methods_are_set_with_the_weights_of_the_data_set() -> None:
     assert config.model.method == dict(name="frskd_sla", alpha=1.0, beta=9.0, single_pass=True)
     set_method(config, "kd", {"teacher.model_name": "resnet34", "teacher.checkpoint": "t.pth"})
     assert config.model.method == dict(name="kd", teacher=dict(model_name="resnet34", checkpoint="t.pth"))
+    set_method(config, "ddgsd", {"mu": 1})
+    with pytest.raises(ValueError, match="model.method: The method 'ddgsd' has no setting 'mu'"):
+        provide_method_data(config)
     config.model.method = dict(alpha=1)
     with pytest.raises(ValueError, match=r"model.method must have a name, such as dict\(name='frskd'\), got"):
         set_method(config, None, {})

@@ -48,6 +48,14 @@ def test_all_that_a_dump_may_hold() -> None:
         "a.b = 1",
         "a = b = 1",
         "a = unknown",
+        "a = [i for i in range(9)]",
+        "a = 9**9**9",
+        "a = f'{1}'",
+        "a = (lambda: 1)()",
+        "a = dict.fromkeys('ab')",
+        "with open('x') as f: pass",
+        "a: int = 1",
+        "del a",
     ],
 )
 def test_code_is_named_and_not_run(line: str) -> None:
