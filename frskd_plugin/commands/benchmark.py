@@ -145,7 +145,7 @@ def teacher_settings(name: str, width: int | str) -> dict[str, Any]:
 
 
 def run_step(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
-    """Yield the lines of a table of the plain network's step beside that with FRSKD, and each model's row with its."""
+    """Yield rows and lines: the head of a table first, then for each model the plain network's step beside FRSKD's."""
     classifiers = [name for name in args.model if name not in SEGMENTORS]
     for name in classifiers:
         try:
@@ -190,7 +190,7 @@ def measure_steps(steps: Sequence[TrainingStep], repeat: int, launches: bool, wh
 
 
 def run_train(args: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
-    """Yield the lines of a table of images per second, and the rows of each model with its lines."""
+    """Yield rows and lines: the head of a table first, then each model's images per second, by the way to load them."""
     for name in args.model:
         check_model_name(name)
     images, targets, text = cifar100_or_drawn(args.data_root, args.images)
@@ -277,7 +277,7 @@ def batches(
 
 
 def network_turn(step: TrainingStep, count: int) -> float:
-    """Return the seconds of a step on the batch that stays."""
+    """Measure the seconds of a step on a batch that stays on the device."""
 
     def steps() -> None:
         for _ in range(count):
@@ -289,7 +289,7 @@ def network_turn(step: TrainingStep, count: int) -> float:
 def turn(
     step: TrainingStep | None, source: SampleImages | TensorImages, settings: StepSettings, workers: int, count: int
 ) -> float:
-    """Return the seconds a batch of a data path, once the workers' queues are full, alone or with a network."""
+    """Measure the seconds for a batch of a data path, alone or with a network, once the workers' queues are full."""
 
     def consume(number: int) -> None:
         for inputs in islice(made, number):

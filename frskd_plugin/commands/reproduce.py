@@ -239,7 +239,8 @@ class Session:
         own = read_or_name(file)
         known = (read_or_name(self.store.published / COSTS_NAME) if self.store.published else {}) | own
         costs = {}
-        for column in {column.model: column for column in reversed(self.table.columns)}.values():
+        firsts = {column.model: column for column in reversed(self.table.columns)}  # the first column of each network
+        for column in firsts.values():
             key, rows = self._cost_key(column.model), self.whole.rows
             if can_measure and not {row.key for row in rows} <= set(known.get(key, {}).get("ratios", {})):
                 runs = {row.key: plan_cell(self.whole, row, column, self.scale) for row in rows}

@@ -16,9 +16,8 @@ from mmengine.config import Config
 from frskd_plugin.commands.config import load_config
 
 PAPER = json.loads(Path(__file__).with_name("reproduce.json").read_text(encoding="utf-8"))
-# methods whose weights depend on the data set: the configs hold them under `frskd`, the rest is the same for all
-WEIGHTED = ("frskd", "frskd_sla")
-FOR_ALL = {"temperature": 4.0, "width": 2}
+WEIGHTED = ("frskd", "frskd_sla")  # methods whose alpha and beta are the data set's: its config has them as `frskd`
+FOR_ALL = {"temperature": 4.0, "width": 2}  # their other settings
 FIRST = ("baseline", "frskd", "frskd_f", "frskd_sla")  # rows that are run before the others
 
 

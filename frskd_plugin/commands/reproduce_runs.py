@@ -46,7 +46,7 @@ class Store:
     published: Path | None = None  # a folder like ``out`` whose records count too, and into which nothing is written
 
     def folder(self, run: Run) -> Path:
-        """Return the folder in which it trains."""
+        """Return the folder in which a run trains."""
         return self.work_dir / run.name
 
     def log(self, run: Run) -> Path:
