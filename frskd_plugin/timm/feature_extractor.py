@@ -90,7 +90,7 @@ class TimmFeatureExtractor(nn.Module):
         # The final norm and the head serve the classifier only; left in, they would be parameters without a gradient.
         model.prune_intermediate_layers(sorted(indices), prune_norm=True, prune_head=True)
         head = getattr(model, "head", None)
-        if isinstance(getattr(head, "norm", None), nn.Module):
+        if head is not None and isinstance(getattr(head, "norm", None), nn.Module):
             head.norm = nn.Identity()  # timm before 1.0.31 leaves that of ConvNeXt; a head may also hold stages
         self.model = model
         self.frozen_stages = frozen_stages
