@@ -32,6 +32,10 @@ class _QuietRunner(Runner):
         quiet(logger)
         return logger
 
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        with imports_held():  # mmengine prints every key that does not fit, of which `WeightsFitHook` says enough
+            return super().load_checkpoint(*args, **kwargs)
+
 
 def build_runner(config: Config) -> Runner:
     """Build the runner of a config, whose ``runner_type`` may name one of the user's own."""

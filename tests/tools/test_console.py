@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from mmengine.runner import Runner
 
 from frskd_plugin import commands
 from frskd_plugin.commands import console
+from frskd_plugin.commands.runner import _QuietRunner
 from tests.helpers.real_runs import write_config
 from tests.helpers.tiny_mmseg import tiny_config
 
@@ -42,6 +44,17 @@ def test_what_imports_print_is_kept_for_the_log_file(
         console.quiet(logger)
     assert capsys.readouterr().out == ""
     assert caplog.messages == ["Imports:\nuse mmcv, not mmcv-lite\nno operators"]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_keys_that_mmengine_prints_are_noise(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_held", [])
+    monkeypatch.setattr(Runner, "load_checkpoint", lambda self, path: print("missing keys") or {"path": path})
+    with console.noise(shown=verbose):
+        assert _QuietRunner.__new__(_QuietRunner).load_checkpoint("a.pth") == {"path": "a.pth"}
+    assert ("missing keys" in capsys.readouterr().out) == verbose
 
 
 def test_long_work_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
