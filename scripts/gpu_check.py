@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=len(CASES), help="the first N")
     parser.add_argument("--graph", choices=["on", "auto"], default="on", help="auto tries this script on a CPU")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"device": device, "torch": torch.__version__, "batch": args.batch, "runs": []}
     folder = Path(tempfile.mkdtemp())
