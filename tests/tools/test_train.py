@@ -128,6 +128,7 @@ WRONG_SETTINGS = {
     "param_scheduler.gamma=abc": "param_scheduler.gamma must be a number, got 'abc'",
     "log_level=LOUD": "log_level must be one of DEBUG, INFO, WARNING, ERROR, got 'LOUD'",
     "resume=abc": "resume must be True or False, got 'abc'",
+    "randomness.seed=-3": "randomness.seed must be an int >= 0, got -3",
     "load_from=/nowhere.pth": "load_from: /nowhere.pth not found; expected a checkpoint file",
     "max_epochs": "argument --cfg-options: expected KEY=VALUE, such as train_cfg.max_epochs=60, got 'max_epochs'",
     "a..b=3": "expected KEY=VALUE",
