@@ -354,20 +354,6 @@ def test_damaged_archives_are_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "message"),
-    [
-        ("mit67", "TestImages.txt", "TestImages.txt not found in .*indoorCVPR_09.tar, TrainImages.txt, TestImages.txt"),
-        ("stanford40", "Stanford40_ImageSplits.zip", r"\*_train.txt, \*_test.txt not found in"),
-    ],
-)
-def test_missing_lists_are_named(tmp_path, name, file, message):
-    write_published(tmp_path / "src", name)
-    (tmp_path / "src" / file).unlink()
-    with pytest.raises(FileNotFoundError, match=message):
-        prepare_images(name, tmp_path / "src", tmp_path / "dst")
-
-
-@pytest.mark.parametrize(
     ("name", "file", "content", "message"),
     [
         ("cub200", "classes.txt", b"1 n00000001\n", "the lists in .* do not fit together .*download them again"),
@@ -385,11 +371,19 @@ def test_lists_that_cannot_be_used(tmp_path, name, file, content, message):
         prepare_images(name, tmp_path / "src", tmp_path / "dst")
 
 
-def test_matlab_lists_need_scipy(tmp_path, monkeypatch):
-    write_published(tmp_path / "src", "dogs")
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    for name, file, message in (
+        ("mit67", "TestImages.txt", "TestImages.txt not found in .*indoorCVPR_09.tar, TrainImages.txt, TestImages.txt"),
+        ("stanford40", "Stanford40_ImageSplits.zip", r"\*_train.txt, \*_test.txt not found in"),
+    ):
+        write_published(tmp_path / name, name)
+        (tmp_path / name / file).unlink()
+        with pytest.raises(FileNotFoundError, match=message):
+            prepare_images(name, tmp_path / name, tmp_path / "dst")
+    write_published(tmp_path / "dogs", "dogs")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError, match="train_list.mat is a MATLAB file, which scipy reads: `pip"):
-        prepare_images("dogs", tmp_path / "src", tmp_path / "dst")
+        prepare_images("dogs", tmp_path / "dogs", tmp_path / "dst")
 
 
 def test_places_that_cannot_be_used(tmp_path, monkeypatch):
