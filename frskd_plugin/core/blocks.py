@@ -99,8 +99,10 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, affine: Affine | 
         replaced["running_var"] = bn.running_var / rescale
     y = torch.func.functional_call(bn, replaced, (x,)) if replaced else bn(x)
     if rescale != 1:
-        with torch.no_grad():
-            torch.mul(replaced["running_var"], rescale, out=bn.running_var)
+        with (
+            torch.no_grad()
+        ):  # `data`: a backward pass to come does not count it as a change, nor the layer's own update
+            bn.running_var.data.copy_(replaced["running_var"] * rescale)
     return y
 
 

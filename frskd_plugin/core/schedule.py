@@ -84,10 +84,14 @@ class ScheduledWeight(nn.Module):
         self.value, self.on = float(value), value > 0
         self.tensor.fill_(value)
 
+    def now(self, dtype: torch.dtype) -> Tensor:
+        """Return the number as a scalar of its own, so that `set` changes nothing for a backward pass that keeps it."""
+        return self.tensor.to(dtype, copy=True)
+
     def forward(self, loss: Tensor) -> Tensor:
         # like a Python number, it does not round to half precision before the product
         dtype = torch.promote_types(loss.dtype, torch.float32)
-        return (loss * self.tensor.to(dtype)).to(loss.dtype)
+        return (loss * self.now(dtype)).to(loss.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.value:g}"
@@ -139,7 +143,7 @@ class TrunkGradient(nn.Module):
         """Return the same maps, whose gradient is multiplied by the share on its way back."""
         if self.share == 1:
             return list(feats)
-        return [torch.lerp(feat.detach(), feat, self.weight.tensor.to(feat.dtype)) for feat in feats]
+        return [torch.lerp(feat.detach(), feat, self.weight.now(feat.dtype)) for feat in feats]
 
 
 class Gate(nn.Module):

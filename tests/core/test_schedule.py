@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from frskd_plugin.core import FRSKDLoss
+from frskd_plugin.core.schedule import ScheduledWeight, TrunkGradient
 
 FEATS, REFINED = [torch.rand(2, 3, 4, 4)], [torch.rand(2, 6, 4, 4)]
 LOGITS = torch.randn(2, 5), torch.randn(2, 5)
@@ -108,6 +109,19 @@ def test_gate_is_in_the_checkpoint_and_goes_on_exactly_and_others_have_no_keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert list(loss.state_dict()) == ["gate.mean"]
     assert not FRSKDLoss(schedule="rampup", warmup=0.5).state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_progress_between_forward_and_backward_changes_nothing(dtype: torch.dtype) -> None:
+    weight, trunk = ScheduledWeight(100.3), TrunkGradient("linear")
+    loss, feat = (torch.tensor(3.0, dtype=dtype, requires_grad=True) for _ in range(2))
+    (same,), weighed = trunk([feat]), weight(loss)
+    assert torch.equal(weighed, 100.3 * loss)  # half precision rounds no earlier than the product
+    weight.set(0.7)
+    trunk.set_progress(1, 2)
+    (same + weighed).backward()
+    torch.testing.assert_close([loss.grad.item(), feat.grad.item()], [100.3, 0.3], rtol=1e-2, atol=0)
+    assert weight(loss) == 0.7 * loss
 
 
 @pytest.mark.parametrize(

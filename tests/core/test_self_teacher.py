@@ -140,6 +140,14 @@ def test_projecting_first_is_projecting_last(size, to, frozen):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
 
 
+def test_a_second_pass_at_another_size_leaves_the_first_ones_gradient():
+    neck = SelfTeacherNeck(CHANNELS).train()
+    first = neck(make_feats(CHANNELS, [4, 4, 4]))  # no resizing, so the batch normalisations are the layers' own
+    neck(make_feats(CHANNELS, [8, 4, 2]))
+    first[-1].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in neck.parameters())
+
+
 def test_repeats_with_cumulative_average():
     cumulative, plain = (nn.BatchNorm2d(3, momentum=None).double() for _ in range(2))
     for x in torch.randn(3, 2, 3, 2, 2, dtype=torch.float64):
