@@ -98,11 +98,8 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, affine: Affine | 
     if rescale != 1:  # what the layer makes of the old variance and of this batch's, is rescaled: the old one twice
         replaced["running_var"] = bn.running_var / rescale
     y = torch.func.functional_call(bn, replaced, (x,)) if replaced else bn(x)
-    if rescale != 1:
-        with (
-            torch.no_grad()
-        ):  # `data`: a backward pass to come does not count it as a change, nor the layer's own update
-            bn.running_var.data.copy_(replaced["running_var"] * rescale)
+    if rescale != 1:  # `data`: like the layer's own update, no change in the eyes of a backward pass to come
+        bn.running_var.data.copy_(replaced["running_var"] * rescale)
     return y
 
 
