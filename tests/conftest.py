@@ -19,13 +19,10 @@ NEEDS_TIMM = {
     "tests/test_readme.py::test_task_example_keeps_student_and_teacher_apart": ((1, 0, 27), "it shows FRSKDTask"),
     "tests/docs/test_docs.py::test_code_of_the_page_runs[start_timm.md]": ((1, 0, 27), "it shows FRSKDTask"),
     "tests/docs/test_docs.py::test_sphinx_builds_the_pages_without_a_warning": ((1, 0, 27), "they show FRSKDTask"),
-    **{
-        f"tests/timm/test_maps.py::test_maps_equal_those_of_features_only[{name}]": (
-            (1, 0, 27),
-            "that timm lacks the model, or its forward_intermediates, and wrap says so",
-        )
-        for name in ("densenet121", "test_maxvit")
-    },
+    "tests/timm/test_maps.py::test_maps_are_those_of_the_networks_own_modules[test_maxvit]": (
+        (1, 0, 27),
+        "that timm lacks the model",
+    ),
     "tests/methods/test_kd.py::test_norms_are_those_that_make_or_take_the_maps[densenet121]": (
         (1, 0, 27),
         "DenseNet has no forward_intermediates there",
@@ -34,7 +31,7 @@ NEEDS_TIMM = {
         (1, 0, 31),
         "SelecSLS has no forward_intermediates there",
     ),
-    "tests/timm/test_cifar_networks.py::test_classifier_can_be_replaced[resnet18_cifar]": (
+    "tests/timm/test_cifar_networks.py::test_classifier_can_be_replaced_and_metadata_are_timms[resnet18_cifar]": (
         (1, 0, 29),
         "timm's own ResNet.reset_classifier keeps the dtype only from then on",
     ),

@@ -189,9 +189,15 @@ def test_bad_input(call, message):
         call()
 
 
-def resized_first(student, teacher, size, temperature, variant, align_corners):
-    both = (F.interpolate(x, size, mode="bilinear", align_corners=align_corners) for x in (student, teacher))
-    return soft_label_loss(*both, temperature, variant)
+def resized_first(student, teacher, size, kind, variant, corners, valid=None):
+    """Both maps resized, then the mean over the positions that count."""
+    large = [
+        F.interpolate(x, size, mode="bilinear", align_corners=c)
+        for x, c in zip((student, teacher), corners, strict=True)
+    ]
+    if valid is not None:
+        large = [x.movedim(1, -1)[valid] for x in large]  # [N, K]
+    return FORMULAS[kind](*large, 2.5, variant)
 
 
 def value_and_gradient(loss, student):
@@ -205,34 +211,47 @@ def value_and_gradient(loss, student):
     ("small", "other", "size"),
     [((5, 7), (5, 7), (20, 28)), ((4, 4), (8, 8), (13, 30)), ((9, 6), (9, 6), (4, 5)), ((3, 5), (6, 5), (1, 5))],
 )
+@pytest.mark.parametrize("kind", ["softmax", "positions"])
 @variants
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_pieces_equal_resizing_first(small, other, size, variant, align_corners):
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+@pytest.mark.parametrize("corners", [(False, False), (True, True), (True, False)])  # the student's and the teacher's
+def test_pieces_equal_resizing_first(small, other, size, kind, variant, corners):
+    valid = torch.rand(2, *size, generator=torch.Generator().manual_seed(2)) > 0.4
+    valid[1, 3:] = False
+    for dtype, tolerance, counted in (
+        (torch.float64, 1e-11, None),
+        (torch.float64, 1e-11, valid),
+        (torch.float32, 1e-6, None),
+    ):
         student, teacher = logits(*small, dtype=dtype), logits(*other, seed=1, dtype=dtype)
-        settings = dict(teacher_logits=teacher, size=size, temperature=2.5, variant=variant)
-        first = partial(resized_first, teacher=teacher, size=size, temperature=2.5, variant=variant)
-        expected, expected_grad = value_and_gradient(partial(first, align_corners=align_corners), student)
+        given = dict(teacher=teacher, size=size, kind=kind, variant=variant, corners=corners, valid=counted)
+        expected, expected_grad = value_and_gradient(partial(resized_first, **given), student)
+        form = dict(
+            temperature=2.5, variant=variant, soft_label="softmax" if kind == "softmax" else "sigmoid", valid=counted
+        )
+        form |= dict(align_corners=corners[0], teacher_align_corners=None if corners[1] == corners[0] else corners[1])
         for rows in (1, 3, None):
-            pieces = partial(resized_soft_label_loss, **settings, align_corners=align_corners, rows=rows)
+            pieces = partial(resized_soft_label_loss, teacher_logits=teacher, size=size, rows=rows, **form)
             layout = torch.contiguous_format if rows else torch.channels_last
             value, grad = value_and_gradient(pieces, student.contiguous(memory_format=layout))
             torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
             assert (grad - expected_grad).abs().max() <= tolerance * expected_grad.abs().max().clamp(min=1)
             assert value.dtype == grad.dtype == dtype
+    nothing = partial(resized_soft_label_loss, teacher_logits=teacher, size=size, valid=torch.zeros_like(valid))
+    value, grad = value_and_gradient(nothing, student)
+    assert value == 0 and not grad.any()
 
 
 def test_keeps_nothing_of_the_large_size():
     """Resizing first keeps maps of 64 x 64; the pieces keep the gradient at 8 x 8 and nothing else."""
     student, teacher = logits(8, 8).requires_grad_(), logits(8, 8, seed=1)
     with count_forward(torch.nn.Identity()) as before:
-        kept_first = resized_first(student, teacher, (64, 64), 1.0, "published", False)
+        kept_first = resized_first(student, teacher, (64, 64), "softmax", "published", (False, False))
     with count_forward(torch.nn.Identity()) as after:
-        kept_now = resized_soft_label_loss(student, teacher, (64, 64), 1.0, rows=4)
+        kept_now = resized_soft_label_loss(student, teacher, (64, 64), 2.5, rows=4)
     assert before.kept >= 2 * 8 * 2 * 4 * 64 * 64 and after.kept == 8 * student.numel()
     torch.testing.assert_close(kept_now, kept_first)
     with torch.no_grad():
-        assert torch.equal(resized_soft_label_loss(student, teacher, (64, 64), 1.0, rows=4), kept_now.detach())
+        assert torch.equal(resized_soft_label_loss(student, teacher, (64, 64), 2.5, rows=4), kept_now.detach())
 
 
 def test_no_tensor_of_both_large_maps_is_made():
@@ -265,29 +284,3 @@ def test_frskd_loss_at_a_size(kind, normalize):
     torch.testing.assert_close(value.detach(), 3 * formula(*large, 2.0), rtol=1e-12, atol=0)
     value.backward()
     assert student.grad.any() and teacher.grad is None
-
-
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@variants
-def test_pieces_with_positions_that_do_not_count_and_the_teachers_own_corners(kind, variant):
-    formula = FORMULAS["softmax" if kind == "softmax" else "positions"]
-    student, teacher = logits(4, 5), logits(3, 3, seed=1)
-    valid = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(2)) > 0.4
-    valid[1, 3:] = False
-
-    def first(x):
-        large = F.interpolate(x, (9, 11), mode="bilinear", align_corners=True)
-        target = F.interpolate(teacher, (9, 11), mode="bilinear", align_corners=False)
-        counted = [z.movedim(1, -1)[valid] for z in (large, target)]  # [N, K]: the mean is over these alone
-        return formula(*counted, 2.0, variant)
-
-    def pieces(x):
-        settings = dict(teacher_align_corners=False, soft_label=kind, valid=valid)
-        return resized_soft_label_loss(x, teacher, (9, 11), 2.0, variant, True, 2, **settings)
-
-    (expected, expected_grad), (value, grad) = value_and_gradient(first, student), value_and_gradient(pieces, student)
-    torch.testing.assert_close(value, expected, rtol=1e-11, atol=0)
-    torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-13)
-    valid.fill_(False)
-    value, grad = value_and_gradient(pieces, student)
-    assert value == 0 and not grad.any()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
-from torch import distributed, nn
+from torch import nn
 
 import frskd_plugin
 from tests.helpers.model_tester import same
@@ -52,14 +52,6 @@ def save(task, folder, optimizer=None):
 
 def clones(module):
     return {key: value.clone() for key, value in module.state_dict().items()}
-
-
-@pytest.fixture
-def process_group():
-    """A group of this one process."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 class TestForward:

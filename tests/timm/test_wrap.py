@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEma, ModelEmaV3
 from torch import nn
@@ -41,11 +42,19 @@ def batch(family="cifar", size=4, num_classes=10):
 
 
 @pytest.mark.parametrize(
-    ("family", "variant"), [("cnn", "published"), ("vit", "published"), ("cifar", "published"), ("cifar", "equations")]
+    ("family", "variant", "mixing"),
+    [
+        ("cnn", "published", None),
+        ("vit", "published", {"mixup_alpha": 0.2}),
+        ("cifar", "published", {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}),
+        ("cifar", "equations", None),
+    ],
 )
-def test_total_is_equation_5_and_trains_every_parameter(family, variant):
-    _, model = make(family, variant=variant, alpha=3, beta=50, temperature=2)
+def test_total_is_equation_5_and_trains_every_parameter(family, variant, mixing):
+    student, model = make(family, variant=variant, alpha=3, beta=50, temperature=2)
     images, targets = batch(family)
+    if mixing:
+        images, targets = Mixup(**mixing, label_smoothing=0.1, num_classes=10)(images, targets)
     feats, logits = model.student_forward(images)
     refined_feats, teacher_logits = model.method.self_teacher(feats)
     losses = model(images, targets)
@@ -57,6 +66,14 @@ def test_total_is_equation_5_and_trains_every_parameter(family, variant):
     torch.testing.assert_close(losses["output"], logits)
     losses["loss"].backward()
     assert without_gradient(model) == []
+
+    model.eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.method, "forward", lambda *_: pytest.fail("the method ran"))
+        patch.setattr(model.method.self_teacher, "forward", lambda *_: pytest.fail("the self-teacher ran"))
+        assert torch.equal(model(images), student.eval()(images))
+    expected = model.method.self_teacher(model.student_forward(images)[0])[1]
+    assert torch.equal(model.teacher_logits(images), expected)
 
 
 def test_without_targets_says_what_to_do():
@@ -73,50 +90,34 @@ def test_baseline_is_the_plain_step():
     assert model.teacher_logits(images) is None and list(model.method.state_dict()) == []
 
 
-class TestInference:
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_logits_are_the_plain_models_and_the_teacher_sleeps(self, family, monkeypatch):
-        student, model = make(family)
-        model(*batch(family))["loss"].backward()
-        model.eval()
-        monkeypatch.setattr(model.method, "forward", lambda *_: pytest.fail("the method ran"))
-        monkeypatch.setattr(model.method.self_teacher, "forward", lambda *_: pytest.fail("the self-teacher ran"))
-        images, _ = batch(family)
-        assert torch.equal(model(images), student.eval()(images))
-        monkeypatch.undo()
-        expected = model.method.self_teacher(model.student_forward(images)[0])[1]
-        assert torch.equal(model.teacher_logits(images), expected)
-
-    def test_state_dict_holds_student_and_method_apart(self):
-        student, model = make()
-        assert frskd_plugin.unwrap(model) is student
-        keys = set(model.state_dict())
-        assert {k.removeprefix("student.") for k in keys if k.startswith("student.")} == set(student.state_dict())
-        others = {k for k in keys if not k.startswith(("student.", "method.self_teacher."))}
-        assert others == {"method.loss_distill.gate.mean"}
+def test_state_dict_holds_student_and_method_apart():
+    student, model = make()
+    assert frskd_plugin.unwrap(model) is student
+    keys = set(model.state_dict())
+    assert {k.removeprefix("student.") for k in keys if k.startswith("student.")} == set(student.state_dict())
+    others = {k for k in keys if not k.startswith(("student.", "method.self_teacher."))}
+    assert others == {"method.loss_distill.gate.mean"}
 
 
-class TestNothingIsTouched:
-    def test_weights_statistics_modes_and_random_numbers_stay(self):
-        model = timm.create_model("test_resnet", num_classes=10)
-        model.layer1.eval()
-        model.conv1.requires_grad_(False)
-        before = copy.deepcopy(model.state_dict())
-        modes = [m.training for m in model.modules()]
-        wrapped = frskd_plugin.wrap(model, "baseline", input_size=(3, 64, 64))
-        torch.manual_seed(7)
-        frskd_plugin.wrap(model, "baseline", input_size=(3, 64, 64))
-        drawn = torch.rand(1)
-        torch.manual_seed(7)
-        assert torch.equal(drawn, torch.rand(1))
-        assert same(model.state_dict(), before)
-        assert [m.training for m in model.modules()] == modes
-        assert wrapped.training and not any(p.requires_grad for p in model.conv1.parameters())
-        assert all(p.grad is None for p in model.parameters())
+def test_weights_statistics_modes_and_random_numbers_stay():
+    model = timm.create_model("test_resnet", num_classes=10)
+    model.layer1.eval()
+    model.conv1.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    modes = [m.training for m in model.modules()]
+    torch.manual_seed(7)
+    wrapped = frskd_plugin.wrap(model, "baseline", input_size=(3, 64, 64))
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(1))
+    assert same(model.state_dict(), before)
+    assert [m.training for m in model.modules()] == modes
+    assert wrapped.training and not any(p.requires_grad for p in model.conv1.parameters())
+    assert all(p.grad is None for p in model.parameters())
 
-        wrapped = frskd_plugin.wrap(model.eval().double(), input_size=(3, 64, 64))
-        assert not any(m.training for m in wrapped.modules())
-        assert {p.dtype for p in wrapped.method.parameters()} == {torch.float64}
+    wrapped = frskd_plugin.wrap(model.eval().double(), input_size=(3, 64, 64))
+    assert not any(m.training for m in wrapped.modules())
+    assert {p.dtype for p in wrapped.method.parameters()} == {torch.float64}
 
 
 class TestWidth:
@@ -153,7 +154,7 @@ class TestWidth:
         assert max(model.method.self_teacher.neck.out_channels) <= 64
         assert self.share(model, (3, 64, 64)) <= 0.2
         caplog.clear()
-        make("cnn", width=4)  # a dear teacher is pointed out
+        make("cnn", width=4)  # a costly teacher is pointed out
         assert ["width='auto'" in r.getMessage() for r in caplog.records] == [True]
 
     def test_a_tiny_network_gets_the_least_teacher_all_the_same(self):
