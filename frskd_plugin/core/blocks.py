@@ -39,9 +39,9 @@ def fast_layout(feat: Tensor) -> Tensor:
 
 
 def common_layout(feats: Sequence[Tensor]) -> torch.memory_format:
-    """Return channels_last where all maps [B, C, H, W] have it and one of them is not in the ordinary layout too."""
+    """Return the layout of a list of maps [B, C, H, W]: channels_last where all have it, and not by size alone."""
     channels_last = all(feat.is_contiguous(memory_format=torch.channels_last) for feat in feats)
-    ordinary = all(feat.is_contiguous() for feat in feats)  # a map of 1 x 1 has both
+    ordinary = all(feat.is_contiguous() for feat in feats)  # a map of 1 x 1 is in both
     return torch.channels_last if channels_last and not ordinary else torch.contiguous_format
 
 
@@ -95,7 +95,7 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, affine: Affine | 
     """
     replaced = {} if affine is None else {"weight": affine[0], "bias": affine[1]}
     rescale = _variance_ratio(bn, x, repeats) if bn.training and bn.track_running_stats and repeats != 1 else 1.0
-    if rescale != 1:  # what the layer makes of the old variance and of this batch's, is rescaled: the old one twice
+    if rescale != 1:  # the layer's update is rescaled as a whole, so the old variance is divided beforehand
         replaced["running_var"] = bn.running_var / rescale
     y = torch.func.functional_call(bn, replaced, (x,)) if replaced else bn(x)
     if rescale != 1:  # `data`: like the layer's own update, no change in the eyes of a backward pass to come

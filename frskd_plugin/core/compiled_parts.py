@@ -14,14 +14,13 @@ from torch.utils._pytree import tree_leaves
 class CompiledParts:
     """Parts of a model whose forward pass is compiled in training; in eval mode they run as they are.
 
-    Compiling happens in the first training step, for the sizes of that step; other sizes, such as a smaller last batch,
-    run as they are, for to compile with symbolic sizes can take longer than the training. Parameters and their names in
-    checkpoints stay.
+    Compiling happens in the first training step, for the sizes of that step. Other sizes, such as a smaller last batch,
+    run as they are: compiling for any size can take longer than the training. Parameters keep their names.
 
     Args:
-        model: the model, which is changed until `restore`.
-        parts: names of modules in it, such as ``'backbone'``; of a list of modules each one is compiled; ``''`` is the
-            model itself.
+        model: is changed until `restore`.
+        parts: names of modules in it, such as ``'backbone'``; ``''`` is the model itself, and of a list of modules each
+            one is compiled.
         any_size: run every size compiled, not only that of the first step.
         options: of ``torch.compile``.
 

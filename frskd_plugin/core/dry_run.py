@@ -24,7 +24,7 @@ class ForwardCost:
 
 @contextmanager
 def count_forward(network: nn.Module) -> Iterator[ForwardCost]:
-    """Count what the block does with a network, at its end: what is freed by then is not kept.
+    """Count the products that a block computes, and the bytes that its graphs still keep when it ends.
 
     >>> layer = nn.Linear(3, 5)
     >>> with count_forward(layer) as cost:

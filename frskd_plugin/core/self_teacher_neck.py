@@ -206,7 +206,7 @@ class BiFPNcLayer(nn.Module):
 
 def _follow_weights(layer: BiFPNcLayer, _: Any = None) -> None:
     """Make the constant matrices of a layer anew where its weights have another device or dtype now."""
-    # rather than moved: `to_empty` would leave them without their values; else kept: a CUDA graph may read them
+    # made, not moved: `to_empty` would leave them without values; kept where they fit: a CUDA graph may read them
     like = next(iter(layer.td_nodes.values())).fusion_weights
     if (like.device, like.dtype) != (layer._spread.device, layer._spread.dtype):
         layer._prepare_scales()

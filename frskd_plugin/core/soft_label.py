@@ -133,8 +133,7 @@ def binary_soft_label_loss(
     Args:
         student_logits: [B, K, ...], K classes and any number of positions behind them.
         teacher_logits: the same shape; gets no gradient.
-        temperature: T.
-        variant: 'published' or 'equations'.
+        temperature, variant: as in `soft_label_loss`.
         normalize: 'foreground'; 'positions' for the mean over batch and positions; or 'auto', 'foreground' for logits
             [B, K, N] of N anchors and 'positions' for all others.
         valid: bool [B, ...], the positions that count, in the sum and in the divisor.
@@ -217,8 +216,7 @@ def resized_soft_label_loss(
         student_logits: [B, K, h, w].
         teacher_logits: [B, K, h', w']; gets no gradient.
         size: height and width at which they are compared.
-        temperature: T, divides both logits.
-        variant: 'published' or 'equations'.
+        temperature, variant: as in `soft_label_loss`.
         align_corners: of the interpolation; ``teacher_align_corners`` of the teacher's, None is as the student's.
         rows: rows of a piece; None takes about 2 MiB of each map on a CPU, up to 64 MiB elsewhere.
         soft_label: 'softmax' for `soft_label_loss`, 'sigmoid' for `binary_soft_label_loss` over the positions.
@@ -320,12 +318,12 @@ class SoftLabelLoss(nn.Module):
         if kind == "auto":
             kind = "sigmoid" if student_logits.shape[1] == 1 else "softmax"
         form = (self.temperature, self.variant)
-        teacher_corners = align_corners if teacher_align_corners is None else teacher_align_corners
         if size is not None and not (kind == "sigmoid" and self.normalize == "foreground"):
             both = (student_logits, teacher_logits)  # a mean over the positions, which can be taken piece by piece
-            return resized_soft_label_loss(*both, size, *form, align_corners, None, teacher_corners, kind, valid)
+            return resized_soft_label_loss(*both, size, *form, align_corners, None, teacher_align_corners, kind, valid)
         if size is not None:
             _check_maps(student_logits, teacher_logits, size, valid)
+            teacher_corners = align_corners if teacher_align_corners is None else teacher_align_corners
             student_logits = _resize(finite_logits(student_logits), size, align_corners=align_corners)
             teacher_logits = _resize(finite_logits(teacher_logits.detach()), size, align_corners=teacher_corners)
         if kind == "sigmoid":

@@ -17,6 +17,7 @@ from frskd_plugin.core.frskd_loss import FRSKDLoss, own_losses
 from frskd_plugin.core.preactivations import forward_with_preactivations
 from frskd_plugin.core.schedule import TrunkGradient
 from frskd_plugin.core.self_teacher import SelfTeacher
+from frskd_plugin.core.self_teacher_neck import SelfTeacherNeck
 from frskd_plugin.methods.base import Criterion, Method, StudentForward, StudentInfo, Terms
 from frskd_plugin.methods.targets import choose_soft_label
 
@@ -183,10 +184,10 @@ class FRSKD(Method):
         self.trunk_gradient = TrunkGradient(trunk_gradient)
         alpha = DEFAULTS["alpha"] if alpha is None else alpha
         weight: Any = DEFAULTS["beta"] if beta is None else beta
-        if weight == "auto" and feature_loss == "attention":
-            weight = auto_beta(student, feature_reduction if variant == "published" else "batchmean")
-        elif weight == "auto":
-            weight = FEATURE_BETAS["overhaul" if feature_loss == "overhaul" else "hint"]
+        if weight == "auto":
+            reduction = feature_reduction if variant == "published" else "batchmean"
+            name = feature_loss if isinstance(feature_loss, str) else "hint"  # a loss of one's own weighs as that
+            weight = auto_beta(student, reduction) if name == "attention" else FEATURE_BETAS[name]
         self.preactivation = feature_loss == "overhaul"
         form: dict[str, Any] = {
             "channels": channels,
@@ -205,11 +206,7 @@ class FRSKD(Method):
         self.self_teacher = SelfTeacher(
             student.in_channels, student.num_classes, chosen, max_channels=max_channels, **form
         )
-        made: Any = None if feature_loss == "attention" else feature_loss
-        if made == "hint":
-            made = HintLoss(student.in_channels, self.self_teacher.neck.out_channels)
-        elif made == "overhaul":
-            made = OverhaulLoss(student.in_channels, self.self_teacher.neck.output_norms())
+        made = _make_feature_loss(feature_loss, student.in_channels, self.self_teacher.neck)
         soft_label = choose_soft_label(soft_label, student)
         self.loss_distill = FRSKDLoss(
             alpha, weight, temperature, variant, made, soft_label, feature_reduction, schedule, warmup
@@ -262,6 +259,19 @@ class FRSKD(Method):
 
     def teacher_logits(self, feats: Sequence[Tensor]) -> Tensor:
         return self.self_teacher(feats)[1]
+
+
+def _make_feature_loss(
+    feature_loss: str | nn.Module, in_channels: Sequence[int], neck: SelfTeacherNeck
+) -> nn.Module | None:
+    """Return the loss of a name, or the user's own; None for `FRSKDLoss` to make the attention transfer."""
+    if isinstance(feature_loss, nn.Module):
+        return feature_loss
+    if feature_loss == "attention":
+        return None
+    if feature_loss == "hint":
+        return HintLoss(in_channels, neck.out_channels)
+    return OverhaulLoss(in_channels, neck.output_norms())
 
 
 def _log_cost(share: float, width: int, max_channels: int | None, auto: bool) -> None:

@@ -167,7 +167,7 @@ def _teacher_change(
     cfg = getattr(student.module, "pretrained_cfg", None) or {}
     own: Any = (cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
     wanted: Any = getattr(teacher, "normalisation", (None, None))
-    # what speaks of other channels does not speak of these images
+    # a mean or std of another number of channels belongs to other images
     if any(values is None or len(values) != channels for values in (*own, *wanted)):
         return None
     both = list(zip(*own, *wanted, strict=True))

@@ -141,8 +141,8 @@ class PSKD(Method):
 
     alpha_t = ``alpha`` * t / T in epoch t = 1 .. T. Predictions are gathered in the training pass itself, as in the
     authors' code, by the index of the sample; see `PredictionStore` for where they lie and how a run resumes. `forward`
-    changes that table, as batch normalisation changes its statistics. What images without a prediction learn from, so
-    all of them in the first epoch, is y.
+    changes that table, as batch normalisation changes its statistics. Images without a prediction, in the first epoch
+    all of them, learn from y alone.
 
     Args:
         student: the network to train. Batches come with the samples' places in the training set, ``index`` [B].

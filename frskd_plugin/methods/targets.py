@@ -122,7 +122,7 @@ def _targets_taken(criterion: Criterion, kind: str, num_classes: int | None) -> 
 
 
 def check_labels(labels: Tensor, num_classes: int, ignored: int, criterion: Criterion | None = None) -> None:
-    """Raise ValueError for labels [B] outside of 0..K-1, or the ignored one with a library's criterion without it."""
+    """Raise ValueError for labels [B] outside of 0..K-1, and ignored ones that a library's criterion would count."""
     if not can_read(labels):
         return
     counted = labels[labels != ignored]

@@ -100,7 +100,7 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
 
 
 def usual_input_size(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[int, int, int]:
-    """Return the user's, or that of the entry in timm, as in_chans=... and img_size=... have changed it."""
+    """Return (channels, height, width) of the images: the user's, or timm's entry, changed by in_chans and img_size."""
     if input_size is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
         _, *size = cfg.get("input_size", DEFAULT_INPUT_SIZE)

@@ -79,11 +79,12 @@ def test_equations_equal_an_independent_formula(constant):
         [(9, 16), (4, 8), (2, 4)],
     ],
 )
-def test_any_sizes(variant, sizes):
+def test_any_sizes_and_two_of_them_in_one_step(variant, sizes):
     channels = [4, 8, 8, 16, 16][: len(sizes)]
     neck = SelfTeacherNeck(channels, variant=variant).train()
     feats = make_feats(channels, sizes)
     refined_feats = neck(feats)
+    neck(make_feats(channels, [32 >> i for i in range(len(sizes))]))  # which must not touch what the first pass keeps
     assert [r.shape for r in refined_feats] == [(2, 2 * f.shape[1], *f.shape[2:]) for f in feats]
     refined_feats[-1].square().mean().backward()
     assert all(p.grad is not None for p in neck.parameters())
@@ -140,14 +141,6 @@ def test_projecting_first_is_projecting_last(size, to, frozen):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
 
 
-def test_a_second_pass_at_another_size_leaves_the_first_ones_gradient():
-    neck = SelfTeacherNeck(CHANNELS).train()
-    first = neck(make_feats(CHANNELS, [4, 4, 4]))  # no resizing, so the batch normalisations are the layers' own
-    neck(make_feats(CHANNELS, [8, 4, 2]))
-    first[-1].square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in neck.parameters())
-
-
 def test_repeats_with_cumulative_average():
     cumulative, plain = (nn.BatchNorm2d(3, momentum=None).double() for _ in range(2))
     for x in torch.randn(3, 2, 3, 2, 2, dtype=torch.float64):
@@ -195,14 +188,6 @@ def test_bifpn_trains_in_either_layout_and_keeps_it(variant):
     for a, e in zip((*actual, *(x.grad for x in last)), (*expected, *(x.grad for x in plain)), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(feats, plain, strict=True))  # nothing is changed in place
-
-
-def test_bfloat16_autocast_trains():
-    teacher = SelfTeacher(CHANNELS, num_classes=3).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        _, logits = teacher(make_feats(CHANNELS, [8, 4, 2]))
-    logits.float().square().sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in teacher.parameters())
 
 
 FEATS = make_feats(CHANNELS, [8, 4, 2])

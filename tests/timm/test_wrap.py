@@ -76,11 +76,6 @@ def test_total_is_equation_5_and_trains_every_parameter(family, variant, mixing)
     assert torch.equal(model.teacher_logits(images), expected)
 
 
-def test_without_targets_says_what_to_do():
-    with pytest.raises(ValueError, match=r"call model\(images, targets\).*model\.eval\(\)"):
-        make()[1](batch()[0])
-
-
 def test_baseline_is_the_plain_step():
     student, model = make(method="baseline")
     images, targets = batch()
@@ -120,52 +115,47 @@ def test_weights_statistics_modes_and_random_numbers_stay():
     assert {p.dtype for p in wrapped.method.parameters()} == {torch.float64}
 
 
-class TestWidth:
-    def share(self, model, size):
-        """Counted on the real training pass, apart from the code that chooses."""
-        images = torch.randn(1, *size)
-        model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as plain:
-            model.student(images)
-        with torch.no_grad(), FlopCounterMode(display=False) as both:
-            model.teacher_logits(images)
-        return both.get_total_flops() / plain.get_total_flops() - 1
+def share(model, size):
+    """MACs of the self-teacher over the student's, counted apart from the code that chooses."""
+    images = torch.randn(1, *size)
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+        model.student(images)
+    with torch.no_grad(), FlopCounterMode(display=False) as both:
+        model.teacher_logits(images)
+    return both.get_total_flops() / plain.get_total_flops() - 1
 
-    @pytest.mark.parametrize(
-        ("name", "kwargs", "width", "limited"),
-        [("wrn_16_2", {}, 2, False), ("resnet26", {"channels": (16, 32, 64, 128)}, 1, True)],
-    )
-    def test_default_keeps_the_teacher_below_its_share_and_says_so_once(self, name, kwargs, width, limited, caplog):
-        model = timm.create_model(name, num_classes=10, **kwargs)
-        size = (3, 64, 64)
-        with caplog.at_level(logging.INFO):
-            wrapped = frskd_plugin.wrap(model, input_size=size)
-        share = self.share(wrapped, size)
-        assert 0.4 < share <= 0.75
-        assert wrapped.method.width == width and (wrapped.method.max_channels is not None) == limited
-        (record,) = caplog.records
-        assert f"{share:.2f} of the student's MACs" in record.getMessage()
-        assert record.levelname == ("WARNING" if limited else "INFO")  # the paper's width is no news
 
-    def test_limit_of_the_channels_reaches_every_level(self, caplog):
-        _, model = make("cnn", max_channels=32, out_indices=(1, 2, 3, 4))
-        assert model.method.self_teacher.neck.out_channels == [32, 32, 32, 32]
-        _, model = make("cnn", width="auto", max_share=0.2, max_channels=64)
-        assert max(model.method.self_teacher.neck.out_channels) <= 64
-        assert self.share(model, (3, 64, 64)) <= 0.2
-        caplog.clear()
-        make("cnn", width=4)  # a costly teacher is pointed out
-        assert ["width='auto'" in r.getMessage() for r in caplog.records] == [True]
+@pytest.mark.parametrize(
+    ("name", "kwargs", "width", "limited"),
+    [("wrn_16_2", {}, 2, False), ("resnet26", {"channels": (16, 32, 64, 128)}, 1, True)],
+)
+def test_default_width_keeps_the_teacher_below_its_share_and_says_so_once(name, kwargs, width, limited, caplog):
+    model = timm.create_model(name, num_classes=10, **kwargs)
+    size = (3, 64, 64)
+    with caplog.at_level(logging.INFO):
+        wrapped = frskd_plugin.wrap(model, input_size=size)
+    found = share(wrapped, size)
+    assert 0.4 < found <= 0.75
+    assert wrapped.method.width == width and (wrapped.method.max_channels is not None) == limited
+    (record,) = caplog.records
+    assert f"{found:.2f} of the student's MACs" in record.getMessage()
+    assert record.levelname == ("WARNING" if limited else "INFO")  # the paper's width is no news
 
-    def test_a_tiny_network_gets_the_least_teacher_all_the_same(self):
-        student = ToyClassifier()
-        student.body, student.head = nn.Conv2d(4, 32, 3, stride=8, padding=1), nn.Linear(32, 3)
-        assert frskd_plugin.wrap(student).method.self_teacher.neck.out_channels == [4, 8]
 
-    @pytest.mark.parametrize(("share", "message"), [(1e-5, "even 8 channels a level cost"), (0, "must be > 0")])
-    def test_an_impossible_share_is_refused(self, share, message):
+def test_limits_to_the_channels_and_to_the_share(caplog):
+    _, model = make("cnn", width="auto", max_share=0.2, max_channels=64)
+    assert max(model.method.self_teacher.neck.out_channels) <= 64 and share(model, (3, 64, 64)) <= 0.2
+    caplog.clear()
+    _, model = make("cnn", width=4, max_channels=512, out_indices=(1, 2, 3, 4))  # a costly teacher is pointed out
+    assert ["width='auto'" in r.getMessage() for r in caplog.records] == [True]
+    assert model.method.self_teacher.neck.out_channels == [128, 192, 512, 384]  # 4 times 32, 48, 192, 96
+    student = ToyClassifier()  # a tiny network gets the least teacher all the same
+    student.body, student.head = nn.Conv2d(4, 32, 3, stride=8, padding=1), nn.Linear(32, 3)
+    assert frskd_plugin.wrap(student).method.self_teacher.neck.out_channels == [4, 8]
+    for limit, message in ((1e-5, "even 8 channels a level cost"), (0, "must be > 0")):
         with pytest.raises(ValueError, match=message):
-            make(width="auto", max_share=share)
+            make(width="auto", max_share=limit)
 
 
 @pytest.mark.parametrize(
@@ -209,16 +199,11 @@ TINY_SIZE = {"input_size": (3, 64, 64)}
         (nn.Sequential(), {}, TypeError, "Sequential has no forward_intermediates and no forward_head"),
         ({"num_classes": 0}, {}, ValueError, "num_classes=0"),
         ({}, {"input_size": 64}, ValueError, r"`input_size` must be \(channels, height, width\).*got 64"),
-        ({}, {"input_size": (64, 64)}, ValueError, r"`input_size` must be \(channels, height, width\)"),
         ({"model_name": "test_vit"}, {"input_size": (3, 33, 33)}, ValueError, r"failed on .*give it as input_size"),
         ({}, {"method": "fskrd"}, ValueError, "`method` must be one of 'baseline', .*'frskd', .*got 'fskrd'"),
-        ({}, {"betta": 3}, TypeError, "'frskd' has no setting 'betta'; its settings are: alpha, beta,"),
         ({}, {"method": "baseline", "alpha": 3}, TypeError, "'baseline' has no setting 'alpha'; it has no settings"),
         ({}, {"out_indices": (1, 9)}, ValueError, r"\(1, 9\) does not fit.*5 feature maps \(0: 32 channels of 32x32, "),
-        ({}, {"width": 1.5}, TypeError, "`width` must be an int"),
         ({}, {"width": "Auto"}, ValueError, "`width` must be an int >= 1 or 'auto', got 'Auto'"),
-        ({}, {"alpha": float("inf")}, ValueError, "`alpha` weighs a loss and must be >= 0, got inf"),
-        ({}, {"criterion": "ce"}, TypeError, "`criterion` is called with logits and targets.*got ce"),
         ({}, {"criterion": nn.CrossEntropyLoss}, TypeError, "`criterion` is called with logits and targets"),
     ],
 )
@@ -252,33 +237,27 @@ def test_a_users_own_method_is_ten_lines(monkeypatch):
             entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
             return {"loss_ce": criterion(logits, targets), "loss_entropy": -self.weight * entropy, "output": logits}
 
-    assert method_names() == ["confident"]
+    class Taken(Confident):
+        def __init__(self, student, criterion=None):
+            super().__init__(student)
+
     losses = make(method="confident", weight=0.5)[1](*batch())
     probabilities = losses["output"].softmax(1)
     expected = losses["loss_ce"] + 0.5 * (probabilities * probabilities.log()).sum(1).mean()
     torch.testing.assert_close(losses["loss"], expected)
+    other = type("Other", (Confident,), {})
     for name, found, error, message in (
-        ("confident", type("Other", (Confident,), {}), ValueError, "'confident' is there already"),
+        ("confident", other, ValueError, "'confident' is there already"),
         ("other", nn.Linear, TypeError, "expects a subclass of frskd_plugin.methods.Method"),
+        ("other", type("Empty", (Method,), {}), TypeError, "Empty must override forward"),
+        ("other", Taken, ValueError, "the setting 'criterion' of Taken could never be given.*rename it"),
         (Confident, None, TypeError, r"expects a name, as in @register_method\('mine'\), got <class"),
     ):
         with pytest.raises(error, match=message):
             register_method(name)(found)
-    other = register_method("confident", force=True)(type("Other", (Confident,), {}))  # a cell that is run again
+    assert method_names() == ["confident"]
+    register_method("confident", force=True)(other)  # a cell that is run again
     assert type(make(method="confident")[1].method) is other
-
-
-def test_a_setting_that_could_never_be_given_is_refused_when_registered():
-    class Mine(Method):
-        def __init__(self, student, criterion=None):
-            super().__init__(student)
-
-    with pytest.raises(TypeError, match="Mine must override forward"):
-        register_method("mine")(Mine)
-    Mine.forward = lambda self, *_: {}
-    with pytest.raises(ValueError, match="the setting 'criterion' of Mine could never be given.*rename it"):
-        register_method("mine")(Mine)
-    assert "mine" not in method_names()
 
 
 @pytest.mark.parametrize(
@@ -306,30 +285,34 @@ def test_an_error_that_is_not_about_soft_labels_keeps_its_name_and_cause():
     assert isinstance(raised.value.__cause__, KeyError)
 
 
-class TestWhatIsNoBareModel:
-    @pytest.mark.parametrize(
-        "outer", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel, ModelEmaV3, ModelEma]
-    )
-    def test_the_inner_one_is_to_be_wrapped_first(self, outer):
-        model = timm.create_model("test_resnet", num_classes=4)
-        with pytest.raises(TypeError, match=r"holds a timm model: wrap that one first \(`wrap\(model\.\w+\)`\)"):
-            frskd_plugin.wrap(outer(model))
-
-    @pytest.mark.parametrize("method", ["frskd", "sad", "ddgsd"])
-    def test_a_vit_that_drops_patches_has_no_maps(self, method):
-        model = timm.create_model("test_vit", num_classes=4, img_size=64, patch_drop_rate=0.5)
-        with pytest.raises(ValueError, match=r"drops patches in training \(`patch_drop`\).*with patch_drop_rate=0"):
-            frskd_plugin.wrap(model, method)
-        plain = frskd_plugin.wrap(model, "baseline").train()
-        assert plain(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]))["loss"].isfinite()
+@pytest.mark.parametrize(
+    "outer", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel, ModelEmaV3, ModelEma]
+)
+def test_of_a_wrapper_the_inner_model_is_to_be_wrapped_first(outer):
+    model = timm.create_model("test_resnet", num_classes=4)
+    with pytest.raises(TypeError, match=r"holds a timm model: wrap that one first \(`wrap\(model\.\w+\)`\)"):
+        frskd_plugin.wrap(outer(model))
 
 
-@pytest.mark.parametrize("classes", [5, 20])
-def test_another_number_of_classes_needs_another_teacher(classes):
+def test_a_vit_that_drops_patches_has_no_maps():
+    model = timm.create_model("test_vit", num_classes=4, img_size=64, patch_drop_rate=0.5)
+    with pytest.raises(ValueError, match=r"drops patches in training \(`patch_drop`\).*with patch_drop_rate=0"):
+        frskd_plugin.wrap(model, "sad")
+    plain = frskd_plugin.wrap(model, "baseline").train()
+    assert plain(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]))["loss"].isfinite()
+
+
+def test_calls_that_no_step_can_be_made_of():
     student, model = make()
-    student.reset_classifier(classes)
-    with pytest.raises(ValueError, match=f"{classes} classes and its self-teacher 10: .* wrap the model again"):
-        model(*batch(num_classes=5))
+    images, targets = batch(num_classes=5)
+    with pytest.raises(ValueError, match=r"call model\(images, targets\).*model\.eval\(\)"):
+        model(images)
+    patches = {"patches": torch.rand(2, 16, 48), "patch_coord": torch.zeros(2, 16, 2)}
+    with pytest.raises(TypeError, match="got dict. Batches of NaFlex models .*: train without the NaFlex loader"):
+        model(patches, targets)
+    student.reset_classifier(5)
+    with pytest.raises(ValueError, match="5 classes and its self-teacher 10: .* wrap the model again"):
+        model(images, targets)
 
 
 @pytest.mark.parametrize("settings", [dict(method="ps_kd", num_samples=4), dict(method="label_smoothing")])

@@ -129,9 +129,3 @@ def test_synchronised_batch_norm_without_a_process_group_trains_as_plain_batch_n
     torch.testing.assert_close(synchronised(images, targets)["loss"], model(images, targets)["loss"])
     rewrapped = frskd_plugin.wrap(nn.SyncBatchNorm.convert_sync_batchnorm(ToyClassifier()))
     assert rewrapped(images, targets)["loss"].isfinite()
-
-
-def test_batches_of_patches_are_refused_by_name():
-    batch = {"patches": torch.rand(2, 16, 48), "patch_coord": torch.zeros(2, 16, 2), "patch_valid": torch.ones(2, 16)}
-    with pytest.raises(TypeError, match="got dict. Batches of NaFlex models .*: train without the NaFlex loader"):
-        frskd_plugin.wrap(ToyClassifier())(batch, LABELS)
