@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -36,6 +36,11 @@ class StudentInfo:
     macs: int
     input_size: tuple[int, int, int]
     criterion: Criterion | None = None
+
+    def with_maps(self, indices: Sequence[int]) -> StudentInfo:
+        """Return the facts of the same network with these of its maps, in this order."""
+        channels, sizes = ([every[i] for i in indices] for every in (self.in_channels, self.map_sizes))
+        return replace(self, in_channels=channels, map_sizes=sizes)
 
 
 def total_loss(terms: Mapping[str, Tensor], method: nn.Module) -> Tensor:

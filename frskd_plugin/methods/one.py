@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +23,13 @@ from frskd_plugin.methods.targets import choose_soft_label
 TOLERANCE = 1e-4
 
 
-class LastStage(NamedTuple):
-    """The first module at the lowest resolution.
+def find_last_stage(network: nn.Module, images: Tensor) -> tuple[str, int, nn.Module]:
+    """Cut a timm CNN before the first module at its lowest resolution; the network stays as it is.
 
-    Attributes:
-        name: of the module in its network.
-        channels: of the map that it takes.
-        branch: copy of the network, with its weights, that takes this map instead of images (`run_branch`).
-    """
-
-    name: str
-    channels: int
-    branch: nn.Module
-
-
-def find_last_stage(network: nn.Module, images: Tensor) -> LastStage:
-    """Cut a timm CNN before the module that makes its lowest resolution; the network stays as it is.
-
-    Everything that ran before the cut becomes an identity in the copy. That the copy gives the network's own logits
-    when it is fed the map that the network has there is tried on the images.
+    Returns:
+        The name of that module, the channels of the map that it takes, and a copy of the network, with its weights,
+        that takes this map instead of images (`run_branch`): everything that ran before is an identity there. The
+        images are used to try that it gives the network's own logits.
 
     Raises:
         ValueError: the last maps are no images, all have one size, or no cut gives equal logits; by name, with reason.
@@ -56,7 +44,7 @@ def find_last_stage(network: nn.Module, images: Tensor) -> LastStage:
             _cut(branch, calls, call)
             reason = _difference(branch, call.given, logits)
             if reason is None:
-                return LastStage(call.name, call.given.shape[1], branch)
+                return call.name, call.given.shape[1], branch
             reasons.append(f"a copy gives other logits when it begins at {call.name}: {reason}")
     told = "; ".join(reasons[:3]) or "no module of it halves the size of a map [B, C, H, W] for the last time"
     raise ValueError(
@@ -225,13 +213,13 @@ class ONE(Method):
         self.rampup_epochs = float(rampup_epochs)
         self._weight_now = ScheduledWeight(0.0)
         self.set_progress(*self.progress)
-        stage = find_last_stage(student.module, probe_images(student.module, student.input_size))
-        self.last_stage = stage.name
+        images = probe_images(student.module, student.input_size)
+        self.last_stage, channels, branch = find_last_stage(student.module, images)
         # The one module of the student that is kept, to read its input. A tuple hides it from nn.Module, and copies and
         # pickles of the whole model keep it the very module of their own student.
-        self._stage = (student.module.get_submodule(stage.name),)
-        self.branches = nn.ModuleList(reinitialise(copy.deepcopy(stage.branch)) for _ in range(num_branches - 1))
-        self.gate = Gate(stage.channels, num_branches)
+        self._stage = (student.module.get_submodule(self.last_stage),)
+        self.branches = nn.ModuleList(reinitialise(copy.deepcopy(branch)) for _ in range(num_branches - 1))
+        self.gate = Gate(channels, num_branches)
 
     def extra_repr(self) -> str:
         return f"last_stage={self.last_stage!r}, num_branches={len(self.branches) + 1}"

@@ -33,7 +33,7 @@ class FrozenTeacher(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.out_indices = choose_indices(probe_student(model, input_size).maps, out_indices, type(model).__name__)
+        self.out_indices = choose_indices(probe_student(model, input_size), out_indices)
         self.model = copy.deepcopy(model).requires_grad_(False)
         cfg = getattr(model, "pretrained_cfg", None) or {}
         self.normalisation = (cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,21 +10,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_plugin.core.dry_run import PROBE_BATCH, evaluating, image_channels, probe_images
+from frskd_plugin.methods.base import StudentInfo
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)
 NUM_MAPS = 4  # levels of the usual pyramid
 # The two passes do the same arithmetic and agree to the last bit where kernels are deterministic; CUDA's need not be.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-
-@dataclass(frozen=True)
-class StudentProbe:
-    """Findings of one forward pass: sizes as channels, height and width, and one image's multiply-accumulates."""
-
-    input_size: tuple[int, int, int]
-    maps: tuple[tuple[int, int, int], ...]  # all that the model hands out, in its own order
-    num_classes: int
-    macs: int
 
 
 def split_forward(model: nn.Module, images: Tensor, indices: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
@@ -51,8 +41,11 @@ def maps_alone(model: nn.Module, images: Tensor, indices: Sequence[int]) -> list
     return [feats[ascending.index(i)] for i in indices]
 
 
-def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> StudentProbe:
+def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> StudentInfo:
     """Run a timm classifier once as it is and once split, in eval mode and on random images; nothing of it changes.
+
+    Returns:
+        The facts of all its maps, in the order in which it hands them out.
 
     Raises:
         TypeError: it is no timm model.
@@ -95,8 +88,9 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
     for index, feat in enumerate(feats):
         if feat.ndim != 4:
             raise ValueError(f"{name}: feature map {index} is not [B, C, H, W] but {list(feat.shape)}.")
-    maps = tuple((f.shape[1], f.shape[2], f.shape[3]) for f in feats)
-    return StudentProbe(size, maps, logits.shape[1], counter.get_total_flops() // 2 // PROBE_BATCH)
+    channels, sizes = [feat.shape[1] for feat in feats], [(feat.shape[2], feat.shape[3]) for feat in feats]
+    macs = counter.get_total_flops() // 2 // PROBE_BATCH
+    return StudentInfo(model, channels, sizes, logits.shape[1], macs, size)
 
 
 def usual_input_size(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[int, int, int]:
@@ -127,31 +121,28 @@ def last_of_each(strides: Sequence[Hashable]) -> tuple[int, ...]:
     return tuple(i for i, stride in enumerate(strides) if stride not in strides[i + 1 :])
 
 
-def choose_indices(
-    maps: Sequence[tuple[int, int, int]], out_indices: int | Sequence[int] | None, model_name: str, least: int = 1
-) -> tuple[int, ...]:
+def choose_indices(student: StudentInfo, out_indices: int | Sequence[int] | None, least: int = 1) -> tuple[int, ...]:
     """Return the indices of the maps to take, highest resolution first.
 
     Args:
-        maps: channels, height and width of every map that the model hands out.
+        student: with every map that the model hands out.
         out_indices: the user's choice; None is the last map of each size, of the four smallest where there are more: a
             ResNet's stages without its stem, as in the paper.
-        model_name: for the message.
         least: number of maps that are needed.
 
     Raises:
         ValueError: there are fewer, and see `check_out_indices`.
     """
-    sizes = [(height, width) for _, height, width in maps]
-    infos = [{"num_chs": c, "size": f"{h}x{w}"} for c, h, w in maps]
+    sizes, name = student.map_sizes, type(student.module).__name__
+    infos = [{"num_chs": c, "size": f"{h}x{w}"} for c, (h, w) in zip(student.in_channels, sizes, strict=True)]
     if out_indices is None:
         chosen = last_of_each(sizes)[-NUM_MAPS:]
     else:
-        chosen = check_out_indices(out_indices, infos, model_name)
+        chosen = check_out_indices(out_indices, infos, name)
     if len(chosen) < least:
         given = f"out_indices={out_indices!r} names" if out_indices is not None else "there is"
         raise ValueError(
-            f"The method needs at least {least} feature maps, and {given} {len(chosen)}. {model_name!r} has "
+            f"The method needs at least {least} feature maps, and {given} {len(chosen)}. {name!r} has "
             f"{_listed(infos)}: choose {least} or more of them with `out_indices`."
         )
     return tuple(sorted(chosen, key=lambda i: -sizes[i][0] * sizes[i][1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from frskd_plugin.core.checks import check_positive_int
 from frskd_plugin.core.soft_label import criterion_soft_label
-from frskd_plugin.methods import StudentInfo, make_method, method_class
+from frskd_plugin.methods import make_method, method_class
 from frskd_plugin.methods.base import Criterion, Method, total_loss
 from frskd_plugin.methods.targets import check_targets, check_terms
 from frskd_plugin.timm.frozen_teacher import make_teacher
@@ -182,24 +183,16 @@ def wrap(
             f"`criterion` is called with logits and targets: expected nn.BCEWithLogitsLoss(), got {criterion}."
         )
     criterion = F.cross_entropy if criterion is None else criterion
-    probe = probe_student(model, input_size)
-    if probe.num_classes == 1 and criterion_soft_label(criterion) == "softmax":
+    student = dataclasses.replace(probe_student(model, input_size), criterion=criterion)
+    if student.num_classes == 1 and criterion_soft_label(criterion) == "softmax":
         raise ValueError(
             "The cross-entropy of one logit (num_classes=1) is always 0: give criterion=torch.nn.BCEWithLogitsLoss() "
             "and targets [B, 1], or num_classes=2."
         )
-    indices = choose_indices(probe.maps, out_indices, type(model).__name__, method_class(method).least_maps)
-    student = StudentInfo(
-        module=model,
-        in_channels=[probe.maps[i][0] for i in indices],
-        map_sizes=[probe.maps[i][1:] for i in indices],
-        num_classes=probe.num_classes,
-        macs=probe.macs,
-        input_size=probe.input_size,
-        criterion=criterion,
-    )
+    indices = choose_indices(student, out_indices, method_class(method).least_maps)
+    student = student.with_maps(indices)
     if "teacher" in settings:
-        teacher = make_teacher(settings["teacher"], probe.num_classes, probe.input_size, out_indices)
+        teacher = make_teacher(settings["teacher"], student.num_classes, student.input_size, out_indices)
         settings = {**settings, "teacher": teacher}
     made = make_method(method, student, **settings)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)

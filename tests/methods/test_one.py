@@ -95,14 +95,14 @@ def test_copies_give_the_networks_own_logits(name):
     network = timm.create_model(name, num_classes=5)
     size = (3, 64, 64)
     images = torch.randn(2, *size)
-    stage = find_last_stage(network, images)
-    assert stage.name == CUTS[name]
+    stage, channels, branch = find_last_stage(network, images)
+    assert stage == CUTS[name]
     given = []
-    network.get_submodule(stage.name).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    network.get_submodule(stage).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
     logits = network.eval()(images)
-    torch.testing.assert_close(run_branch(stage.branch.eval(), given[0]), logits)
-    branch_count = sum(p.numel() for p in stage.branch.parameters())
-    assert 0 < branch_count < sum(p.numel() for p in network.parameters())
+    torch.testing.assert_close(run_branch(branch.eval(), given[0]), logits)
+    assert given[0].shape[1] == channels
+    assert 0 < sum(p.numel() for p in branch.parameters()) < sum(p.numel() for p in network.parameters())
 
 
 def test_a_network_without_a_last_stage_is_refused_by_name():

@@ -173,24 +173,18 @@ def test_bad_images() -> None:
 
 def test_maps_out_of_order_are_handed_out_highest_resolution_first(monkeypatch):
     plain = TimmFeatureExtractor("test_resnet", out_indices=(1, 2, 3)).eval()
-    images = torch.randn(1, 3, 64, 64)
-    maps, plain_channels = plain(images), plain.out_channels
-    made, create = timm.models.ResNet.forward_intermediates, timm.create_model
-    swap = {1: 2, 2: 1}  # a network that makes the map of stride 8 before that of stride 4
+    images, create = torch.randn(1, 3, 64, 64), timm.create_model
 
-    def swapped(self, x, indices, **kwargs):
-        feats = dict(zip((1, 2, 3), made(self, x, indices=[1, 2, 3], **kwargs), strict=True))
-        return [feats[swap.get(i, i)] for i in indices]
-
-    def create_swapped(*args, **kwargs):
+    def create_swapped(*args, **kwargs):  # as if the network made its map of stride 8 before that of stride 4
         model = create(*args, **kwargs)
         infos = [dict(info) for info in model.feature_info]
-        model.feature_info = [infos[swap.get(i, i)] for i in range(len(infos))]
+        infos[1]["reduction"], infos[2]["reduction"] = 8, 4
+        model.feature_info = infos
         return model
 
     monkeypatch.setattr(timm, "create_model", create_swapped)
-    monkeypatch.setattr(timm.models.ResNet, "forward_intermediates", swapped)
     backbone = TimmFeatureExtractor("test_resnet", out_indices=(1, 2, 3)).eval()
-    assert (backbone.strides, backbone.out_channels, backbone.out_indices) == ((4, 8, 16), plain_channels, (2, 1, 3))
     backbone.load_state_dict(plain.state_dict())
-    assert same(backbone(images), maps)
+    assert (backbone.strides, backbone.out_channels, backbone.out_indices) == ((4, 8, 16), (48, 32, 192), (2, 1, 3))
+    first, second, third = plain(images)
+    assert same(backbone(images), (second, first, third))
