@@ -141,7 +141,7 @@ class FRSKDTask(TrainingTask):
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the method's state as ``{'method': state_dict}``; nothing where it has none (the baseline)."""
         module = self.get_trainable_module(ema=ema) if module is None else module
-        state = {} if module is None else module.method.state_dict()
+        state = {} if module is None else unwrap_model(module).method.state_dict()
         return {"method": state} if state else {}
 
     def load_task_state(

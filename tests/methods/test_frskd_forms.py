@@ -15,6 +15,7 @@ from torch import nn
 import frskd_plugin
 from frskd_plugin.core import HintLoss, OverhaulLoss, attention_transfer_loss
 from frskd_plugin.core.preactivations import forward_with_preactivations
+from frskd_plugin.core.schedule import TrunkGradient
 from frskd_plugin.methods.frskd import auto_beta
 from frskd_plugin.methods.sla_sd import aggregate_logits, joint_targets, rotate_images
 from tests.helpers.published_student import published_student
@@ -84,12 +85,12 @@ def test_batchmean_weighs_each_level_by_its_number_of_positions():
     torch.testing.assert_close(losses["loss_feat"], 0.25 * (64 * levels[0] + 16 * levels[1]), rtol=1e-12, atol=0)
 
 
-class TestGate(FormTester):
+class TestFRSKD(MethodTester):
     method = "frskd"
-    settings = {"schedule": "gate", "alpha": 2, "beta": 100}
+    settings = {"alpha": 2, "beta": 100, "trunk_gradient": 0.25}
 
     @pytest.mark.parametrize("method", ["frskd", "frskd_sla"])
-    def test_compares_the_cross_entropies_and_weighs_both_terms(self, method):
+    def test_gate_compares_the_cross_entropies_and_weighs_both_terms(self, method):
         settings = {"alpha": 2, "beta": 100, "width": 1}
         model, plain = (wrap(method, schedule=schedule, **settings) for schedule in ("gate", "constant"))
         plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.endswith("gate.mean")})
@@ -104,17 +105,14 @@ class TestGate(FormTester):
         others = [name for name in expected if name.startswith("loss_") and name not in ("loss_kd", "loss_feat")]
         assert all(torch.equal(losses[name], expected[name]) for name in others)
 
-
-class TestTrunkGradient(FormTester):
-    method = "frskd"
-    settings = {"trunk_gradient": 0.25}
-
     @pytest.mark.parametrize("method", ["frskd", "frskd_sla"])
-    def test_scales_what_the_self_teachers_losses_send_into_the_student_and_nothing_else(self, method):
+    def test_trunk_gradient_scales_what_the_self_teachers_losses_send_into_the_student_and_nothing_else(self, method):
         (images, targets), _ = self.batch()
+        plain = wrap(method, width=1, alpha=2, beta=100).double()
 
         def gradients(share, progress=None):
-            model = wrap(method, width=1, alpha=2, beta=100, trunk_gradient=share).double()
+            model = copy.deepcopy(plain)
+            model.method.trunk_gradient = TrunkGradient(share)
             if progress is not None:
                 model.method.set_progress(progress, 4)
             losses = model(images.double(), targets)
@@ -143,9 +141,9 @@ class TestTrunkGradient(FormTester):
             torch.testing.assert_close(found[3], own)
 
     @pytest.mark.parametrize("share", [1.5, -0.1, float("nan"), "gate"])
-    def test_refuses_what_is_no_share(self, share):
+    def test_trunk_gradient_must_be_a_share(self, share):
         with pytest.raises(ValueError, match="`trunk_gradient`.*0..1"):
-            wrap("frskd", width=1, trunk_gradient=share)
+            TrunkGradient(share)
 
 
 class TestDefaults:
@@ -177,14 +175,14 @@ class TestDefaults:
         assert auto_beta(dataclasses.replace(info, map_sizes=[(32, 32), (20, 20)]), "batchmean") == 0.25
 
     def test_set_progress_reaches_the_schedule(self):
-        model = wrap("frskd", width=1, schedule="linear", warmup=0.2)
+        model, batch = (
+            wrap("frskd", width=1, schedule="linear", warmup=0.2),
+            (torch.randn(2, *SIZE), torch.ones(2).long()),
+        )
         with pytest.raises(RuntimeError, match="must know how far"):
-            model(*self.batch())
+            model(*batch)
         model.method.set_progress(6, 10)
-        assert model.method.loss_distill.factor == pytest.approx(0.5)
-        assert model(*self.batch())["loss_feat"] > 0
-
-    batch = staticmethod(lambda: (torch.randn(2, *SIZE), torch.tensor([0, 1])))
+        assert model.method.loss_distill.factor == pytest.approx(0.5) and model(*batch)["loss_feat"] > 0
 
 
 class TestFRSKDSLA(MethodTester):
