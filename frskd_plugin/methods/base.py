@@ -39,8 +39,8 @@ class StudentInfo:
 
     def with_maps(self, indices: Sequence[int]) -> StudentInfo:
         """Return the facts of the same network with these of its maps, in this order."""
-        channels, sizes = ([every[i] for i in indices] for every in (self.in_channels, self.map_sizes))
-        return replace(self, in_channels=channels, map_sizes=sizes)
+        sizes = [self.map_sizes[i] for i in indices]
+        return replace(self, in_channels=[self.in_channels[i] for i in indices], map_sizes=sizes)
 
 
 def total_loss(terms: Mapping[str, Tensor], method: nn.Module) -> Tensor:
