@@ -1,4 +1,4 @@
-"""Reads checkpoints of timm, Lightning, mmengine and torch without running code from them.
+"""Read checkpoints of timm, Lightning, mmengine and torch without running code from them.
 
 torch's reader with ``weights_only=True`` knows tensors and plain data; what those four write beside them (numbers of
 numpy, mmengine's logs, command-line arguments) is known here by name, and each name stands for something of ours that

@@ -1,4 +1,4 @@
-"""Runs parts of a model through ``torch.compile`` while they train, and nothing else of it."""
+"""Run parts of a model through ``torch.compile`` while they train, and nothing else of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CompiledParts:
 
 
 class _Switch:
-    """Stands in for the forward pass of a module; a copy of the module, or a pickled one, gets the plain one."""
+    """Stand-in for the forward pass of a module; a copy of the module, or a pickled one, gets the plain one."""
 
     def __init__(self, parts: CompiledParts, module: nn.Module, compiled: Callable[..., Any], any_size: bool) -> None:
         self.parts, self.module, self.compiled, self.any_size = parts, module, compiled, any_size

@@ -32,7 +32,7 @@ class ReLUInputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch in place of each of its functions."""
+        """Stand-in that torch calls for each of its functions."""
         kwargs = kwargs or {}
         if func not in _RELUS:
             return func(*args, **kwargs)
@@ -88,7 +88,7 @@ class _NormTrace(ReLUInputs):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch in place of each of its functions."""
+        """Stand-in that torch calls for each of its functions."""
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         length = 1 + max((self._length.get(id(x), 0) for x in inputs), default=0)
         maker = self._maker(func, inputs)

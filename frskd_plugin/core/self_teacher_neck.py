@@ -94,7 +94,7 @@ class BiFPNcLayer(nn.Module):
         """Make the constant matrices of `_scales`, which say what each fusion coefficient scales."""
         # a coefficient goes into the batch normalisation before it, where it costs no pass over a map; else on the map
         weights = [node.fusion_weights for node in (*self.td_nodes.values(), *self.bu_nodes.values())]
-        one = sum(map(len, weights))  # number of a coefficient that is 1; those before it are the nodes'
+        one = sum(map(len, weights))  # coefficients are numbered: those of the nodes, then this one, which is always 1
         numbers = iter(range(one))
         td, bu = (
             {int(i): [next(numbers) for _ in range(len(node.fusion_weights))] for i, node in nodes.items()}
@@ -220,7 +220,7 @@ TEACHER_VARIANTS = (*DEFAULT_DEPTH, *SEGMENTOR_VARIANTS)
 
 
 class SelfTeacherNeck(nn.Module):
-    """Refines the student's feature maps by ``repeat`` fusion layers.
+    """Stack of ``repeat`` fusion layers that refines the student's feature maps.
 
     Args:
         in_channels: channels c_i of the maps, level 0 = highest resolution; at least two levels.

@@ -1,4 +1,4 @@
-"""Takes the weights of a network out of the files that timm, Lightning, mmengine and this package write."""
+"""Take the weights of a network out of the files that timm, Lightning, mmengine and this package write."""
 
 from __future__ import annotations
 

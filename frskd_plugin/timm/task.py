@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 class FRSKDTask(TrainingTask):
-    """Trains a timm classifier with a method of this package; what is validated and saved is the plain classifier.
+    """Training task for a timm classifier and a method of this package; it validates and saves the plain classifier.
 
     The trainable module is the `DistilledModel` that `wrap` makes: student and self-teacher, for the optimizer, DDP and
     the EMA as one. The eval model, the EMA's too, is the student alone. A checkpoint has the student's plain keys as

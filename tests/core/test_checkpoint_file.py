@@ -80,7 +80,7 @@ def test_log_buffers_of_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 class Call:
-    """Pickles as the call of a function."""
+    """An object that is pickled as the call of a function."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.function, self.args = function, args

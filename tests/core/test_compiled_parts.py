@@ -14,7 +14,7 @@ from frskd_plugin.core.compiled_parts import CompiledParts
 
 
 class Backend:
-    """Counts how often a compiled graph runs."""
+    """Backend that counts how often a compiled graph runs."""
 
     def __init__(self) -> None:
         self.calls = 0

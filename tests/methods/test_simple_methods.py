@@ -39,7 +39,7 @@ def test_soft_labels_of_a_masked_class_are_the_labels_of_the_others():
 
 
 class TargetsTester(MethodTester):
-    """What `wrap` checks for all methods, with labels as they come and made soft."""
+    """Checks of targets that `wrap` makes for all methods, with labels as they come and made soft."""
 
     def test_labels_of_any_integer_type_mean_the_same(self):
         model = self.make()

@@ -27,7 +27,7 @@ Held = dict[str, Tensor]
 
 
 def make_model() -> nn.Module:
-    """In float64; batch norm in eval mode, as batch statistics would differ from those of the joined batch."""
+    """Make a model in float64; batch norm in eval mode, as batch statistics would differ from the joined batch's."""
     torch.manual_seed(0)
     model = frskd_plugin.wrap(ToyClassifier(batch_norm=False).double(), alpha=2, beta=100, width=2)
     for module in model.modules():
@@ -72,7 +72,7 @@ def make_student() -> nn.Module:
 
 
 def two_steps(method: str, rank: int, factor: float | None = None, **settings: Any) -> Held:
-    """Of the second step; a parameter without a gradient in the first would stop DDP at its start."""
+    """Take two steps; a parameter without a gradient in the first would stop DDP at the start of the second."""
     torch.manual_seed(0)
     if method == "kd":
         settings = {"teacher": make_student(), "feature_loss": "attention"}
@@ -108,7 +108,7 @@ def _train(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Held]]:
-    """What each rank holds after a step of each kind, and after two steps of each method."""
+    """Gradients on each rank after a step of each kind, and after two steps of each method."""
     folder = tmp_path_factory.mktemp("two_processes")
     start_method = "spawn" if torch.cuda.is_available() else "fork"  # forked, they import nothing again
     start_processes(_train, (folder,), nprocs=RANKS, start_method=start_method)

@@ -330,7 +330,7 @@ def test_soft_labels_need_a_criterion_that_takes_them(settings):
 
 
 def test_two_classifiers_of_a_distilled_vit_train_as_their_mean():
-    """In distilled training timm's DeiT hands out a tuple of logits."""
+    """Timm's DeiT hands out a tuple of logits in distilled training."""
     torch.manual_seed(0)
     tiny = dict(img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=4)
     student = timm.create_model("deit_tiny_distilled_patch16_224", **tiny)

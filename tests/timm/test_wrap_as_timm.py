@@ -26,7 +26,7 @@ def make(name="test_vit", method="frskd", num_classes=7, **settings):
 
 
 class Lightning(nn.Module):
-    """As a user's Lightning module keeps its model."""
+    """Module that keeps its model as a user's Lightning module does."""
 
     def __init__(self, model, name="model"):
         super().__init__()
