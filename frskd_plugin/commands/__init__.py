@@ -193,6 +193,8 @@ def describe(error: Exception) -> str:
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in EXTRAS:
         return f"{text}; pip install 'frskd_plugin[{EXTRAS[package]}]' brings it"
+    if package == "mmdet":  # no extra: it needs an mmcv with compiled operators, which no requirement can ask for
+        return f"{text}; docs/detection.md says how to install mmdetection and the operators that it needs"
     if isinstance(error, USER_ERRORS):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}; run again with --debug for the traceback"

@@ -34,7 +34,8 @@ CONFIG|MODEL CHECKPOINT OUT writes an ONNX or torch.export file. CHECKPOINT is o
 an exported student, or a timm state_dict. The file takes normalised images unless --with-normalization puts that into
 it; a segmentor's padding to data_preprocessor.size stays with the caller. Logits come out: [B, K], or [B, K, H, W] of a
 segmentor.
---dynamic alone can take many minutes to trace (SegFormer); with multiples, --dynamic 32, it is a matter of seconds.
+--dynamic alone can take many minutes to trace (SegFormer), where multiples, --dynamic 32, are a matter of seconds; the
+paper's EfficientDet takes minutes with multiples too.
 exit status: 0 written and checked, 1 the file failed its check and was not kept, 2 nothing could be written
 examples:
   frskd export work_dirs/frskd_cifar100_wrn_16_2/epoch_200.pth student.pth

@@ -62,6 +62,7 @@ def test_names(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         (OSError(28, "No space left on device", "a.pth"), 2, "[Errno 28] No space left on device: 'a.pth'"),
         (ImportError(), 2, "ImportError"),
         (ModuleNotFoundError("No module named 'mmseg'", name="mmseg.models"), 2, r"install 'frskd_plugin[onedl]'"),
+        (ModuleNotFoundError("No module named 'mmdet'", name="mmdet"), 2, "docs/detection.md says how to install"),
         (KeyError("loss"), 3, "KeyError: loss; run again with --debug for the traceback"),
         (RuntimeError("mat1 and mat2\ndiffer"), 3, "RuntimeError: mat1 and mat2 differ; run again with --debug"),
     ],
