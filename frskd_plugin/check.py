@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,8 +42,9 @@ def check_model(
 ) -> Report:
     """Run one training step and one evaluation of a model, and report what is right and wrong with them.
 
-    The model is as before afterwards: weights, gradients, statistics of batch normalisation, modes, random states. A
-    model in train mode is run in the mixture of modes that it is in; one in eval mode is put in train mode for it.
+    The model is as before afterwards: weights, gradients, statistics of batch normalisation, modes, random states. The
+    step leaves the modes of a model in train mode, so that layers in eval mode stay frozen; one in eval mode is put in
+    train mode for it. Weights that a schedule changes are taken as the training ends with them.
 
     Args:
         model: what `frskd_plugin.wrap` made, a `TimmClassifier`, or a segmentor of mmseg (DDP and compiled models are
@@ -113,21 +113,17 @@ def prepare(
                 images, targets, extra = _classifier_batch(network, input_size, batch, getattr(model, "mix", None))
                 if network.method.needs.order == "overlap":  # the first step has no batch before it to learn from
                     known["warm_up"] = partial(network.forward, images, targets, **extra)
-            subject = _classifier(network, images, targets, extra or {})
-        elif hasattr(model, "decode_head"):
+            return _classifier(network, images, targets, extra or {}, known)
+        if hasattr(model, "decode_head"):
             if images is None:
                 channels, *size = input_size or (None, *SEGMENTOR_SIZE)
-                channels = channels or image_channels(model.backbone)
-                images, targets = segmentation_batch(
-                    batch or SEGMENTOR_BATCH, size, model.num_classes, _device(model), channels
-                )
-            subject = _segmentor(model, images, targets)
-        else:
-            raise TypeError(
-                f"check_model expects a model of frskd_plugin.wrap, a TimmClassifier or an encoder-decoder of mmseg, "
-                f"got {type(model).__name__}. A timm model is checked as frskd_plugin.wrap(model)."
-            )
-    return dataclasses.replace(subject, **known)
+                count, channels = batch or SEGMENTOR_BATCH, channels or image_channels(model.backbone)
+                images, targets = segmentation_batch(count, size, model.num_classes, _device(model), channels)
+            return _segmentor(model, images, targets, known)
+    raise TypeError(
+        f"check_model expects a model of frskd_plugin.wrap, a TimmClassifier or an encoder-decoder of mmseg, got "
+        f"{type(model).__name__}. A timm model is checked as frskd_plugin.wrap(model)."
+    )
 
 
 def _training_set(method: str, batch: int | None) -> dict[str, int]:
@@ -230,7 +226,9 @@ def segmentation_batch(
     return torch.randn(batch, channels, *shape).to(device), samples
 
 
-def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: Mapping[str, Tensor]) -> Subject:
+def _classifier(
+    model: DistilledModel, images: Tensor, targets: Tensor, extra: Mapping[str, Tensor], known: Mapping[str, Any]
+) -> Subject:
     method = model.method
     plain_images = images[:, 0] if images.ndim == 5 else images
     teacher = method.self_teacher if has_self_teacher(method) else None
@@ -262,10 +260,11 @@ def _classifier(model: DistilledModel, images: Tensor, targets: Tensor, extra: M
         classifier=[module for module in _as_list(found) if isinstance(module, nn.Module)],
         weights={"loss_kd": loss.alpha, "loss_feat": loss.beta} if isinstance(loss, FRSKDLoss) else {},
         map_indices=model.out_indices,
+        **known,
     )
 
 
-def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
+def _segmentor(model: Any, images: Tensor, samples: list[Any], known: Mapping[str, Any]) -> Subject:
     from mmseg.models.segmentors.cascade_encoder_decoder import CascadeEncoderDecoder
     from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 
@@ -320,6 +319,7 @@ def _segmentor(model: Any, images: Tensor, samples: list[Any]) -> Subject:
         self_teacher=[] if teacher is None else [m for n, m in teacher.named_children() if n != "loss_distill"],
         classifier=heads,
         weights=_segmentor_weights(model, teacher),
+        **known,
     )
 
 

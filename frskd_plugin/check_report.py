@@ -233,8 +233,9 @@ def _warnings(report: Report) -> Iterator[str]:
     share = report.cost.teacher_macs / max(report.cost.student_macs, 1)
     if share > 1:
         yield (
-            f"The method adds {share:.2f} times the student's MACs to a step. width='auto' keeps the self-teacher "
-            "within 0.75 of them; so do a smaller width and fewer large maps (`out_indices`)."
+            f"The method adds {share:.2f} times the student's MACs to a step, more passes of the student (rotations) "
+            "among them. In each pass width='auto' keeps the self-teacher within 0.75 of the student; so do a smaller "
+            "width and fewer large maps (`out_indices`)."
         )
     feature = next((term for term in report.terms if term.kind == "loss_feat" and term.value != 0), None)
     if feature is None:

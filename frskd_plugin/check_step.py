@@ -134,7 +134,7 @@ def _open_trunk(module: nn.Module) -> Iterator[str]:
     """Let the whole gradient of the self-teacher's own losses through where its share grows with the training."""
     if isinstance(module, TrunkGradient) and module.share == "linear":
         module.set_progress(1, 1)
-        yield "the model has trunk_gradient='linear'; the step was taken with a share of 1, as training ends with"
+        yield "the model has trunk_gradient='linear'; the step was taken with the share of 1 that a training ends with"
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def select_maps(
 
 
 def first_of(table: dict[str, Any], head_type: type) -> Any:
-    """Look a class, or the nearest of its bases, up in a table by name (its module may not be there); None without."""
+    """Return a table's entry for a class or the nearest of its bases, by name; None where it has none."""
     return next((table[base.__name__] for base in head_type.__mro__ if base.__name__ in table), None)
 
 
@@ -113,7 +113,7 @@ def loss_and_logits(
 
 
 def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
-    """Return the logits [B, K, H, W] which ``head.predict`` makes of an output of ``head.forward``; None without."""
+    """Return the logits [B, K, H, W] that ``head.predict`` makes of an output of ``head.forward``; None of points."""
     where = first_of(_CLASSES_AND_MASKS, type(head))
     if where is not None:
         return _mask_class_logits(*(output[index][-1] for index in where))
@@ -124,7 +124,7 @@ def semantic_logits(head: nn.Module, output: Any) -> Tensor | None:
 
 
 def as_logits(head: nn.Module, predicted: Tensor) -> Tensor:
-    """Return what ``head.predict`` gave as logits [B, K, H, W]; of mask classification it is scores."""
+    """Return what ``head.predict`` gave as logits [B, K, H, W]; mask classification gives scores."""
     return predicted.clamp(min=_LEAST_SCORE).log() if first_of(_CLASSES_AND_MASKS, type(head)) else predicted
 
 

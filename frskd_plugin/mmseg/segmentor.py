@@ -137,7 +137,7 @@ class FRSKDEncoderDecoder(EncoderDecoder):
         return SegmentationNetwork(copy.deepcopy(self), part).requires_grad_(False)
 
     def extract_feat(self, inputs: Tensor) -> Any:
-        """Return what backbone and neck hand out for images [B, 3, H, W]; as `as_self_teacher` all branches."""
+        """Return the maps of images [B, 3, H, W]; those of all branches in the view `as_self_teacher`."""
         if not isinstance(self.decode_head, FRSKDHead):
             return super().extract_feat(inputs)
         with all_branches(self.backbone):

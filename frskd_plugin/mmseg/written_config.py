@@ -1,4 +1,4 @@
-"""The text of an FRSKD config that stands on a plain one, with the comments that whoever tunes it needs."""
+"""Text of an FRSKD config that stands on a plain one, with comments for whoever tunes it."""
 
 from __future__ import annotations
 

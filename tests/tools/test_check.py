@@ -223,7 +223,7 @@ def test_a_beta_of_another_image_size_is_warned_of():
     cured = check_model("test_resnet", **settings)  # beta 'auto' and the gate
     assert cured.warnings == () and cured.healthy
     assert "the model has schedule='gate'; the step was taken with the whole distillation" in cured.remarks
-    assert any("trunk_gradient='linear'; the step was taken with a share of 1" in text for text in cured.remarks)
+    assert any("trunk_gradient='linear'; the step was taken with the share of 1" in text for text in cured.remarks)
     assert terms_of(cured)["loss_kd"].value > 0 and terms_of(cured)["loss_feat"].value > 0
 
 

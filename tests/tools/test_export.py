@@ -64,6 +64,7 @@ def classifier():
 def wrapped(classifier, tmp_path_factory):
     path = tmp_path_factory.mktemp("classifier") / "wrapped.pth"
     torch.save(classifier.state_dict(), path)
+    torch.save(classifier.student.state_dict(), path.parent / "student.pth")
     return path
 
 
@@ -354,6 +355,10 @@ def test_normalization_flips_for_networks_that_take_bgr():
             ["wrn_16_2", "{w}", "{t}/a.pt2", "--part", "self_teacher", "--set", "method=baseline"],
             "wrapped.pth does not fit the network: 0 weights are missing and .* the model and its settings",
         ),
+        (
+            ["wrn_16_2", "{s}/student.pth", "{t}/a.pt2", "--part", "ensemble", "--set", "width=1"],
+            "student.pth holds no weights of a training method .*give a checkpoint of",
+        ),
         (["{d}/frskd.py", "{d}/plain.pth", "{t}/a.pt2", "--part", "ensemble"], "weights are missing .*self_teacher."),
         (
             ["{d}/frskd.py", "{c}", "{t}/a.pt2", "--cfg-options", "model.test_cfg.mode=slide"],
@@ -363,17 +368,11 @@ def test_normalization_flips_for_networks_that_take_bgr():
     ],
 )
 def test_refuses(segmentor, wrapped, tmp_path, capsys, arguments, message):
-    places = dict(w=wrapped, t=tmp_path, d=segmentor[0], c=segmentor[0] / "epoch_1.pth")
+    places = dict(w=wrapped, s=wrapped.parent, t=tmp_path, d=segmentor[0], c=segmentor[0] / "epoch_1.pth")
     assert run(*(argument.format(**places) for argument in arguments)) == 2
     captured = capsys.readouterr().err
     assert re.search(message, captured), captured
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_exported_student_has_no_other_part(classifier, tmp_path):
-    torch.save(classifier.student.state_dict(), tmp_path / "student.pth")
-    with pytest.raises(ValueError, match=r"student.pth holds no weights of a training method .*give a checkpoint of"):
-        open_student("wrn_16_2", str(tmp_path / "student.pth"), TINY, part="ensemble", settings={"width": 1})
 
 
 def test_missing_packages_are_named(wrapped, tmp_path, monkeypatch, capsys):
