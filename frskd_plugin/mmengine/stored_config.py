@@ -57,9 +57,10 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
                     raise _NotDataError(statement)
     except _NotDataError as error:
         node = error.args[0]
+        code = (ast.get_source_segment(text, node) or "")[:80]  # not `unparse`, whose depth has a limit
         raise ValueError(
-            f"{name} holds {ast.unparse(node)[:80]!r} in line {node.lineno}, which is code and was not run; expected "
-            f"data alone (numbers, text, lists, dict(...)), as tools/train.py stores it"
+            f"{name} holds {code!r} in line {node.lineno}, which is code and was not run; expected data alone "
+            f"(numbers, text, lists, dict(...)), as tools/train.py stores it"
         ) from error
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"{name} cannot be read as a config ({type(error).__name__}: {error})") from error

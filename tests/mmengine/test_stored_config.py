@@ -53,6 +53,7 @@ def test_all_that_a_dump_may_hold() -> None:
         "a = f'{1}'",
         "a = (lambda: 1)()",
         "a = dict.fromkeys('ab')",
+        "a = x" + ".y" * 900,
         "with open('x') as f: pass",
         "a: int = 1",
         "del a",
