@@ -149,7 +149,8 @@ class TensorImages:
         return crops
 
 
-_crop_table = functools.lru_cache(maxsize=8)(draw_crops)  # for the batches of a pass, and of its draws
+# for the batches of a pass and its draws, of all trainings that take turns in this process (`--side-by-side`)
+_crop_table = functools.lru_cache(maxsize=32)(draw_crops)
 
 
 class TensorCifar100(TensorImages):

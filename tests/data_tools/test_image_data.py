@@ -131,7 +131,8 @@ def test_cifar_items_pass_through_the_transforms(tmp_path):
     assert torch.equal(plain[1]["inputs"], image) and plain[1]["targets"] == LABELS[1]
     assert plain.targets == LABELS and plain.metainfo == {"classes": tuple(CLASSES)}
     flipped = Cifar100Dataset(tmp_path, transforms=[dict(type="RandomHorizontalFlip", p=1.0)])
-    assert torch.equal(flipped[1]["inputs"], image.flip(-1))
+    spawned = pickle.loads(pickle.dumps(flipped))  # as a worker process that is no fork gets it
+    assert torch.equal(flipped[1]["inputs"], image.flip(-1)) and torch.equal(spawned[1]["inputs"], image.flip(-1))
     zeroed = Cifar100Dataset(tmp_path, transforms=lambda image: image.zero_())
     assert not zeroed[1]["inputs"].any() and torch.equal(zeroed._pairs[1][0], image)
 
@@ -142,7 +143,7 @@ def test_image_folder_items(tmp_path):
     dataset = ImageFolderDataset(tmp_path, "val", expected_classes=3, expected_images=4)
     assert dataset.classes == CLASSES and dataset.metainfo == {"classes": tuple(CLASSES)}
     assert dataset.targets == [0, 0, 1, 2] and dataset[3]["targets"] == 2
-    assert torch.equal(dataset[0]["inputs"], torch.from_numpy(IMAGES[1]))
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["inputs"], torch.from_numpy(IMAGES[1]))
     assert torch.equal(dataset[1]["inputs"], torch.from_numpy(IMAGES[0, :1]).expand(3, -1, -1))  # grey becomes RGB
 
 

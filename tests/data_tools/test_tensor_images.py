@@ -111,6 +111,15 @@ def test_batch_may_lie_in_two_passes(images):
     assert not torch.equal(both[0], both[2])
 
 
+def test_a_pass_is_drawn_once_though_many_trainings_take_turns(images):
+    dataset = TensorImages(images, torch.arange(COUNT), augment=True)
+    tensor_images._crop_table.cache_clear()
+    for i in range(3):
+        for seed in range(16):
+            dataset.plan([DrawnIndex(i, 5, seed), DrawnIndex(i, 5, seed, draw=1)])
+    assert tensor_images._crop_table.cache_info().misses == 16 * 2
+
+
 def test_plain_ints_draw_from_the_global_state(images):
     dataset = TensorImages(images, torch.arange(COUNT), augment=True)
     loader = DataLoader(dataset, 20, sampler=RandomSampler(range(COUNT)), collate_fn=take_batch)
