@@ -35,6 +35,13 @@ def load(name: str, recipe: str | None = None) -> Config:
     return load_config(CONFIGS / f"{name}.py", recipe)
 
 
+def test_leaves() -> None:
+    """Every data set and network that the paper names, and no other."""
+    found = {path.stem for path in CONFIGS.glob("*.py") if path.stem.split("_")[1] not in ("voc", "camvid", "coco")}
+    wanted = {f"{kind}_{data}_{model}" for data, model in PAIRS for kind in ("baseline", "frskd")}
+    assert found == {*wanted, "frskd_cifar100_resnet18_cifar_cutmix"}
+
+
 @pytest.mark.parametrize(("data", "model"), PAIRS)
 def test_recipe(data: str, model: str) -> None:
     classes, batch, epochs, milestones, alpha, beta, _, _ = PAPER[data]
@@ -107,3 +114,18 @@ def test_named_components_exist_and_the_self_teacher_sees_these_maps(data: str, 
     loader = config.val_dataloader
     assert FUNCTIONS.get(loader.collate_fn.type) is not None
     assert registered_type(DATASETS, loader.dataset.type).__name__ == loader.dataset.type
+
+
+def test_images() -> None:
+    """Statistics of normalisation in 0..255, and sizes of the crops."""
+    cifar = load("baseline_cifar100_wrn_16_2").model.data_preprocessor
+    assert cifar.mean + cifar.std == pytest.approx([129.3105, 124.0575, 112.4295, 68.1615, 65.382, 70.431])
+    for name, crop, val in (
+        ("tinyimagenet_wrn_16_2", 32, [dict(type="Resize", size=(32, 32))]),
+        ("cub200_resnet18", 224, [dict(type="Resize", size=256), dict(type="CenterCrop", size=224)]),
+    ):
+        config = load(f"baseline_{name}")
+        images = config.model.data_preprocessor
+        assert images.mean + images.std == [123.675, 116.28, 103.53, 58.395, 57.12, 57.375]
+        assert config.train_dataloader.dataset.dataset.transforms[0] == dict(type="RandomResizedCrop", size=crop)
+        assert config.val_dataloader.dataset.transforms == val
