@@ -1,4 +1,4 @@
-"""The script that makes the environment: what it refuses, and what it never removes. Nothing is installed here."""
+"""The scripts that make environments: what they refuse, and what they never remove. Nothing is installed here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_env.sh"
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the script needs bash")
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scripts need bash")
+
+
+def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(["bash", SCRIPTS / script, *arguments], env=env, capture_output=True, text=True)
 
 
 def make_env(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHON": sys.executable, **environment}
-    return subprocess.run(["bash", str(SCRIPT), str(folder)], env=env, capture_output=True, text=True)
+    return run("make_env.sh", folder, **environment)
 
 
 def executable(path: Path, line: str) -> Path:
@@ -68,3 +72,15 @@ def test_one_of_ours_that_is_not_whole_is_built_again(tmp_path):
     done = make_env(folder, PYTHON=str(no_venv))
     assert done.returncode == 1 and f"[env] ERROR: {no_venv} -m venv failed" in done.stderr
     assert [path.name for path in folder.iterdir()] == [".frskd_env"]
+
+
+def test_mmdetection_and_its_operators_say_what_they_need(tmp_path):
+    broken, operators = executable(tmp_path / "broken_python", "exit 1"), [sys.executable, "onedl-mmcv==0"]
+    for script, arguments, status, message in (
+        ("mmdet_env.sh", [], 2, "usage: scripts/mmdet_env.sh PYTHON"),
+        ("mmdet_env.sh", [broken], 1, f"[mmdet] ERROR: {broken} has no torch or no onedl-mmcv"),
+        ("mmcv_operators.sh", operators, 1, "[mmcv] ERROR: no C++ compiler (no-such-compiler) was found"),
+    ):
+        done = run(script, *arguments, XDG_CACHE_HOME=str(tmp_path), CXX="no-such-compiler")
+        assert (done.returncode, done.stdout) == (status, "") and message in done.stderr
+    assert not [path for path in (tmp_path / "frskd_plugin").iterdir() if path.is_dir()]  # of a compilation
