@@ -396,3 +396,11 @@ def test_trunk_gradient_scales_what_the_self_teachers_own_losses_send_into_the_s
     assert all(torch.equal(losses[name], value) for name, value in expected.items())
     torch.testing.assert_close(scaled, factor * own)
     torch.testing.assert_close(same, distilled)
+
+
+def test_bfloat16_autocast_trains():
+    model, (images, samples) = build(FCN).train(), make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.loss(images, samples)
+    model.parse_losses(losses)[0].backward()
+    assert without_gradient(model) == [] and all(p.grad.isfinite().all() for p in model.parameters())
