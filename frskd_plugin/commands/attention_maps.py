@@ -22,7 +22,7 @@ from torch import Tensor
 
 import frskd_plugin  # noqa: F401  registers the components, also for configs without custom_imports
 from frskd_plugin.commands.arguments import command_parser
-from frskd_plugin.commands.console import imports_held, progress
+from frskd_plugin.commands.console import output_held, progress
 from frskd_plugin.core.atomic_write import save_figure
 from frskd_plugin.data.image_folder import build_transforms, read_rgb, to_uint8
 from frskd_plugin.export import load_strictly
@@ -120,7 +120,7 @@ class TrainedNetwork:
     def __init__(self, path: str | Path, allow_imports: bool = False) -> None:
         path = Path(path)
         checkpoint = load_checkpoint(path)
-        with imports_held():
+        with output_held():
             self.config = config = stored_config(checkpoint, str(path), allow_imports)
         check_version(config, str(path))
         self.is_classifier = is_classifier(config)
@@ -146,7 +146,7 @@ class TrainedNetwork:
             if not has_teacher:
                 settings["method"] = dict(name="baseline")  # `update` would keep the other method's settings
                 weights = {name: value for name, value in weights.items() if name.startswith(STUDENT_PREFIX)}
-        with self._scope(), explained_build(f"in {path}"), imports_held():
+        with self._scope(), explained_build(f"in {path}"), output_held():
             built = MODELS.build(settings)
             self.model = (built if self.is_classifier else revert_sync_batchnorm(built)).eval()
             load_strictly(self.model, weights, path)
@@ -179,7 +179,7 @@ class TrainedNetwork:
         return image.permute(1, 2, 0).numpy(), inputs, feats
 
     def _segment(self, path: Path, dataset: dict[str, Any]) -> tuple[np.ndarray, Tensor, list[Tensor]]:
-        with self._scope(), imports_held():
+        with self._scope(), output_held():
             prepare = Compose([step for step in dataset["pipeline"] if "Annotations" not in step["type"]])
         try:
             data = prepare(dict(img_path=str(path)))

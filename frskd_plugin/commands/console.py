@@ -15,10 +15,10 @@ T = TypeVar("T")
 verbose = True  # as long as no command runs
 _LIBRARIES = r"(mmcv|mmdet|mmengine|mmseg)(\.|$)"
 _NOISE = re.compile(
-    r"\s*-+\s+System environment:|Config:\n|Imports:\n|Hooks will be executed|The prefix is not set in metric class|"
+    r"\s*-+\s+System environment:|Config:\n|Held back:\n|Hooks will be executed|The prefix is not set in metric class|"
     r'"(FileClient|HardDiskBackend)" '
 )
-_held: list[str] = []  # what imports printed before there was a log file
+_held: list[str] = []  # what libraries printed, until a log file has it
 
 
 def progress(items: Iterable[T], name: str, unit: str, total: int | None = None) -> Iterable[T]:
@@ -44,8 +44,8 @@ def noise(shown: bool) -> Iterator[None]:
 
 
 @contextmanager
-def imports_held() -> Iterator[None]:
-    """Hold back what imports print and warn about, until `quiet` writes it to a log file."""
+def output_held() -> Iterator[None]:
+    """Hold back what libraries print and warn about, until `write_held` gives it to a log file."""
     if verbose:
         yield
         return
@@ -59,12 +59,17 @@ def imports_held() -> Iterator[None]:
 
 
 def quiet(logger: logging.Logger) -> None:
-    """Keep environment, config, hooks and import warnings out of a logger's console; its log file has them all."""
+    """Keep environment, config, hooks and what was held back out of a logger's console; its log file has them all."""
     if verbose:
         return
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(lambda record: not _NOISE.match(record.getMessage()))
+    write_held(logger)
+
+
+def write_held(logger: logging.Logger) -> None:
+    """Log what was held back, once."""
     if text := "\n".join(filter(None, (line.strip() for line in _held))):
-        logger.info(f"Imports:\n{text}")
+        logger.info(f"Held back:\n{text}")
     _held.clear()

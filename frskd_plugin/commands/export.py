@@ -13,7 +13,7 @@ from pathlib import Path
 import frskd_plugin  # noqa: F401  (registers the components)
 from frskd_plugin.check import is_config
 from frskd_plugin.commands.arguments import add_keywords, add_settings, command_parser, positive_int, refuse_foreign
-from frskd_plugin.commands.console import imports_held
+from frskd_plugin.commands.console import output_held
 from frskd_plugin.export import (
     DEFAULT_TOLERANCE,
     FORMATS,
@@ -87,7 +87,7 @@ def _export_weights(args: argparse.Namespace, options: Sequence[str]) -> None:
         )
     from frskd_plugin.mmengine.export import export_student
 
-    with imports_held():  # the registries that tell what a stored config may name
+    with output_held():  # the registries that tell what a stored config may name
         made = export_student(args.checkpoint, args.output, args.allow_imports)
     before, after = Path(args.checkpoint).stat().st_size, made.path.stat().st_size
     print(f"student: {made.path} ({after / 2**20:.1f} MiB; the training checkpoint has {before / 2**20:.1f} MiB)")

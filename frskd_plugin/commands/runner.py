@@ -18,7 +18,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from frskd_plugin.commands.console import imports_held, quiet
+from frskd_plugin.commands.console import output_held, quiet, write_held
 from frskd_plugin.mmengine.resume import newest_checkpoint
 
 LOCK_NAME = ".lock"
@@ -33,14 +33,16 @@ class _QuietRunner(Runner):
         return logger
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        with imports_held():  # mmengine prints every key that does not fit, of which `WeightsFitHook` says enough
-            return super().load_checkpoint(*args, **kwargs)
+        with output_held():  # mmengine prints every key that does not fit, of which `WeightsFitHook` says enough
+            checkpoint = super().load_checkpoint(*args, **kwargs)
+        write_held(self.logger)
+        return checkpoint
 
 
 def build_runner(config: Config) -> Runner:
     """Build the runner of a config, whose ``runner_type`` may name one of the user's own."""
     if config.get("default_scope") in ("mmseg", "mmdet"):
-        with imports_held():
+        with output_held():
             importlib.import_module(f"{config.default_scope}.utils").register_all_modules(init_default_scope=False)
     return RUNNERS.build(config) if "runner_type" in config else _QuietRunner.from_cfg(config)
 

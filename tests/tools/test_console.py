@@ -37,24 +37,30 @@ def test_what_imports_print_is_kept_for_the_log_file(
     monkeypatch.setattr(console, "_held", [])
     logger = logging.getLogger("test_console")
     with caplog.at_level(logging.INFO, "test_console"), console.noise(shown=False):
-        with console.imports_held():
+        with console.output_held():
             print("no operators")
             warnings.warn("use mmcv, not mmcv-lite", stacklevel=1)
         console.quiet(logger)
         console.quiet(logger)
     assert capsys.readouterr().out == ""
-    assert caplog.messages == ["Imports:\nuse mmcv, not mmcv-lite\nno operators"]
+    assert caplog.messages == ["Held back:\nuse mmcv, not mmcv-lite\nno operators"]
 
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_keys_that_mmengine_prints_are_noise(
-    verbose: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verbose: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(console, "_held", [])
     monkeypatch.setattr(Runner, "load_checkpoint", lambda self, path: print("missing keys") or {"path": path})
-    with console.noise(shown=verbose):
-        assert _QuietRunner.__new__(_QuietRunner).load_checkpoint("a.pth") == {"path": "a.pth"}
+    runner = _QuietRunner.__new__(_QuietRunner)
+    runner.logger = logging.getLogger("test_console")
+    with caplog.at_level(logging.INFO, "test_console"), console.noise(shown=verbose):
+        assert runner.load_checkpoint("a.pth") == {"path": "a.pth"}
     assert ("missing keys" in capsys.readouterr().out) == verbose
+    assert caplog.messages == ([] if verbose else ["Held back:\nmissing keys"])
 
 
 def test_long_work_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
