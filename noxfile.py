@@ -58,7 +58,7 @@ def oldest_timm(session: nox.Session) -> None:
 @nox.session
 def originals(session: nox.Session) -> None:
     """Run the original OpenMMLab packages, with mmcv's operators compiled (minutes, once)."""
-    others = ("torch", "torchvision", "timm", "mmengine==0.10.7", "mmsegmentation==1.2.2", "ftfy")
+    others = ("torch", "torchvision", "timm", "mmengine==0.10.7", "mmsegmentation==1.2.2", "ftfy", "regex")
     install(session, *others, *TOOLS, *EXTRAS)
     python = str(Path(session.bin) / "python")
     wheel = session.run("scripts/mmcv_operators.sh", python, "mmcv==2.1.0", external=True, silent=True)
