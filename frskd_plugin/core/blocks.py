@@ -99,7 +99,7 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, affine: Affine | 
         replaced["running_var"] = bn.running_var / rescale
     y = torch.func.functional_call(bn, replaced, (x,)) if replaced else bn(x)
     if rescale != 1:  # `data`: like the layer's own update, no change in the eyes of a backward pass to come
-        bn.running_var.data.copy_(replaced["running_var"] * rescale)
+        torch.mul(replaced["running_var"], rescale, out=bn.running_var.data)
     return y
 
 
