@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 from packaging.version import Version
 
 # start of a test's id -> (first timm that it can pass with, why)
@@ -38,15 +37,6 @@ NEEDS_TIMM = {
         "timm's own ResNet.reset_classifier keeps the dtype only from then on",
     ),
 }
-
-
-def pytest_configure() -> None:
-    """Run a first backward pass before anything is compiled.
-
-    One after ``torch._dynamo`` was imported starts threads for devices that are not there, and a process that has these
-    cannot be forked into one that trains (`in_two_processes`).
-    """
-    torch.ones(1, requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

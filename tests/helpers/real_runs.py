@@ -10,14 +10,11 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -26,7 +23,6 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.multiprocessing import start_processes
 from yapf.yapflib import yapf_api
 
 from frskd_plugin.commands import run
@@ -101,26 +97,6 @@ def final_weights(work_dir: Path, epoch: int) -> dict[str, Tensor]:
     from frskd_plugin.mmengine.resume import load_checkpoint
 
     return load_checkpoint(work_dir / f"epoch_{epoch}.pth")["state_dict"]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def in_two_processes(function: Callable[..., object], *arguments: object) -> None:
-    """Call a function of a module on the CPU with the environment of a launcher; forked, they import nothing again."""
-    start_method = "spawn" if torch.cuda.is_available() else "fork"
-    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="-1"):
-        start_processes(_as_rank, (free_port(), function, arguments), nprocs=2, start_method=start_method)
-
-
-def _as_rank(rank: int, port: int, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    torch.set_num_threads(1)  # threads of the parent's are not there
-    group = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(group)
-    function(*arguments)
 
 
 def scalars(work_dir: Path) -> list[dict[str, Any]]:

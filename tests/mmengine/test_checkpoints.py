@@ -31,7 +31,8 @@ from frskd_plugin.mmengine.resume import (
     resume_state,
     safe_loading,
 )
-from tests.helpers.real_runs import assert_equal, in_two_processes, train
+from tests.helpers.processes import in_two_processes
+from tests.helpers.real_runs import assert_equal, train
 from tests.helpers.toy_run import toy_config
 
 
@@ -307,7 +308,6 @@ def share_gradients() -> None:
     end_distributed()
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_processes_go_on_with_the_mean_of_their_partial_gradients() -> None:
     in_two_processes(share_gradients)
 

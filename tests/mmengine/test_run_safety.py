@@ -16,8 +16,7 @@ from torch import nn
 
 from frskd_plugin.commands.runner import locked, what_is_lost
 from frskd_plugin.mmengine.safety_hooks import FiniteLossHook, WeightsFitHook, guard_training
-
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+from tests.helpers.processes import fork_server
 
 
 class Segmentor(nn.Module):
@@ -136,9 +135,9 @@ def _hold(folder: Path, connection: Any) -> None:
 def other_process(tmp_path: Path) -> Iterator[Any]:
     """A process that holds the folder."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, there), daemon=True)
+    process = fork_server().Process(target=_hold, args=(tmp_path, there), daemon=True)
     process.start()
-    assert here.poll(30) and here.recv() == "held"
+    assert here.poll(120) and here.recv() == "held"
     yield process
     process.kill()
 

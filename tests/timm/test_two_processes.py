@@ -11,13 +11,13 @@ import pytest
 import timm
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import frskd_plugin
 import frskd_plugin.timm  # noqa: F401  (registers the CIFAR networks)
 from frskd_plugin.check import classification_batch
 from frskd_plugin.methods import method_class, method_names
+from tests.helpers.processes import in_two_processes
 from tests.helpers.toy_classifier import ToyClassifier, toy_batch
 
 pytestmark = pytest.mark.slow
@@ -92,10 +92,9 @@ def two_steps(method: str, rank: int, factor: float | None = None, **settings: A
     return gradients(model)
 
 
-def _train(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = distributed.FileStore(str(folder / "store"), RANKS)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
+def _train(folder: Path) -> None:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     images, targets = (part.chunk(RANKS)[rank] for part in toy_batch(BATCH))
     held = {"wrap": wrapped_step(images.double(), targets, DistributedDataParallel)}
     with suppress(ImportError, AttributeError):  # a timm without tasks that keep state skips the test of the task
@@ -110,8 +109,7 @@ def _train(rank: int, folder: Path) -> None:
 def held(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Held]]:
     """Gradients on each rank after a step of each kind, and after two steps of each method."""
     folder = tmp_path_factory.mktemp("two_processes")
-    start_method = "spawn" if torch.cuda.is_available() else "fork"  # forked, they import nothing again
-    start_processes(_train, (folder,), nprocs=RANKS, start_method=start_method)
+    in_two_processes(_train, folder)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(RANKS)]
 
 

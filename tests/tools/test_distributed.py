@@ -18,7 +18,8 @@ from frskd_plugin.mmengine.distributed import (
     init_distributed,
     prepare_distributed,
 )
-from tests.helpers.real_runs import REPOSITORY, assert_equal, in_two_processes, run_tool, write_config
+from tests.helpers.processes import in_two_processes
+from tests.helpers.real_runs import REPOSITORY, assert_equal, run_tool, write_config
 from tests.helpers.segmentors import make_batch
 from tests.helpers.tiny_mmseg import MODELS, tiny_config
 

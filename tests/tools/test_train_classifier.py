@@ -17,11 +17,11 @@ from frskd_plugin.commands import test as test_tool
 from frskd_plugin.commands import train as train_tool
 from frskd_plugin.commands.report_logs import read_text_log
 from frskd_plugin.mmengine.export import export_student
+from tests.helpers.processes import in_two_processes
 from tests.helpers.real_runs import (
     assert_equal,
     command,
     final_weights,
-    in_two_processes,
     run_tool,
     train,
     training_config,

@@ -18,7 +18,8 @@ from frskd_plugin.commands import test as test_tool
 from frskd_plugin.commands import train as train_tool
 from frskd_plugin.methods import method_names
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
-from tests.helpers.real_runs import assert_equal, final_weights, in_two_processes, scalars, write_config
+from tests.helpers.processes import in_two_processes
+from tests.helpers.real_runs import assert_equal, final_weights, scalars, write_config
 from tests.helpers.tiny_classification import tiny_config, write_cifar
 
 TEACHER = dict(model_name="wrn_16_2", num_classes=100, depth=10, k=2)
