@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frskd_plugin.commands.arguments import command_parser
+from frskd_plugin.commands.arguments import command_parser, width
 from frskd_plugin.core.atomic_write import atomic_write
 from frskd_plugin.mmseg.convert import DEFAULT_MAX_SHARE, image_size_of, plain_config, plan_self_teacher
 from frskd_plugin.mmseg.written_config import config_text, find_config
@@ -56,10 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"next:         frskd check {target}; frskd train {target}")
 
 
-def _width(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all options."""
     description = "Write the FRSKD config for a plain config of mmseg, with the channels found by a dry run."
@@ -71,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--beta", type=float, help="weight of the feature distillation (50 at 512x512, in proportion to the pixels)")
     add("--temperature", type=float, default=1.0, help="of the soft labels (1)")
     text = "width of the feature network; auto (default): 1, with fewer channels where --max-share asks for it"
-    add("--width", type=_width, default="auto", metavar="N|auto", help=text)
+    add("--width", type=width, default="auto", metavar="N|auto", help=text)
     text = f"limit of the feature network's multiply-accumulates / the segmentor's ({DEFAULT_MAX_SHARE})"
     add("--max-share", type=float, default=DEFAULT_MAX_SHARE, help=text)
     add("--max-channels", type=int, metavar="N", help="limit to the feature network's channels")

@@ -25,6 +25,7 @@ from frskd_plugin.core.checkpoint_file import BrokenCheckpointError
 from frskd_plugin.mmengine.config_tools import dicts
 
 ALLOW_IMPORTS = "--allow-imports"
+_MAX_PARTS = 10**6  # of a config with all its names written out; ours have a few thousand
 _SCOPES = {*MODULE2PACKAGE, "mmengine", "mmcv"}  # whose registries may be imported
 
 
@@ -45,11 +46,16 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
         name: what to call the text in errors.
     """
     names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "float": float, "int": int, "str": str, "bool": bool}
-    settings = {}
+    settings, sizes, parts = {}, dict[str, int](), 0
     try:
         for statement in ast.parse(text).body:
             match statement:
                 case ast.Assign(targets=[ast.Name(id=key)], value=value):
+                    # lists that hold a list twice, which holds a list twice, ..., are small until they are walked through
+                    sizes[key] = sum(sizes.get(getattr(part, "id", ""), 1) for part in ast.walk(value))
+                    parts += sizes[key]
+                    if parts > _MAX_PARTS:
+                        raise ValueError(f"{key} written out has more than {_MAX_PARTS} parts")
                     settings[key] = names[key] = _data(value, names)
                 case ast.Expr(value=ast.Constant()):  # a docstring
                     pass
