@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the chosen tests in a worker process, which is replaced when a model crashes it."""
     argv = sys.argv[1:] if argv is None else argv
     args, of_pytest = build_parser().parse_known_args(argv)
+    if of_pytest and not of_pytest[0].startswith("-"):  # pytest would look for a file, and run nothing
+        raise ValueError(f"expected options behind the library, got {of_pytest[0]!r}: names follow --only NAME ...")
     if not (SOURCES / "tests" / "support").is_dir():
         raise FileNotFoundError(f"{SOURCES} has no tests/support: run this command in a checkout of the sources.")
     kinds = [kind for kind in ("classifier", "segmentor") if getattr(args, kind)] or ["classifier"]

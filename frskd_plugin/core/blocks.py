@@ -94,7 +94,8 @@ def batch_norm(bn: nn.Module, x: Tensor, repeats: float = 1.0, affine: Affine | 
     running statistics depends on the count. ``affine`` takes the place of the layer's own weight and bias.
     """
     replaced = {} if affine is None else {"weight": affine[0], "bias": affine[1]}
-    rescale = _variance_ratio(bn, x, repeats) if bn.training and bn.track_running_stats and repeats != 1 else 1.0
+    follows = bn.training and getattr(bn, "track_running_stats", False)  # frozen layers of timm and torchvision do not
+    rescale = _variance_ratio(bn, x, repeats) if follows and repeats != 1 else 1.0
     if rescale != 1:  # the layer's update is rescaled as a whole, so the old variance is divided beforehand
         replaced["running_var"] = bn.running_var / rescale
     y = torch.func.functional_call(bn, replaced, (x,)) if replaced else bn(x)

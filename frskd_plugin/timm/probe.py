@@ -71,10 +71,13 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
             with FlopCounterMode(display=False) as counter:
                 feats, split_logits = split_forward(model, images, None)
         except Exception as error:  # whatever a model raises for a size or a layout it cannot take
-            raise ValueError(
-                f"{name} failed on images {list(images.shape)}: {type(error).__name__}: {error}. If it takes another "
-                f"image size, give it as input_size=(channels, height, width)."
-            ) from error
+            cure = (
+                "If it takes another image size, give it as input_size=(channels, height, width)."
+                if input_size is None
+                else "Give the size that it takes, or create it for this one (`img_size`, `in_chans`)."
+            )
+            found = f"{type(error).__name__}: {error}".rstrip(".")
+            raise ValueError(f"{name} failed on images {list(images.shape)}: {found}. {cure}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{name} must give logits [B, num_classes] for images [B, C, H, W], got {got}.")

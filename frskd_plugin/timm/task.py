@@ -74,7 +74,7 @@ class FRSKDTask(TrainingTask):
         verbose: bool = True,
         **settings: Any,
     ) -> None:
-        if device is None:
+        if device is None and isinstance(model, nn.Module):  # anything else is refused by `wrap`
             device = next((p.device for p in model.parameters()), None)
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if isinstance(model, DistilledModel):

@@ -106,6 +106,8 @@ class TestConstruction:
         for name, value in (("width", 2), ("method", "baseline"), ("criterion", F.cross_entropy)):
             with pytest.raises(TypeError, match=f"is wrapped already, and {name} for it: give them to"):
                 frskd_plugin.FRSKDTask(wrapped, **{name: value})
+        with pytest.raises(TypeError, match=r"wrap expects a classifier of timm.*got str"):
+            frskd_plugin.FRSKDTask("resnet18")
 
     def test_device_is_the_models_unless_it_is_given(self):
         task = make_task(ToyClassifier().to("meta"), criterion=nn.CrossEntropyLoss(weight=torch.ones(3)))

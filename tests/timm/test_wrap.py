@@ -196,10 +196,11 @@ TINY_SIZE = {"input_size": (3, 64, 64)}
 @pytest.mark.parametrize(
     ("network", "settings", "error", "message"),
     [
+        ("resnet18", {}, TypeError, r"wrap expects a classifier of timm, such as timm.create_model\(.*got str"),
         (nn.Sequential(), {}, TypeError, "Sequential has no forward_intermediates and no forward_head"),
         ({"num_classes": 0}, {}, ValueError, "num_classes=0"),
         ({}, {"input_size": 64}, ValueError, r"`input_size` must be \(channels, height, width\).*got 64"),
-        ({"model_name": "test_vit"}, {"input_size": (3, 33, 33)}, ValueError, r"failed on .*give it as input_size"),
+        ({"model_name": "test_vit"}, {"input_size": (3, 33, 33)}, ValueError, r"failed on .*create it for this one"),
         ({}, {"method": "fskrd"}, ValueError, "`method` must be one of 'baseline', .*'frskd', .*got 'fskrd'"),
         ({}, {"method": "baseline", "alpha": 3}, TypeError, "'baseline' has no setting 'alpha'; it has no settings"),
         ({}, {"out_indices": (1, 9)}, ValueError, r"\(1, 9\) does not fit.*5 feature maps \(0: 32 channels of 32x32, "),

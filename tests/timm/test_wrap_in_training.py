@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2
+from timm.utils import freeze
 from torch import distributed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.fsdp import fully_shard
@@ -70,6 +71,19 @@ def test_frozen_layers_stay_as_they_are_and_the_rest_trains():
     assert without_gradient(model) == []
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all(not torch.equal(start[name], model.state_dict()[name]) for name in trained)
+
+
+def test_a_self_teacher_frozen_by_timm_teaches_and_stays_as_it_is():
+    model = make()
+    freeze(model.method)  # its batch normalisations become FrozenBatchNorm2d
+    before = copy.deepcopy(model.method.self_teacher.state_dict())
+    images, targets = toy_batch()
+    losses, gradients = step(model, images, targets)
+    assert {name.partition(".")[0] for name in gradients} == {"student"}
+    assert same(model.method.self_teacher.state_dict(), before)
+    running = copy.deepcopy(model.method).eval().self_teacher
+    feats, _ = model.student_forward(images)
+    torch.testing.assert_close(losses["teacher_output"], running(feats)[1])
 
 
 class TestOptimizerGroups:

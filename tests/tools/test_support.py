@@ -63,6 +63,8 @@ def test_unknown_names_end_in_one_line(library: str, capsys) -> None:
     assert run("support", [library, "--only", "resnot"]) == 2
     assert f"{library} has no resnot: expected names out of " in capsys.readouterr().err
     assert len(support.names(library)) > 45
+    assert run("support", [library, "resnot"]) == 2
+    assert "expected options behind the library, got 'resnot': names follow --only" in capsys.readouterr().err
 
 
 def test_a_table_that_cannot_be_written_ends_before_the_work(tmp_path: Path, capsys) -> None:
