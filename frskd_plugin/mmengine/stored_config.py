@@ -51,7 +51,7 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
         for statement in ast.parse(text).body:
             match statement:
                 case ast.Assign(targets=[ast.Name(id=key)], value=value):
-                    # lists that hold a list twice, which holds a list twice, ..., are small until they are walked through
+                    # lists that hold a list twice, which holds a list twice, ..., are small until they are walked
                     sizes[key] = sum(sizes.get(getattr(part, "id", ""), 1) for part in ast.walk(value))
                     parts += sizes[key]
                     if parts > _MAX_PARTS:
