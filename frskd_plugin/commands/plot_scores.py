@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from math import isfinite, nan
 from pathlib import Path
 from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
 from frskd_plugin.commands.arguments import command_parser
-from frskd_plugin.commands.report_logs import read_run
+from frskd_plugin.commands.report_logs import names_of, read_run
 from frskd_plugin.core.atomic_write import save_figure
 
 # name in the logs -> (label of the axis, ending of the curve's name)
@@ -25,26 +26,37 @@ SCORES = {
     "top1": ("top-1 accuracy (%)", ""),
     "teacher_top1": ("top-1 accuracy (%)", ", self-teacher"),
 }
-Curve = dict[int, float]  # epoch -> score
+Curve = dict[int, float]  # epoch, or iteration -> score
 
 
-def read_curves(work_dirs: Sequence[Path]) -> dict[tuple[str, str], list[Curve]]:
+def read_curves(work_dirs: Sequence[Path]) -> tuple[dict[tuple[str, str], list[Curve]], str]:
     """Read (name without its seed, score) -> the curve of each seed, from the logs of runs and their resumed parts.
 
+    Returns:
+        The curves, and what they are over: 'epoch' or 'iteration'.
+
     Raises:
-        ValueError: a folder holds no validation, or a log is damaged.
+        ValueError: a folder comes twice or holds no validation, a log is damaged, or runs count in other units.
     """
     curves: dict[tuple[str, str], list[Curve]] = {}
-    for work_dir in work_dirs:
-        validation = read_run(work_dir).validation
-        if not SCORES.keys() & validation.keys():
+    units: dict[str, Path] = {}
+    for name, work_dir in zip(names_of(work_dirs), work_dirs, strict=True):
+        run = read_run(work_dir)
+        if not SCORES.keys() & run.validation.keys():
             raise ValueError(
                 f"{work_dir} holds no log with a validation; expected a run with one of {', '.join(SCORES)}."
             )
-        for key in (key for key in SCORES if key in validation):
-            curve = dict(zip(map(int, validation[key].positions), map(float, validation[key].values), strict=True))
-            curves.setdefault((re.sub(r"_seed\d+$", "", work_dir.name), key), []).append(curve)
-    return curves
+        units.setdefault(run.validation_unit, work_dir)
+        for key in (key for key in SCORES if key in run.validation):
+            positions, values = run.validation[key]
+            curve = dict(zip(map(int, positions), map(float, values), strict=True))
+            curves.setdefault((re.sub(r"_seed\d+$", "", name), key), []).append(curve)
+    unit, *others = units
+    if others:
+        raise ValueError(
+            f"{units[unit]} was validated by {unit}s and {units[others[0]]} by {others[0]}s; draw a picture of each"
+        )
+    return curves, unit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,20 +71,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw, and print the scores that all runs of a name have last."""
     args = build_parser().parse_args(argv)
     figure = Figure(figsize=(6, 3.6), layout="tight")
-    axis = figure.add_subplot(xlabel="epoch")
-    for (name, key), runs in read_curves(args.work_dirs).items():
-        epochs = sorted(set.intersection(*map(set, runs)))
-        if not epochs:
-            raise ValueError(f"{name}: its runs were validated in no epoch that all of them have")
-        values = [[run[epoch] for run in runs] for epoch in epochs]
+    curves, unit = read_curves(args.work_dirs)
+    axis = figure.add_subplot(xlabel=unit)
+    for (name, key), runs in curves.items():
+        positions = sorted(set.intersection(*map(set, runs)))
+        if not positions:
+            raise ValueError(f"{name}: its runs were validated in no {unit} that all of them have")
+        values = [[run[position] for run in runs] for position in positions]
         title, of_teacher = SCORES[key]
         label, style = name + of_teacher, "--" if of_teacher else "-"
-        (line,) = axis.plot(epochs, [*map(mean, values)], style, marker=".", label=label)
+        (line,) = axis.plot(positions, [*map(mean, values)], style, marker=".", label=label)
         if len(runs) > 1:
-            axis.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
+            axis.fill_between(positions, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
         axis.set_ylabel(title)
-        best = describe([max(run.values()) for run in runs])
-        print(f"{label}: {describe(values[-1])} at epoch {epochs[-1]}, best {best}")
+        best = describe([max(filter(isfinite, run.values()), default=nan) for run in runs])
+        print(f"{label}: {describe(values[-1])} at {unit} {positions[-1]}, best {best}")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     save_figure(figure, args.out)

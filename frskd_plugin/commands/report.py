@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from frskd_plugin.commands.report_logs import (
     NOT_SCORES,
     TEACHER_PREFIXES,
     is_teacher,
+    names_of,
     position_text,
     read_run,
     scores_of,
@@ -122,20 +122,6 @@ def write_report(
         markers=MARKERS,
     )
     atomic_write(out, page.encode(errors="replace"))
-
-
-def names_of(work_dirs: Sequence[Path]) -> list[str]:
-    """Name the runs by their folders, or by the whole paths where folders share a name.
-
-    >>> names_of([Path("a/frskd"), Path("b/frskd"), Path("b/baseline")])
-    ['a/frskd', 'b/frskd', 'baseline']
-    """
-    paths = [work_dir.resolve() for work_dir in work_dirs]
-    for path, count in Counter(paths).items():
-        if count > 1:
-            raise ValueError(f"{path} was given {count} times; give each run once")
-    names = Counter(path.name for path in paths)
-    return [path.name if names[path.name] == 1 else str(d) for path, d in zip(paths, work_dirs, strict=True)]
 
 
 def read_page(work_dir: Path, name: str, images: Sequence[Path] = (), allow_imports: bool = False) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,20 @@ class _Entry(NamedTuple):
     @property
     def place(self) -> float:
         return self.step if math.isnan(self.epoch) else self.epoch
+
+
+def names_of(work_dirs: Sequence[Path]) -> list[str]:
+    """Name the runs by their folders, or by the whole paths where folders share a name.
+
+    >>> names_of([Path("a/frskd"), Path("b/frskd"), Path("b/baseline")])
+    ['a/frskd', 'b/frskd', 'baseline']
+    """
+    paths = [work_dir.resolve() for work_dir in work_dirs]
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise ValueError(f"{path} was given {count} times; give each run once")
+    names = Counter(path.name for path in paths)
+    return [path.name if names[path.name] == 1 else str(d) for path, d in zip(paths, work_dirs, strict=True)]
 
 
 def read_run(work_dir: str | Path) -> RunLogs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,29 @@ def test_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_by_iterations_of_one_name_with_a_score_that_is_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, score in (("a", math.nan), ("b", 20.0)):
+        lines = {"loss": 1.0, "iter": 50, "step": 50}, {"mIoU": score, "step": 100}, {"mIoU": 10.0, "step": 200}
+        write_log(Path(folder, "frskd", "1"), *lines)
+    assert run("plot_scores", ["a/frskd", "b/frskd"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a/frskd: 10.00 at iteration 200, best 10.00",
+        "b/frskd: 10.00 at iteration 200, best 20.00",
+    ]
+
+
 def test_runs_that_cannot_be_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         write_log(tmp_path / f"frskd_seed{seed}" / "1", {"top1": 10.0, "step": 1 + seed})
+    write_log(tmp_path / "by_iterations" / "1", {"loss": 1.0, "iter": 1, "step": 1}, {"top1": 10.0, "step": 1})
     write_log(tmp_path / "no_validation" / "1", {"loss": 1.0, "epoch": 1, "iter": 1, "step": 1})
     for names, message in (
         (["frskd_seed0", "frskd_seed1"], "frskd: its runs were validated in no epoch that all of them have"),
+        (["frskd_seed0", "by_iterations"], "frskd_seed0 was validated by epochs and "),
+        (["frskd_seed0", "frskd_seed0"], "frskd_seed0 was given 2 times; give each run once"),
         (["nothing"], "expected the work folder of a run"),
         (["no_validation"], "holds no log with a validation; expected a run with one of mIoU"),
     ):
