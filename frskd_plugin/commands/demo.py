@@ -37,6 +37,7 @@ SECONDS = 80  # after so many, no pair of another seed is begun: it would not fi
 # It writes these into its folder, and clears them away when it starts again: only in a folder with the marker.
 FOLDERS = ("images", "runs", "student")
 MARKER = ".frskd_demo"
+_started: list[subprocess.Popen[bytes]] = []  # by `run`
 
 
 def draw_object(rng: np.random.Generator, name: str) -> np.ndarray:
@@ -74,10 +75,16 @@ def run(log: Path, threads: int, *command: str | Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         arguments = [sys.executable, "-m", "frskd_plugin", *map(str, command)]
-        done = subprocess.run(arguments, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
+        process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    _started.append(process)
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()
+        raise
+    if status != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{command[0]} ended with status {done.returncode}; the end of {log}:\n{tail}")
+        raise RuntimeError(f"{command[0]} ended with status {status}; the end of {log}:\n{tail}")
 
 
 def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str, float]]]:
@@ -98,7 +105,11 @@ def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str
 
     jobs = [(seed, name) for seed in range(seeds) for name in METHODS]
     with ThreadPoolExecutor(max_workers=cores) as pool:
-        found = dict(zip(jobs, pool.map(train, jobs), strict=True))
+        try:
+            found = dict(zip(jobs, pool.map(train, jobs), strict=True))
+        finally:  # after a signal or a failure the pool would wait for the others to end
+            for process in _started:
+                process.terminate()
     whole = [seed for seed in range(seeds) if all(found[seed, name] for name in METHODS)]
     return {name: [found[seed, name] for seed in whole] for name in METHODS}
 

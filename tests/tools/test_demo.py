@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,16 @@ def test_it_draws_the_same_images_each_time(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_shown(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)trian ended with status 2; .*did you mean train"):
         demo.run(tmp_path / "log.txt", 1, "trian")
+
+
+def test_a_failure_ends_the_other_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"  # the plain network fails once the other one, which would take an hour, has begun
+    wait_and_fail = f"until [ -e {tmp_path}/begun ]; do sleep 0.2; done; exit 3"
+    begin = f"touch {tmp_path}/begun; exec sleep 3600"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *frskd_seed0*) {begin};; esac\n{wait_and_fail}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(demo.sys, "executable", str(python))
+    monkeypatch.setattr(demo, "_started", started := [])
+    with pytest.raises(RuntimeError, match="train ended with status 3"):
+        demo.train_all(tmp_path, seeds=1, cores=2)
+    assert sorted(process.returncode for process in started) == [-signal.SIGTERM, 3]
