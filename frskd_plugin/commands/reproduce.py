@@ -238,6 +238,7 @@ class Session:
         file = self.store.out / COSTS_NAME
         own = read_or_name(file)
         known = (read_or_name(self.store.published / COSTS_NAME) if self.store.published else {}) | own
+        known = {key: c for key, c in known.items() if isinstance(c, dict) and {"batch", "plain", "ratios"} <= c.keys()}
         costs = {}
         firsts = {column.model: column for column in reversed(self.table.columns)}  # the first column of each network
         for column in firsts.values():

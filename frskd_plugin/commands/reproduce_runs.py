@@ -31,6 +31,7 @@ from frskd_plugin.version import __version__
 
 SEGMENTATION_SCORE = "mIoU"
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
+RECORD = {"identity": dict, "seed": int, "last": dict}  # what is needed of a record
 TELL_SECONDS = 30.0
 TRAIN_RUNS = "--train-runs"  # `frskd reproduce` as the process that trains
 say = functools.partial(print, flush=True)
@@ -69,8 +70,8 @@ class Store:
         found: dict[int, tuple[Path, dict[str, Any]]] = {}
         for folder in filter(None, (self.out, self.published)):
             for file in sorted((folder / "runs").glob(f"{run.setup}_*_seed*.json")):
-                record = read_or_name(file)
-                if run.is_of(record.get("identity", {})) and isinstance(record.get("seed"), int):
+                record = read_or_name(file, RECORD)
+                if record and run.is_of(record["identity"]):
                     found.setdefault(record["seed"], (file, record))
         return dict(found[seed] for seed in sorted(found))
 
@@ -80,7 +81,7 @@ class Store:
         Raises:
             ValueError: its file is damaged.
         """
-        read_json(self.record_file(run))
+        read_json(self.record_file(run), RECORD)
         return next((record for record in self.records_of(run).values() if record["seed"] == run.seed), None)
 
     def is_done(self, run: Run, teaches: bool = False) -> bool:
@@ -98,7 +99,9 @@ class Store:
         history = read_history(self.folder(run))
         if not history or history[-1]["epoch"] != run.epochs:
             return False
-        metric = SEGMENTATION_SCORE if SEGMENTATION_SCORE in history[-1] else "top1"
+        metric = next((m for m in (SEGMENTATION_SCORE, "top1") if all(m in entry for entry in history)), None)
+        if metric is None:
+            raise ValueError(f"{self.folder(run)} has a validation without top1 or mIoU; remove it to train again")
         record = {
             "name": run.name,
             "identity": run.identity,
@@ -145,8 +148,8 @@ def training_seconds(folder: Path) -> float:
     return sum(log.stat().st_mtime - time.mktime(time.strptime(log.stem, "%Y%m%d_%H%M%S")) for log in logs)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read an object; nothing where there is no such file.
+def read_json(file: Path, kinds: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """Read an object with values of these kinds; nothing where there is no such file.
 
     Raises:
         ValueError: it is damaged.
@@ -157,13 +160,16 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON file ({error}); remove it, and the run is read or made again") from error
-    return content if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    if wrong := [key for key, kind in (kinds or {}).items() if not isinstance(content.get(key), kind)]:
+        raise ValueError(f"{file} is damaged: no {', '.join(wrong)}; remove it, and the run is read or made again")
+    return content
 
 
-def read_or_name(file: Path) -> dict[str, Any]:
+def read_or_name(file: Path, kinds: Mapping[str, type] | None = None) -> dict[str, Any]:
     """Read an object; nothing where the file is damaged, which is said once."""
     try:
-        return read_json(file)
+        return read_json(file, kinds)
     except ValueError as error:
         say_once(f"passed over: {error}")
         return {}

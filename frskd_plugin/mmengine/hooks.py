@@ -203,7 +203,7 @@ def read_history(path: Path) -> list[Entry]:
         return []
     try:
         return [dict(entry, epoch=int(entry["epoch"])) for entry in json.loads(path.read_bytes())["history"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it to go on without the scores in it") from error
 
 
