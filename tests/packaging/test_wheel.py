@@ -91,7 +91,7 @@ def test_metadata_and_that_each_extra_has_one_family(wheel):
         names.setdefault(extra, set()).add(re.match(r"[\w.-]+", requirement)[0])
     assert names[""] == {"torch", "timm"}
     assert names["onedl"] == {"onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "tensorboard"}
-    assert names["openmmlab"] == {"mmengine", "mmcv", "mmsegmentation", "ftfy", "tensorboard"}
+    assert names["openmmlab"] == {"mmengine", "mmcv", "mmsegmentation", "ftfy", "regex", "tensorboard"}
     assert not {name for name in names["dev"] if name.startswith(("mm", "onedl"))}
 
 
@@ -100,7 +100,7 @@ def test_the_source_archive_has_what_the_wheel_is_made_of(checkout, tmp_path):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("frskd_plugin", "configs", "tools"):
         assert {f"{folder}/{name}" for name in files_below(checkout / folder)} <= names
-    assert {"setup.cfg", "setup.py", "pyproject.toml"} <= names
+    assert {"setup.cfg", "setup.py", "pyproject.toml", "Makefile", "noxfile.py"} <= names  # `make lint` reads them all
     assert not any(name.startswith("build/") for name in names)
 
 
