@@ -1,4 +1,4 @@
-"""tools/frskdify.py: the file that it writes loads, is the config of `frskd_config`, and trains."""
+"""`frskd convert`: the file that it writes loads, is the config of `frskd_config`, and trains."""
 
 from __future__ import annotations
 
