@@ -110,6 +110,8 @@ def prepare_config(args: argparse.Namespace, training: bool = False) -> Config:
             named += [args.method] if set_method(config, args.method, args.method_options or {}) else []
     # Command line, then config, then the name of the config: the order that mmseg's users know.
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{'_'.join(named)}"
+    if missing := [key for key in ("model", f"{'train' if training else 'test'}_dataloader") if not config.get(key)]:
+        raise ValueError(f"{args.config} has no {' and no '.join(missing)}: give the config of a training, not a part")
     _check_values(config)
     if is_classifier(config):
         provide_method_data(config)

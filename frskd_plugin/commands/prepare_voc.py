@@ -79,7 +79,7 @@ def mask_path(devkit: Path, year: str, image_id: str) -> Path:
 
 def read_ids(path: Path) -> list[str]:
     """Read the ids of a list, in its order; empty lines are skipped."""
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def read_splits(devkit: Path) -> dict[tuple[str, str], list[str]]:

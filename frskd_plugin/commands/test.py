@@ -13,7 +13,7 @@ import frskd_plugin  # noqa: F401  registers the components, also for configs wi
 from frskd_plugin.commands.arguments import command_parser
 from frskd_plugin.commands.config import add_common_options, prepare_config
 from frskd_plugin.commands.runner import build_runner, open_data
-from frskd_plugin.mmengine.config_tools import explained_build, is_classifier
+from frskd_plugin.mmengine.config_tools import explained_build, is_classifier, without_pretrained
 from frskd_plugin.mmengine.distributed import end_distributed, init_distributed
 from frskd_plugin.mmengine.resume import safe_loading
 from frskd_plugin.mmengine.safety_hooks import WeightsFitHook
@@ -41,6 +41,7 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Config, argparse.Na
         raise FileNotFoundError(f"checkpoint {args.checkpoint} not found; expected checkpoint to be a file")
     config = prepare_config(args)
     config.load_from, config.resume = args.checkpoint, False
+    config.model = without_pretrained(config.model)[0]  # the checkpoint has the weights
     if args.show or args.show_dir:
         _enable_painting(config, args)
     if args.tta:

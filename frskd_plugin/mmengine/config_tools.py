@@ -241,13 +241,15 @@ _WEIGHTS = ("pretrained", "checkpoint", "checkpoint_path")
 
 
 def without_pretrained(config: Any) -> tuple[Any, bool]:
-    """Return a copy of a model's config that loads and downloads nothing, and True if that made a difference.
+    """Return a copy of a model's config that loads nothing but a method's teacher, and True if that made a difference.
 
     >>> without_pretrained(dict(backbone=dict(pretrained=True)))
     ({'backbone': {'pretrained': False}}, True)
     """
     config, changed = copy.deepcopy(config), False
-    for part, _ in dicts(config):
+    method = config.get("method")
+    teacher = method.get("teacher") if isinstance(method, Mapping) else None  # is refused without its weights
+    for part in (part for part, _ in dicts(config) if part is not teacher):
         for key, value in part.items():
             pretrained_init = key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
             if value and (key in _WEIGHTS or pretrained_init):

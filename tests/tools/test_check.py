@@ -442,6 +442,17 @@ def test_classifier_config(tmp_path, capsys):
     assert "random weights stand in" in text
 
 
+def test_config_with_a_teacher(tmp_path, capsys):
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "teacher.pth")
+    teacher = dict(model_name="test_resnet", checkpoint=str(tmp_path / "teacher.pth"))
+    student = dict(model_name="test_resnet", num_classes=5)
+    model = dict(type="TimmClassifier", student=student, method=dict(name="kd", teacher=teacher), input_size=SIZE)
+    Config(dict(model=model)).dump(tmp_path / "config.py")
+    assert main([str(tmp_path / "config.py")]) == 0
+    text = capsys.readouterr().out
+    assert "loss_kd" in text and "random weights stand in" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

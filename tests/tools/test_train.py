@@ -173,6 +173,7 @@ FILES = {
         (["{config}", "--import", "broken"], "--import broken: importing it fails with NameError: name 'x'"),
         (["{config}", "--import", "needy"], "--import needy: it needs a module that is missing: .*not_there"),
         (["{tmp}/later.py"], r"later.py is for frskd_plugin 99.1 or later, but .* is installed; update"),
+        (["{tmp}/empty.py"], "empty.py has no model and no train_dataloader: give the config of a training"),
         (["{tmp}/empty.py", "--method", "one"], "--method and --method-options are for classifiers"),
         (["{tmp}/empty.py", "--data-root", "{tmp}"], "empty.py has no data_root to set"),
         (
@@ -238,6 +239,13 @@ def test_test_tool_reports_the_score_of_the_last_validation(whole: Runner, confi
     (scores,) = (tmp_path / "test").glob("*/*.json")
     assert Config.fromfile(scores).mIoU == pytest.approx(whole.message_hub.get_scalar("val/mIoU").current())
     assert len(list((tmp_path / "maps").glob("*.png"))) == 8
+
+
+def test_a_test_looks_for_no_pretrained_weights(config_file: Path) -> None:
+    options = ("--cfg-options", "model.backbone.pretrained=True", "model.backbone.checkpoint=gone.pth")
+    config, _ = test_tool.read_command([str(config_file), str(config_file), *options])
+    assert config.model.backbone.pretrained is False and config.model.backbone.checkpoint is None
+    assert config.load_from == str(config_file)
 
 
 def test_bad_options_of_the_test_tool(config_file: Path, tmp_path: Path) -> None:
