@@ -58,7 +58,7 @@ def check_model(
             ``model_kwargs`` of ``timm.create_model``; of a config ``cfg_options``, which override it.
 
     Raises:
-        TypeError: a model of another kind, or a setting that the method does not have.
+        TypeError: a model of another kind, images without targets, or a setting that the method does not have.
         ValueError: an unknown ``amp``, model or method, or a config without a model.
         FileNotFoundError: there is no such config.
         ImportError: mmengine or mmsegmentation is missing.
@@ -98,6 +98,8 @@ def prepare(
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Build what is named and draw a batch where none is given: `check_model` without the run, with its arguments."""
+    if (images is None) != (targets is None):
+        raise TypeError("check_model takes images and targets together; without both it makes random ones.")
     with forked_rng(seed=0):  # one name gives one model and one batch, and the caller's random numbers stay
         known: dict[str, Any] = {}
         if isinstance(model, (str, Path)) and is_config(str(model)):
@@ -183,7 +185,7 @@ def _device(model: nn.Module) -> str:
 def _classifier_batch(
     network: DistilledModel, size: Sequence[int] | None, batch: int | None, mix: Any
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    num_classes, size = network.student.num_classes, usual_input_size(network.student, size)
+    num_classes, size = network.num_logits, usual_input_size(network.student, size)
     images, targets, extra = classification_batch(
         network.method.needs, batch or CLASSIFIER_BATCH, size, num_classes, _device(network)
     )

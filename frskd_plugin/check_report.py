@@ -136,7 +136,7 @@ class Report:
 
     def __str__(self) -> str:
         images = "x".join(map(str, self.images[1:]))
-        settings = f"{self.images[0]} random images {images}, {self.device}, {self.amp or 'no autocast'}"
+        settings = f"{self.images[0]} images {images}, {self.device}, {self.amp or 'no autocast'}"
         parts = [
             f"{self.model}, {self.method}: one training step, {settings}",
             _level_table(self) if self.levels else "The method takes no maps of the student.",

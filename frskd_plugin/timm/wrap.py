@@ -40,12 +40,31 @@ class DistilledModel(nn.Module):
         out_indices: which of the student's feature maps the method sees, highest resolution first.
     """
 
-    def __init__(self, student: nn.Module, method: Method, criterion: Criterion, out_indices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        method: Method,
+        criterion: Criterion,
+        out_indices: Sequence[int],
+        num_logits: int,
+    ) -> None:
         super().__init__()
         self.student = student
         self.method = method
         self.criterion = criterion
         self.out_indices = tuple(out_indices)
+        self._said_and_gives = (getattr(student, "num_classes", None), num_logits)
+
+    @property
+    def num_logits(self) -> int:
+        """Number K of the student's logits.
+
+        A classifier that was replaced by hand (``model.fc = nn.Linear(512, 10)``) leaves the student's ``num_classes``
+        as it was; then the number that `wrap` saw counts.
+        """
+        said, gives = self._said_and_gives
+        says = getattr(self.student, "num_classes", said)
+        return gives if says == said else says
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
@@ -88,8 +107,7 @@ class DistilledModel(nn.Module):
                 "In training mode this model computes its losses: call model(images, targets). For predictions call "
                 "model.eval() first; frskd_plugin.unwrap(model) is the plain network."
             )
-        num_classes = getattr(self.student, "num_classes", None)
-        targets = check_targets(images, targets, self.criterion, num_classes, self.method.makes_soft_targets)
+        targets = check_targets(images, targets, self.criterion, self.num_logits, self.method.makes_soft_targets)
         terms = self.method(self.student_forward, images, targets, self.criterion, **extra)
         total = total_loss(terms, self.method)
         check_terms(terms, self.criterion)
@@ -132,6 +150,7 @@ class DistilledModel(nn.Module):
         check_positive_int("num_classes", num_classes)
         self.method.reset_classifier(num_classes)
         self.student.reset_classifier(num_classes, *args, **kwargs)
+        self._said_and_gives = (num_classes, num_classes)
 
 
 def wrap(
@@ -198,7 +217,7 @@ def wrap(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         made.to(device=parameter.device, dtype=parameter.dtype)
-    wrapped = DistilledModel(model, made, criterion, indices)
+    wrapped = DistilledModel(model, made, criterion, indices, student.num_classes)
     # `wrapped.train(mode)` would reach into the model, where the caller may keep frozen layers in eval mode
     made.train(model.training)
     wrapped.training = model.training

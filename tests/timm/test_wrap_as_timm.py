@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import frskd_plugin
+from frskd_plugin.check import check_model
 from tests.helpers.toy_classifier import ToyClassifier, toy_batch
 
 IMAGES = torch.rand(2, 3, 160, 160)
@@ -86,6 +87,22 @@ class TestResetClassifier:
         with pytest.raises(ValueError, match="`num_classes` must be >= 1, got 0"):
             model.reset_classifier(0)
         assert student.num_classes == 7 and student.get_classifier().out_features == 7
+
+    @pytest.mark.parametrize("said", [1000, 3])
+    def test_a_classifier_replaced_by_hand_counts_and_not_what_the_student_says(self, said):
+        student = timm.create_model("test_resnet", num_classes=said)
+        student.fc = nn.Linear(student.num_features, 7)
+        model = frskd_plugin.wrap(student, "baseline", input_size=(3, 64, 64))
+        images = IMAGES[..., :64, :64]
+        for targets in (torch.tensor([2, 6]), torch.full((2, 7), 1 / 7)):
+            losses = model(images, targets)
+            torch.testing.assert_close(losses["loss"], nn.functional.cross_entropy(losses["output"], targets))
+        with pytest.raises(ValueError, match=r"classes 0\.\.6 .*got 7: make num_classes=7 fit"):
+            model(images, torch.tensor([2, 7]))
+        assert check_model(model, input_size=(3, 64, 64)).healthy  # whose labels are drawn
+        for classes in (5, said):
+            model.reset_classifier(classes)
+            assert model.num_logits == model(images, torch.tensor([0, classes - 1]))["output"].shape[1] == classes
 
 
 class TestUnwrap:

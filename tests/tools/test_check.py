@@ -335,6 +335,9 @@ def test_other_models_are_refused():
         check_model(timm.create_model("test_resnet"), *batch())
     with pytest.raises(ValueError, match="`amp` must be one of 'bf16', 'fp16', got 'int8'"):
         check_model(wrapped("baseline"), *batch(), amp="int8")
+    for half in ({"images": batch()[0]}, {"targets": batch()[1]}):
+        with pytest.raises(TypeError, match="takes images and targets together; without both it makes random ones"):
+            check_model(wrapped("baseline"), **half)
 
 
 # Segmentors
