@@ -251,16 +251,16 @@ def _check_model(model: nn.Module, method: str) -> None:
     owner = type(model).__name__
     if _find_wrapped(model) is not None:
         raise ValueError(f"{owner} is wrapped already: frskd_plugin.unwrap(model) gives the timm model.")
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"wrap expects a classifier of timm, such as timm.create_model('resnet18', num_classes=100), got {owner}."
-        )
     for name in _INNER:  # whose attributes may reach through, and the training would go around it
         if hasattr(getattr(model, name, None), "forward_intermediates"):
             raise TypeError(
                 f"{owner} holds a timm model: wrap that one first (`wrap(model.{name})`), and compile the result or "
                 f"put it into DDP or an EMA."
             )
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"wrap expects a classifier of timm, such as timm.create_model('resnet18', num_classes=100), got {owner}."
+        )
     for name, module in model.named_modules():
         drops_patches = type(module).__name__.startswith("PatchDropout") and getattr(module, "prob", 0) > 0
         if drops_patches and method != "baseline":
