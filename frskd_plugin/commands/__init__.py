@@ -185,7 +185,7 @@ def describe(error: Exception) -> str:
     >>> describe(KeyError("loss"))
     'KeyError: loss; run again with --debug for the traceback'
     """
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = text_of(error)
     worker = re.findall(r"^[\w.]+: .*", text, re.MULTILINE) if "Original Traceback" in text else []
     if worker:  # torch puts the traceback of a data-loading worker into the text
         text = text[text.rindex(worker[-1]) :].partition(": ")[2]
@@ -195,9 +195,18 @@ def describe(error: Exception) -> str:
         return f"{text}; pip install 'frskd_plugin[{EXTRAS[package]}]' brings it"
     if package == "mmdet":  # no extra: it needs an mmcv with compiled operators, which no requirement can ask for
         return f"{text}; docs/detection.md says how to install mmdetection and the operators that it needs"
-    if isinstance(error, USER_ERRORS):
-        return text or type(error).__name__
+    if isinstance(error, USER_ERRORS) and str(error):
+        return text
     return f"{type(error).__name__}: {text}; run again with --debug for the traceback"
+
+
+def text_of(error: Exception) -> str:
+    """Return an error's text or, where it has none (a bare ``assert``), the line that raised it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if text or error.__traceback__ is None:
+        return text
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{raised.line} ({os.path.basename(raised.filename)}, line {raised.lineno})"
 
 
 def _process() -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from frskd_plugin.check import is_config, prepare
 from frskd_plugin.check_step import AMP_DTYPES, dry_run
+from frskd_plugin.commands import text_of
 from frskd_plugin.commands.arguments import (
     add_keywords,
     add_settings,
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = dry_run(subject, args.amp)
     except Exception as error:  # whatever a model raises: that its step fails is what there is to tell
-        failure = f"the training step fails with {type(error).__name__}: {error}"
+        failure = f"the training step fails with {type(error).__name__}: {text_of(error)}"
         text, content = f"1 PROBLEM\n  1. {args.model}: {failure}", {"healthy": False, "problems": [failure]}
     else:
         report = dataclasses.replace(report, model=f"{args.model} ({report.model})")

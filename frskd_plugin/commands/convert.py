@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"maps:         {maps}")
     print(f"self-teacher: width {neck['width']}{limit}, {plan.cost}")
     print(f"weights:      alpha {loss['alpha']:g}, beta {loss['beta']:g}{fits}, temperature {loss['temperature']:g}")
-    print(f"next:         frskd check {target}; frskd train {target}")
+    print("next:         frskd check {0}; frskd train {0}".format(shlex.quote(str(target))))
 
 
 def build_parser() -> argparse.ArgumentParser:

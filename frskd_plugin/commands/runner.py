@@ -18,6 +18,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from frskd_plugin.commands import text_of
 from frskd_plugin.commands.console import output_held, quiet, write_held
 from frskd_plugin.mmengine.resume import newest_checkpoint
 
@@ -34,7 +35,12 @@ class _QuietRunner(Runner):
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         with output_held():  # mmengine prints every key that does not fit, of which `WeightsFitHook` says enough
-            checkpoint = super().load_checkpoint(*args, **kwargs)
+            try:
+                checkpoint = super().load_checkpoint(*args, **kwargs)
+            except RuntimeError as error:  # EMAHook's, which loads weights before `WeightsFitHook` compares them
+                if "loading state_dict" not in str(error):
+                    raise
+                raise ValueError(f"{self._load_from} does not fit the model of this config: {error}") from error
         write_held(self.logger)
         return checkpoint
 
@@ -50,7 +56,13 @@ def build_runner(config: Config) -> Runner:
 def open_data(runner: Runner, *loops: str) -> None:
     """Open the data sets of a runner's loops ('train', 'val', 'test'): what is wrong with them shows at once."""
     for loop in loops:
-        built = getattr(runner, f"{loop}_loop")  # the property builds it
+        try:
+            built = getattr(runner, f"{loop}_loop")  # the property builds it
+        except AssertionError as error:  # mmseg's, where a list of images is not there
+            raise ValueError(
+                f"{loop}_dataloader: {text_of(error)}; check its data_root (--data-root sets it) and ann_file, which "
+                f"start from {Path.cwd()} where they are relative"
+            ) from error
         dataset = getattr(getattr(built, "dataloader", None), "dataset", None)
         if dataset is not None:
             check_classes(f"{loop}_dataloader", dataset, getattr(runner.model, "module", runner.model))

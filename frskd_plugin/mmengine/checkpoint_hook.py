@@ -128,6 +128,8 @@ class AtomicCheckpointHook(CheckpointHook):
             _remove_temporary_files(Path(runner.work_dir))
         if resumed_meta is None:
             return
+        if any(parameter.grad is not None for parameter in runner.model.parameters()):  # mmengine warns of a loss
+            runner.logger.info("The gradients accumulated so far were in the checkpoint: none is lost.")
         self._move_best(runner)
         step = _step(runner)
         file = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))

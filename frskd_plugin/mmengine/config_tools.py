@@ -52,8 +52,8 @@ def read_config(path: str | Path) -> Config:
     except SyntaxError as error:
         file = path if (error.filename or "<").startswith("<") else Path(str(error.filename))
         raise ValueError(f"config {path} is no valid Python: {error.msg} ({file.name}, line {error.lineno})") from error
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise _import_error(error, path) from error
     except Exception as error:  # whatever a config raises
         raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
     check_version(config, str(path))
@@ -64,6 +64,18 @@ def read_config(path: str | Path) -> Config:
             "and frskd_plugin reads and writes configs with names: give one with _base_ = [...] and type='...'."
         )
     return config
+
+
+def _import_error(error: ImportError, path: Path) -> ImportError:
+    """Return the reason why a module could not be imported, which mmengine hides behind advice about PYTHONPATH."""
+    reason: BaseException = error
+    while str(reason).startswith("Failed to import ") and (inner := reason.__cause__ or reason.__context__):
+        reason = inner
+    if lacks_operators(reason):
+        return ImportError(f"config {path}: {MISSING_OPERATORS} ({reason}).")
+    kind = type(reason) if isinstance(reason, ImportError) else ImportError
+    text = f"config {path} needs a module that cannot be imported: {reason} (one of yours must be on PYTHONPATH)"
+    return kind(text, name=getattr(reason, "name", None))
 
 
 @contextmanager

@@ -110,6 +110,12 @@ class WeightsFitHook(Hook):
                 for kind, keys in found.items()
             }
         if not any(found.values()):
+            if runner._resume and (reason := _other_optimizer(runner, checkpoint)):
+                raise ValueError(
+                    f"{runner._load_from} does not fit the optimizer of this config: {reason}. Give the optimizer and "
+                    f"paramwise_cfg that it was trained with, or start a training from its weights alone: leave "
+                    f"--resume out and give --cfg-options load_from={runner._load_from}"
+                )
             return
         what = f"{runner._load_from} does not fit the model of this config: {_listed(found)}"
         if runner._resume:
@@ -127,6 +133,21 @@ class WeightsFitHook(Hook):
         if not backbone - found["missing"].keys() - found["shape"].keys():
             raise ValueError(f"{what}. Nothing of it fits the backbone; give a checkpoint of the same network")
         runner.logger.warning("Left out: %s", what)
+
+
+def _other_optimizer(runner: Any, checkpoint: dict[str, Any]) -> str:
+    """Say in what the optimizer of a checkpoint differs from the runner's, which torch would stumble over later."""
+    optimizer = getattr(runner.optim_wrapper, "optimizer", None)  # of several there is none
+    saved = (checkpoint.get("optimizer") or {}).get("param_groups")
+    if optimizer is None or not saved:
+        return ""
+    numbers = {name for name, value in optimizer.defaults.items() if not isinstance(value, (bool, type(None)))}
+    if missing := sorted(numbers - saved[0].keys()):
+        return f"{type(optimizer).__name__} needs {', '.join(missing)}, which are not in it"
+    before, now = ([len(group["params"]) for group in groups] for groups in (saved, optimizer.param_groups))
+    if before != now:
+        return f"it has {sum(before)} parameters in {len(before)} groups, and the config {sum(now)} in {len(now)}"
+    return ""
 
 
 def guard_training(runner: Any, allow_nan: bool = False) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from frskd_plugin.mmengine.config_tools import check_version, explained_build, set_data_root
+from frskd_plugin.mmengine.config_tools import check_version, explained_build, read_config, set_data_root
 from frskd_plugin.version import __version__
 
 
@@ -17,6 +19,19 @@ def test_configs_of_this_or_an_earlier_version_are_read_and_later_ones_refused()
             check_version(Config(dict(frskd_plugin_version=version)))
     with pytest.raises(ValueError, match="my.py: frskd_plugin_version must be a version, .* got 'newest'"):
         check_version(Config(dict(frskd_plugin_version="newest")), "my.py")
+
+
+def test_the_reason_why_a_module_of_a_config_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_parts.py").write_text("from math import nothing")
+    config = tmp_path / "my.py"
+    for module, reason in (
+        ("broken_parts", "cannot import name 'nothing'"),
+        ("no_parts", "No module named 'no_parts'"),
+    ):
+        config.write_text(f"custom_imports = dict(imports=['{module}'])")
+        with pytest.raises(ImportError, match=f"my.py needs a module that cannot be imported: {reason}.*on PYTHONPATH"):
+            read_config(config)
 
 
 def test_data_root_of_data_sets_is_set_at_every_depth_and_no_other() -> None:

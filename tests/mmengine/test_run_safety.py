@@ -6,15 +6,19 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
-from frskd_plugin.commands.runner import locked, what_is_lost
+from frskd_plugin.commands.runner import _QuietRunner, locked, open_data, what_is_lost
 from frskd_plugin.mmengine.safety_hooks import FiniteLossHook, WeightsFitHook, guard_training
 from tests.helpers.processes import fork_server
 
@@ -98,6 +102,47 @@ def test_a_run_goes_on_with_all_of_its_weights_only(runner: SimpleNamespace) -> 
         message = f"old.pth does not fit the model of this config: {text}.*load_from=old.pth"
         with pytest.raises(ValueError, match=message):
             hook.after_load_checkpoint(runner, {"state_dict": source.state_dict()})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "text"),
+    [
+        (partial(torch.optim.Adam, lr=0.1), "Adam needs betas, eps, which are not in it"),
+        (lambda parameters: torch.optim.SGD([{"params": parameter} for parameter in parameters], 0.1), "6 in 6"),
+        (partial(torch.optim.SGD, lr=0.5), None),
+    ],
+)
+def test_a_run_goes_on_with_its_own_optimizer_only(runner: SimpleNamespace, optimizer: Any, text: str | None) -> None:
+    runner._resume, saved = True, torch.optim.SGD(runner.model.parameters(), lr=0.1)
+    runner.optim_wrapper.optimizer = optimizer(runner.model.parameters())
+    checkpoint = {"state_dict": runner.model.state_dict(), "optimizer": saved.state_dict()}
+    refused = pytest.raises(
+        ValueError, match=f"old.pth does not fit the optimizer of this config: .*{text}.*load_from="
+    )
+    with nullcontext() if text is None else refused:
+        WeightsFitHook().after_load_checkpoint(runner, checkpoint)
+
+
+def test_averaged_weights_that_do_not_fit_are_told_as_others_are() -> None:
+    runner, hook = _QuietRunner.__new__(_QuietRunner), EMAHook()
+    runner._resume, runner._load_from, runner._hooks = True, "old.pth", [hook]
+    hook.ema_model, hook.src_model = ExponentialMovingAverage(Segmentor()), Segmentor()
+    averaged = ExponentialMovingAverage(Segmentor(classes=5)).state_dict()
+    checkpoint = {"state_dict": Segmentor(classes=5).state_dict(), "ema_state_dict": averaged}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmengine.runner.runner._load_checkpoint", lambda *args, **kwargs: checkpoint)
+        with pytest.raises(ValueError, match="old.pth does not fit the model of this config: Error"):
+            runner.load_checkpoint("old.pth")
+
+
+def test_a_list_of_images_that_is_not_there_is_told_with_its_setting() -> None:
+    class Lazy:
+        @property
+        def val_loop(self) -> None:
+            raise AssertionError("Failed to load `ann_file` data/val.txt")
+
+    with pytest.raises(ValueError, match=r"val_dataloader: Failed to load `ann_file` data/val.txt; .*data_root"):
+        open_data(Lazy(), "val")  # type: ignore[arg-type]
 
 
 def test_a_test_needs_all_but_what_only_training_uses(

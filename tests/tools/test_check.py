@@ -397,13 +397,20 @@ def test_exit_status_of_a_problem_and_json_alone(capsys, monkeypatch):
     assert json.loads(printed.out)["healthy"] is False
 
 
-def test_a_step_that_fails_is_a_problem(capsys, tmp_path):
+def test_a_step_that_fails_is_a_problem(capsys, tmp_path, monkeypatch):
     config, file = str(ROOT / "configs/frskd_camvid_fcn_r18.py"), tmp_path / "report.json"
     order = ["model.self_teacher.feat_indices=[1,0,2,3]", "model.self_teacher.neck.in_channels=[128,64,256,512]"]
     assert main([config, "--input-size", "3", "64", "64", "--cfg-options", *order, "--json", str(file)]) == 1
     assert "the training step fails with ValueError: " in capsys.readouterr().out
     problem = "takes feature maps highest resolution first, got 8x8, 16x16, 8x8, 8x8"
     assert problem in json.loads(file.read_text())["problems"][0]
+
+    def fail(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr("frskd_plugin.commands.check.dry_run", fail)
+    assert main(["test_resnet"]) == 1
+    assert "with AssertionError: raise AssertionError (test_check.py, line " in capsys.readouterr().out
 
 
 def test_old_names_still_work():

@@ -60,7 +60,8 @@ def test_names(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     [
         (ValueError("alpha must be >= 0,\n  got -1"), 2, "alpha must be >= 0, got -1"),
         (OSError(28, "No space left on device", "a.pth"), 2, "[Errno 28] No space left on device: 'a.pth'"),
-        (ImportError(), 2, "ImportError"),
+        (ImportError(), 2, "ImportError: raise error (test_commands.py, line "),
+        (AssertionError(), 3, "AssertionError: raise error (test_commands.py, line "),
         (ModuleNotFoundError("No module named 'mmseg'", name="mmseg.models"), 2, r"install 'frskd_plugin[onedl]'"),
         (ModuleNotFoundError("No module named 'mmdet'", name="mmdet"), 2, "docs/detection.md says how to install"),
         (KeyError("loss"), 3, "KeyError: loss; run again with --debug for the traceback"),

@@ -36,7 +36,7 @@ model = dict(
 
 
 def test_written_file_is_the_config_of_frskd_config(tmp_path, capsys):
-    plain, out = tmp_path / "ocrnet.py", tmp_path / "frskd" / "ocrnet.py"
+    plain, out = tmp_path / "ocrnet.py", tmp_path / "my frskd" / "ocrnet.py"
     base = find_config("ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py")
     plain.write_text(OCRNET.format(base=base_expression(base, plain)))
     options = ["--alpha", "2", "--beta", "10", "--temperature", "3", "--width", "1"]
@@ -44,7 +44,8 @@ def test_written_file_is_the_config_of_frskd_config(tmp_path, capsys):
     written = Config.fromfile(out)
     assert written.to_dict() == frskd_config(plain, alpha=2, beta=10, temperature=3, width=1).to_dict()
     assert written.model.self_teacher.neck.in_channels == [8, 16, 32, 64]
-    assert "8 channels at stride" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 channels at stride" in printed and f"frskd check '{out}'; frskd train '{out}'" in printed
 
     init_default_scope("mmseg")
     model = MODELS.build(written.model)
