@@ -167,11 +167,13 @@ def _classifier(
     preprocessor = config.get("data_preprocessor") or {}
     mean, std = preprocessor.get("mean"), preprocessor.get("std")
     cfg = getattr(network, "pretrained_cfg", None) or {}
-    if mean is None and cfg.get("mean") and cfg.get("std"):  # timm's are of images in 0..1
+    channels, *_ = size = usual_input_size(network, input_size)
+    # timm's are of images in 0..1; with in_chans those of the images that the network was published for
+    if mean is None and len(cfg.get("mean") or ()) == len(cfg.get("std") or ()) == channels:
         mean, std = [255 * value for value in cfg["mean"]], [255 * value for value in cfg["std"]]
     return Student(
         network=made,
-        input_size=usual_input_size(network, input_size),
+        input_size=size,
         dense=False,
         mean=mean,
         std=std,

@@ -97,13 +97,14 @@ def _export_weights(args: argparse.Namespace, options: Sequence[str]) -> None:
 
 def summary(student: Student, made: Exported, part: str = "student", normalized: bool = False) -> str:
     """Describe the file and its check."""
-    images = "RGB, float32 in 0..255"
+    size = made.sizes[0][1:]
+    order = f"{student.channel_order}, " if size[0] == 3 else ""
+    images = f"{order}float32 in 0..255"
     if not normalized and (student.mean is None or student.std is None):
-        images = f"{student.channel_order}, float32, as the network was trained with"
+        images = f"{order}float32, as the network was trained with"
     elif not normalized:
         mean, std = (", ".join(f"{value:g}" for value in values or ()) for values in (student.mean, student.std))
-        images = f"{student.channel_order}, float32, (image in 0..255 - [{mean}]) / [{std}]"
-    size = made.sizes[0][1:]
+        images = f"{order}float32, (image in 0..255 - [{mean}]) / [{std}]"
     macs = count_macs(student.network, size)
     cost = f"{macs / 1e6:.1f} M multiply-accumulates for an image of {size[1]}x{size[2]}"
     holds = "all of them the student's; nothing of a self-teacher"

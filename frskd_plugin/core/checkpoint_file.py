@@ -92,7 +92,8 @@ def _explanation(name: str, error: Exception) -> str:
     return (
         f"checkpoint {name} was not read: it holds {found[1] if found else 'objects'}, and only tensors "
         f"and plain data are read, for anything else could run code{old}. If you trust the file, write its weights "
-        f"alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+        f"alone: x = torch.load(FILE, weights_only=False), then torch.save(x['state_dict'], NEW_FILE), or of a whole "
+        f"model x.state_dict()"
     )
 
 

@@ -53,8 +53,8 @@ def read_weights(path: str | Path, whole: bool = False) -> tuple[dict[str, Tenso
     Args:
         path: a training checkpoint of timm (its EMA where there is one, as timm does it), Lightning or mmengine, with a
             method of this package or without; an exported student; a state_dict (.pth, .pt, .ckpt, .safetensors).
-        whole: read the method's weights too: ``student.*`` and ``method.*`` of what `frskd_plugin.wrap` returns, or a
-            segmentor's with ``self_teacher.*``.
+        whole: read the method's weights too: ``student.*`` and ``method.*`` of what `frskd_plugin.wrap` returns or of
+            an `FRSKDTask`, or a segmentor's with ``self_teacher.*``.
 
     Returns:
         The weights, and where in the file they were: 'state_dict_ema (EMA)'.
@@ -96,6 +96,10 @@ def weights_of(content: Any, name: str | Path, whole: bool = False) -> tuple[dic
     averaged = _ENTRIES.get(entry or "") or ("EMA" if "ema_state_dict" in content else "")  # of mmengine, which swaps
     text = (entry or "the file itself is a state_dict") + (f" ({averaged})" if averaged else "")
     weights = clean_state_dict(weights)
+    task_state = content.get("task_state_ema" if entry == "state_dict_ema" else "task_state")
+    if whole and isinstance(task_state, dict) and isinstance(task_state.get("method"), dict):  # of `FRSKDTask`
+        weights = {f"student.{key}": value for key, value in weights.items()}
+        weights |= {f"method.{key}": value for key, value in task_state["method"].items()}
     prefixes = {match[0] for match in map(_STUDENT.match, weights) if match}
     if prefixes:
         prefix = min(prefixes, key=len).removesuffix("student." if whole else "")

@@ -82,6 +82,15 @@ def test_weights_of_the_plain_network_and_where_they_were(name: str) -> None:
     assert found.startswith(entry)
 
 
+def test_a_tasks_checkpoint_holds_the_method_beside_the_student() -> None:
+    content = {"state_dict": PLAIN, "task_state": {"method": {"x": torch.zeros(1)}}}
+    averaged = {"state_dict_ema": EMA, "task_state_ema": {"method": {"x": torch.ones(1)}}}
+    for found, student, method in ((content, PLAIN, 0), ({**content, **averaged}, EMA, 1)):
+        weights, _ = weights_of(found, "a.pth", whole=True)
+        assert same(weights, {**prefixed("student.", student), "method.x": torch.full((1,), float(method))})
+        assert same(weights_of(found, "a.pth")[0], student)
+
+
 def test_files_that_timm_reads_run_nothing(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.ones(1), "x": subprocess.run}}, tmp_path / "a.pth")
     arguments = {"checkpoint_path": str(tmp_path / "a.pth")}

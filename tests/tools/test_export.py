@@ -218,6 +218,16 @@ def test_the_ensemble_of_a_wrapped_checkpoint(classifier, wrapped, tmp_path, cap
         torch.testing.assert_close(torch.export.load(out).module()(images), network(images), rtol=1e-4, atol=1e-5)
 
 
+def test_images_of_other_bands_have_no_known_normalisation(tmp_path, capsys):
+    gray = tmp_path / "gray.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=4, in_chans=1).state_dict(), gray)
+    arguments = ("test_resnet", gray, tmp_path / "gray.pt2", "--size", 64, 64, "--model-kwargs", "in_chans=1")
+    assert run(*arguments) == 0
+    assert "images:  [B, 1, H, W], float32, as the network was trained with" in capsys.readouterr().out
+    assert run(*arguments, "--with-normalization") == 2
+    assert "neither the config nor timm says what the images were normalised with" in capsys.readouterr().err
+
+
 def test_a_config_and_its_training_checkpoint(tmp_path):
     path, checkpoint, out = tmp_path / "config.py", tmp_path / "epoch_1.pth", tmp_path / "wrn.pt2"
     config = Config.fromfile(REPOSITORY / "configs" / "frskd_cifar100_wrn_16_2.py")
