@@ -63,7 +63,7 @@ class DistilledModel(nn.Module):
         as it was; then the number that `wrap` saw counts.
         """
         said, gives = self._said_and_gives
-        says = getattr(self.student, "num_classes", said)
+        says: Any = getattr(self.student, "num_classes", said)
         return gives if says == said else says
 
     def __getattr__(self, name: str) -> Any:
