@@ -53,16 +53,20 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Config, argparse.Na
     if args.out is not None:
         if is_classifier(config):
             raise ValueError("--out writes the label maps of a segmentor; leave it out for a classifier")
-        config.test_evaluator.output_dir = args.out
-        config.test_evaluator.keep_results = True
+        evaluators = config.get("test_evaluator") or []
+        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+        for evaluator in evaluators:
+            if len(evaluators) == 1 or str(evaluator.get("type")).endswith("IoUMetric"):  # another may not write maps
+                evaluator.update(output_dir=args.out, keep_results=True)
     return config, args
 
 
 def _enable_painting(config: Config, args: argparse.Namespace) -> None:
     hooks = config.get("default_hooks") or {}
-    if "visualization" not in hooks:
+    if not (hooks.get("visualization") and config.get("visualizer")):
         raise ValueError(
-            "--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook') in the config"
+            "--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook') and a visualizer "
+            "in the config"
         )
     hooks["visualization"].draw = True
     if args.show:

@@ -248,6 +248,16 @@ def test_a_test_looks_for_no_pretrained_weights(config_file: Path) -> None:
     assert config.load_from == str(config_file)
 
 
+def test_label_maps_are_written_by_the_iou_of_several_metrics(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(data_root, frskd=True)
+    config.test_evaluator = [dict(type="SelfTeacherIoUMetric"), dict(type="DumpResults", out_file_path="a.pkl")]
+    file = str(write_config(tmp_path / "tiny.py", config))
+    evaluators = test_tool.read_command([file, file, "--out", "maps"])[0].test_evaluator
+    assert evaluators[0].output_dir == "maps" and evaluators[0].keep_results and "output_dir" not in evaluators[1]
+    with pytest.raises(ValueError, match="and a visualizer in the config"):
+        test_tool.read_command([file, file, "--show-dir", "painted", "--cfg-options", "visualizer=None"])
+
+
 def test_bad_options_of_the_test_tool(config_file: Path, tmp_path: Path) -> None:
     for checkpoint in ("missing.pth", "", tmp_path):
         done = command("test", config_file, checkpoint)
