@@ -20,7 +20,7 @@ def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.C
 
 
 def make_env(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("make_env.sh", folder, **environment)
+    return run("make_env.sh", folder, **{"NEEDED_GB": "0", **environment})
 
 
 def executable(path: Path, line: str) -> Path:
