@@ -108,10 +108,10 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[tuple[Path, dict[str, Any]]
 
 
 def refuse_to_start_over(work_dir: str | Path) -> None:
-    """Raise ValueError if a folder, in which a run is to start from the beginning, holds whole checkpoints."""
+    """Raise ValueError if a folder, in which a run is to start from the beginning, holds the weights of another."""
     for path in _candidates(Path(work_dir)):
         with contextlib.suppress(OSError, BrokenCheckpointError):
-            epoch = _load_whole(path)["meta"].get("epoch", "?")
+            epoch = load_checkpoint(path).get("meta", {}).get("epoch", "?")
             raise ValueError(
                 f"{work_dir} holds the checkpoints of a training (the newest is {path.name}, epoch {epoch}): give "
                 f"--resume to go on from there, another --work-dir, or --overwrite to remove them and start again"

@@ -323,6 +323,9 @@ def test_starting_over_on_top_of_whole_checkpoints_is_refused(run_folder: Path) 
     (run_folder / "epoch_1.pth").write_bytes(b"damaged")
     (run_folder / "student_2.pth").unlink()
     refuse_to_start_over(run_folder)
+    torch.save({"state_dict": {}, "meta": {"epoch": 1}}, run_folder / "epoch_1.pth")  # `save_optimizer=False`
+    with pytest.raises(ValueError, match=r"newest is epoch_1.pth, epoch 1\): give --resume .* or --overwrite"):
+        refuse_to_start_over(run_folder)
 
 
 class FullDisk(io.FileIO):
