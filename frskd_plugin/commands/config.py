@@ -50,7 +50,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add ``config`` and the options of every command that runs a config."""
     add = parser.add_argument
     add("config", help="config file, such as configs/frskd_voc_effdet_d0.py; one of the package is found anywhere")
-    add("--work-dir", help="folder of logs and checkpoints (default: the config's, or work_dirs/<name of config, recipe, method>)")
+    add("--work-dir", help="folder of logs and checkpoints (the config's, or work_dirs/<config, recipe, method>)")
     add("--data-root", help="folder of the data set; sets every data_root in the config")
     text = "settings that override the config: key=value, nested as a.b=value, lists as key='[a,b]' or key=a,b"
     add_settings(parser, "--cfg-options", text)
