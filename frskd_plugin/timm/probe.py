@@ -74,7 +74,7 @@ def probe_student(model: nn.Module, input_size: Sequence[int] | None = None) -> 
             cure = (
                 "If it takes another image size, give it as input_size=(channels, height, width)."
                 if input_size is None
-                else "Give the size that it takes, or create it for this one (`img_size`, `in_chans`)."
+                else "Give (channels, height, width) that it takes, or create it for these (`img_size`, `in_chans`)."
             )
             found = f"{type(error).__name__}: {error}".rstrip(".")
             raise ValueError(f"{name} failed on images {list(images.shape)}: {found}. {cure}") from error

@@ -199,7 +199,8 @@ def wrap(
     _check_model(model, method)
     if isinstance(criterion, type) or not (criterion is None or callable(criterion)):
         raise TypeError(
-            f"`criterion` is called with logits and targets: expected nn.BCEWithLogitsLoss(), got {criterion}."
+            "`criterion` is called with logits and targets: expected an object such as nn.CrossEntropyLoss(), got "
+            f"{criterion}."
         )
     criterion = F.cross_entropy if criterion is None else criterion
     student = dataclasses.replace(probe_student(model, input_size), criterion=criterion)
