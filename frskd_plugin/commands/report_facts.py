@@ -41,7 +41,9 @@ def part(settings: Any, *keys: str) -> dict[str, Any]:
 def facts_of(run: RunLogs, config: dict[str, Any]) -> dict[str, str]:
     """Collect title -> text from logs and config; what is not known is left out."""
     log = run.text_logs[-1]
-    copies = sorted(run.work_dir.glob("*.py"), key=lambda file: file.stat().st_mtime)  # by tools/train.py
+    # tools/train.py writes them; that of an exported student lies beside its weights
+    copies = [file for file in run.work_dir.glob("*.py") if not file.with_suffix(".pth").exists()]
+    copies.sort(key=lambda file: file.stat().st_mtime)
     length = part(config, "train_cfg").get({"epoch": "max_epochs", "iteration": "max_iters"}[run.unit])
     length = length if isinstance(length, int) else None
     seconds = run.training["time"].values if "time" in run.training else np.empty(0)

@@ -236,7 +236,9 @@ def scores_of(run: RunLogs) -> Scores | None:
     except (OSError, ValueError):
         result = None  # `BestAndLastHook` has not written it yet
     chosen = result.get("metric") if isinstance(result, dict) else None
-    metric = next((key for key in (chosen, *MAIN_METRICS) if key in keys), keys[0])
+    # a metric of mmengine may have a `prefix`: road/mIoU
+    main = [key for name in MAIN_METRICS for key in keys if key.rpartition("/")[2] == name]
+    metric = chosen if chosen in keys else (main or keys)[0]
     last = max(position for by_position in scores.values() for position in by_position)
     finite = {position: value for position, value in scores[metric].items() if math.isfinite(value)}
     best = max(finite, key=lambda position: finite[position], default=last)

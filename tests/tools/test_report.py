@@ -379,6 +379,16 @@ def test_best_is_by_the_metric_of_the_result(tmp_path: Path) -> None:
         assert (scores.metric, scores.best["epoch"]) == (metric, best)
 
 
+def test_a_metric_may_have_a_prefix_and_a_student_lie_in_the_folder(tmp_path: Path) -> None:
+    write_start(tmp_path, step(4, 1, loss=1.0), {"road/aAcc": 70.0, "road/mIoU": 20.0, "step": 1})
+    for name in ("frskd_my_fcn.py", "student.pth", "student.py"):  # the last two by `frskd export`
+        (tmp_path / name).write_text("")
+    run = read_run(tmp_path)
+    scores = scores_of(run)
+    assert scores is not None and scores.metric == "road/mIoU"
+    assert facts_of(run, {})["config"] == "frskd_my_fcn"
+
+
 def test_class_scores_are_those_of_the_last_validation(tmp_path: Path) -> None:
     head = "2026/01/02 03:04:05 - mmengine - INFO - "
     table = head + "\n+--+\n| Class | IoU | Acc |\n+--+\n| traffic light | {} | 7.0 |\n+--+\n"
