@@ -37,7 +37,6 @@ SECONDS = 80  # after so many, no pair of another seed is begun: it would not fi
 # It writes these into its folder, and clears them away when it starts again: only in a folder with the marker.
 FOLDERS = ("images", "runs", "student")
 MARKER = ".frskd_demo"
-_started: list[subprocess.Popen[bytes]] = []  # by `run`
 
 
 def draw_object(rng: np.random.Generator, name: str) -> np.ndarray:
@@ -66,8 +65,11 @@ def draw_images(folder: Path, train_per_class: int = TRAIN_PER_CLASS, test_per_c
                 Image.fromarray(draw_object(rng, name)).save(folder / split / name / f"{number:03d}.png")
 
 
-def run(log: Path, threads: int, *command: str | Path) -> None:
-    """Run one of the commands; what it says goes to a file, whose end a RuntimeError shows where it fails."""
+def run(log: Path, threads: int, *command: str | Path, started: list[subprocess.Popen[bytes]] | None = None) -> None:
+    """Run one of the commands; what it says goes to a file, whose end a RuntimeError shows where it fails.
+
+    The process is added to ``started``, by which a caller in another thread can end it.
+    """
     package = str(Path(frskd_plugin.__file__).resolve().parent.parent)  # this package first
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS=str(threads))
@@ -76,7 +78,8 @@ def run(log: Path, threads: int, *command: str | Path) -> None:
     with log.open("w") as output:
         arguments = [sys.executable, "-m", "frskd_plugin", *map(str, command)]
         process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    _started.append(process)
+    if started is not None:
+        started.append(process)
     try:
         status = process.wait()
     except BaseException:
@@ -91,6 +94,7 @@ def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str
     """Train both methods with each seed, as many at a time as there are cores, and return the results by method."""
     begin, config = time.monotonic(), str(find_file(CONFIG))
     fits: dict[int, bool] = {0: True}
+    started: list[subprocess.Popen[bytes]] = []
 
     def train(job: tuple[int, str]) -> dict[str, float]:
         seed, name = job
@@ -98,7 +102,8 @@ def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str
             return {}
         folder = work_dir / "runs" / f"{name}_seed{seed}"
         places = ("--data-root", work_dir / "images", "--work-dir", folder)
-        run(folder.with_suffix(".txt"), 1, "train", config, *places, "--method", name, "--seed", str(seed))
+        command = ("train", config, *places, "--method", name, "--seed", str(seed))
+        run(folder.with_suffix(".txt"), 1, *command, started=started)
         scores = result(folder)
         print(f"{folder.name}: top-1 {scores['top1']:.1f}, after {time.monotonic() - begin:.0f} s", flush=True)
         return scores
@@ -107,9 +112,10 @@ def train_all(work_dir: Path, seeds: int, cores: int) -> dict[str, list[dict[str
     with ThreadPoolExecutor(max_workers=cores) as pool:
         try:
             found = dict(zip(jobs, pool.map(train, jobs), strict=True))
-        finally:  # after a signal or a failure the pool would wait for the others to end
-            for process in _started:
+        except BaseException:  # a signal or a failure: the pool would wait for the others to end
+            for process in started:
                 process.terminate()
+            raise
     whole = [seed for seed in range(seeds) if all(found[seed, name] for name in METHODS)]
     return {name: [found[seed, name] for seed in whole] for name in METHODS}
 

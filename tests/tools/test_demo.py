@@ -20,7 +20,7 @@ def run_of(top1: float, teacher: float = 80.0) -> dict[str, float]:
 def test_it_trains_compares_reports_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     short = ["--cfg-options", "train_cfg.max_epochs=4", "default_hooks.checkpoint.interval=4"]
 
-    def run(log: Path, threads: int, *command: object) -> None:
+    def run(log: Path, threads: int, *command: object, **_: object) -> None:
         Visualizer._instance_dict.clear()  # mmengine's, one of a name in a process
         own = [*short, f"experiment_name={log.stem}"] if command[0] == "train" else []
         assert commands.run(str(command[0]), [*map(str, command[1:]), *own]) == 0
@@ -71,7 +71,8 @@ def test_a_failure_ends_the_other_trainings(tmp_path: Path, monkeypatch: pytest.
     python.write_text(f'#!/bin/sh\ncase "$*" in *frskd_seed0*) {begin};; esac\n{wait_and_fail}\n')
     python.chmod(0o755)
     monkeypatch.setattr(demo.sys, "executable", str(python))
-    monkeypatch.setattr(demo, "_started", started := [])
+    popen, started = demo.subprocess.Popen, []
+    monkeypatch.setattr(demo.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
     with pytest.raises(RuntimeError, match="train ended with status 3"):
         demo.train_all(tmp_path, seeds=1, cores=2)
     assert sorted(process.returncode for process in started) == [-signal.SIGTERM, 3]
