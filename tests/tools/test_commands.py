@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,6 +117,15 @@ def test_new_names_of_moved_modules_exist() -> None:
         assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), f"{old} -> {new}"
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Interrupt as in a terminal: what a shell starts in the background begins with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 )
